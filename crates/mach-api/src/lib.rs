@@ -1,0 +1,1 @@
+//! Wire types, chat templates and their validation; no sockets.

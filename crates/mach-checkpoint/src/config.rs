@@ -1,0 +1,120 @@
+//! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
+
+/// The model families that mach knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Qwen3.5 and Qwen3.6 MoE: gated attention and Gated DeltaNet layers, shared expert.
+    Qwen3_5Moe,
+    /// Qwen3 MoE: attention only, no shared expert.
+    Qwen3Moe,
+}
+
+/// What mixes tokens in a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    /// Softmax attention over all keys.
+    FullAttention,
+    /// Gated DeltaNet recurrence.
+    LinearAttention,
+}
+
+/// Rotary embedding (split half).
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How many leading elements of a head are rotated.
+    pub rotary_dim: usize,
+}
+
+/// Routed experts of the MoE layers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MoeConfig {
+    /// Routed experts per layer.
+    pub num_experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Width of a routed expert.
+    pub intermediate_size: usize,
+    /// Width of the shared expert, if the family has one.
+    pub shared_intermediate_size: Option<usize>,
+    /// Whether the top-k weights are divided by their sum.
+    pub norm_topk_prob: bool,
+}
+
+/// Gated DeltaNet sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GdnConfig {
+    /// Query/key heads.
+    pub key_heads: usize,
+    /// Value heads; a multiple of `key_heads`.
+    pub value_heads: usize,
+    /// Width of a query/key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Taps of the causal convolution.
+    pub conv_kernel: usize,
+}
+
+/// The text model's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Family.
+    pub family: Family,
+    /// `model_type` as written.
+    pub model_type: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Vocabulary rows of embedding and head.
+    pub vocab_size: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads.
+    pub num_kv_heads: usize,
+    /// Width of an attention head.
+    pub head_dim: usize,
+    /// Width of dense MLP layers (layers that are not MoE); 0 if there are none.
+    pub intermediate_size: usize,
+    /// Epsilon of the RMS norms.
+    pub rms_norm_eps: f32,
+    /// Rotary settings.
+    pub rope: RopeConfig,
+    /// One entry a layer.
+    pub layers: Vec<LayerKind>,
+    /// `true` where the layer's MLP is a mixture of experts; one entry a layer.
+    pub moe_layers: Vec<bool>,
+    /// The experts.
+    pub moe: MoeConfig,
+    /// Gated DeltaNet, if any layer is linear attention.
+    pub gdn: Option<GdnConfig>,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Longest context the model was made for.
+    pub max_position_embeddings: usize,
+    /// End-of-sequence ids of `config.json` (`generation_config.json` wins).
+    pub eos_token_ids: Vec<u32>,
+    /// Prefix of the text model's tensors: `model.`, `model.language_model.` or `language_model.model.`.
+    pub tensor_prefix: String,
+    /// Name of the head's module, for instance `lm_head` or `language_model.lm_head`.
+    pub head_module: String,
+}
+
+/// `generation_config.json`: sampling defaults and stop ids. Absent fields are `None`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Stop ids.
+    pub eos_token_ids: Vec<u32>,
+    /// False means greedy.
+    pub do_sample: Option<bool>,
+    /// Temperature.
+    pub temperature: Option<f32>,
+    /// Nucleus mass.
+    pub top_p: Option<f32>,
+    /// Candidates kept.
+    pub top_k: Option<u32>,
+    /// Minimum probability relative to the best.
+    pub min_p: Option<f32>,
+    /// Multiplicative repetition penalty.
+    pub repetition_penalty: Option<f32>,
+}

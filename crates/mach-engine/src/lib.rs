@@ -1,0 +1,1 @@
+//! Sessions, the generation loop and sampling.

@@ -1,0 +1,1 @@
+//! Expert residency: the bank that holds routed experts.

@@ -1,0 +1,1 @@
+//! Aligned memory backed by huge pages.

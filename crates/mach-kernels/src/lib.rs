@@ -1,0 +1,1 @@
+//! CPU arithmetic under the numerics contract.

@@ -1,0 +1,1 @@
+//! Number formats of weights: packing, unpacking, tile layout, scalar reference decode.

@@ -1,0 +1,1 @@
+//! HTTP: routes, server-sent events, limits.
