@@ -129,6 +129,11 @@ pub(crate) fn parse_config(
 }
 
 fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Result<T, String> {
+    // Derived readers also take arrays, field by field; a configuration never is one.
+    if !value.is_object() {
+        let place = section.strip_suffix('.').map_or("the file".to_owned(), |name| format!("`{name}`"));
+        return Err(format!("{place} is not a JSON object"));
+    }
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = error.path().to_string();
         format!("`{section}{field}`: {}", error.into_inner())
