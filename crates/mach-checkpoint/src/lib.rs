@@ -13,6 +13,7 @@ mod header;
 mod json;
 mod quantized;
 mod shards;
+pub mod synth;
 mod tokenizer;
 
 pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};
