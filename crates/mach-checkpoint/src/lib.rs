@@ -14,6 +14,7 @@ mod json;
 mod quantized;
 mod shards;
 mod source;
+pub mod synth;
 mod tokenizer;
 
 pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};
