@@ -13,6 +13,7 @@ mod header;
 mod json;
 mod quantized;
 mod shards;
+mod source;
 pub mod synth;
 mod tokenizer;
 
