@@ -1,1 +1,3 @@
 //! CPU arithmetic under the numerics contract.
+
+pub mod ceiling;
