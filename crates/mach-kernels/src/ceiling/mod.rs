@@ -11,4 +11,4 @@ mod read;
 mod team;
 
 pub use dot::{DotCeiling, int8_dot};
-pub use read::{ReadCeiling, read_bandwidth};
+pub use read::{ReadCeiling, ReadPattern, read_bandwidth};

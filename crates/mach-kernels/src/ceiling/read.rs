@@ -21,12 +21,21 @@ pub struct ReadCeiling {
     pub samples: Vec<f64>,
     /// Instruction set of the loads.
     pub isa: &'static str,
-    /// Streams a thread reads side by side in the best pattern.
-    pub streams: usize,
+    /// The best access pattern.
+    pub pattern: ReadPattern,
     /// Size of the buffer.
     pub buffer_bytes: u64,
     /// How much of it lay on huge pages (Linux; 0 where the system does not say).
     pub huge_bytes: u64,
+}
+
+/// How a thread walks its part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadPattern {
+    /// Streams read side by side.
+    pub streams: usize,
+    /// How many bytes ahead lines are asked for in software; 0 leaves it to the processor.
+    pub prefetch: usize,
 }
 
 /// Measures read bandwidth at each of the thread counts, over one buffer of `bytes` bytes, `reps` passes a pattern.
@@ -34,17 +43,22 @@ pub struct ReadCeiling {
 pub fn read_bandwidth(threads: &[usize], bytes: usize, reps: usize) -> io::Result<Vec<ReadCeiling>> {
     let most = threads.iter().copied().max().unwrap_or(1).max(1);
     let buffer = Buffer::new(bytes, most)?;
-    let (isa, fold) = best_fold();
+    let (isa, fold, prefetches) = best_fold();
+    let patterns: Vec<ReadPattern> = [(1, 0), (2, 0), (MAX_STREAMS, 0), (1, 1024), (1, 4096)]
+        .into_iter()
+        .map(|(streams, prefetch)| ReadPattern { streams, prefetch })
+        .filter(|pattern| prefetches || pattern.prefetch == 0)
+        .collect();
     Ok(threads
         .iter()
         .map(|&threads| {
             let threads = threads.max(1);
             let part = buffer.bytes().len() / threads / (STEP * MAX_STREAMS) * (STEP * MAX_STREAMS);
             let mut best: Option<ReadCeiling> = None;
-            for streams in [1, 2, MAX_STREAMS] {
+            for &pattern in &patterns {
                 let seconds = team::timed(threads, reps.max(1), |member| {
                     let mine = buffer.bytes().get(member * part..(member + 1) * part).unwrap_or_default();
-                    black_box(fold(mine, streams));
+                    black_box(fold(mine, pattern));
                 });
                 let samples: Vec<f64> =
                     seconds.iter().map(|s| (part * threads) as f64 / s.max(f64::MIN_POSITIVE)).collect();
@@ -55,7 +69,7 @@ pub fn read_bandwidth(threads: &[usize], bytes: usize, reps: usize) -> io::Resul
                         bytes_per_second: top,
                         samples,
                         isa,
-                        streams,
+                        pattern,
                         buffer_bytes: buffer.bytes().len() as u64,
                         huge_bytes: buffer.huge_bytes(),
                     });
@@ -67,29 +81,31 @@ pub fn read_bandwidth(threads: &[usize], bytes: usize, reps: usize) -> io::Resul
         .unwrap_or_default())
 }
 
-/// Exclusive or of all 8-byte words of `data`, read in `streams` streams; a value, so that no load can be dropped.
-type Fold = fn(data: &[u8], streams: usize) -> u64;
+/// Exclusive or of all 8-byte words of `data`, read as `pattern` says; a value, so that no load can be dropped.
+type Fold = fn(data: &[u8], pattern: ReadPattern) -> u64;
 
-fn best_fold() -> (&'static str, Fold) {
+/// The widest loads of this processor, and whether they know how to prefetch.
+fn best_fold() -> (&'static str, Fold, bool) {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            return ("avx512", x86::fold_avx512);
+            return ("avx512", x86::fold_avx512, true);
         }
         if is_x86_feature_detected!("avx2") {
-            return ("avx2", x86::fold_avx2);
+            return ("avx2", x86::fold_avx2, true);
         }
     }
     #[cfg(target_arch = "aarch64")]
     {
         if std::arch::is_aarch64_feature_detected!("neon") {
-            return ("neon", neon::fold_neon);
+            return ("neon", neon::fold_neon, false);
         }
     }
-    ("scalar", fold_scalar)
+    ("scalar", fold_scalar, false)
 }
 
-fn fold_scalar(data: &[u8], streams: usize) -> u64 {
+fn fold_scalar(data: &[u8], pattern: ReadPattern) -> u64 {
+    let streams = pattern.streams;
     let stride = stride(data.len(), streams);
     let mut sum = 0u64;
     for offset in (0..stride).step_by(STEP) {
@@ -112,29 +128,42 @@ fn stride(len: usize, streams: usize) -> usize {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{STEP, stride};
+    use super::{ReadPattern, STEP, stride};
 
-    pub(super) fn fold_avx512(data: &[u8], streams: usize) -> u64 {
-        let stride = stride(data.len(), streams);
-        assert!(is_x86_feature_detected!("avx512f"));
-        // SAFETY: the processor has AVX-512F, and `stride * streams` is the length of `data`.
-        unsafe { avx512(data.as_ptr(), stride, streams) }
+    /// Asks for the lines of one step.
+    #[inline(always)]
+    fn ask(at: *const u8) {
+        for line in 0..STEP / 64 {
+            // SAFETY: a prefetch is a hint; it does not fault at any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(64 * line).cast()) };
+        }
     }
 
-    pub(super) fn fold_avx2(data: &[u8], streams: usize) -> u64 {
-        let stride = stride(data.len(), streams);
+    pub(super) fn fold_avx512(data: &[u8], pattern: ReadPattern) -> u64 {
+        let stride = stride(data.len(), pattern.streams);
+        assert!(is_x86_feature_detected!("avx512f"));
+        // SAFETY: the processor has AVX-512F, and `stride * streams` is the length of `data`.
+        unsafe { avx512(data.as_ptr(), stride, pattern) }
+    }
+
+    pub(super) fn fold_avx2(data: &[u8], pattern: ReadPattern) -> u64 {
+        let stride = stride(data.len(), pattern.streams);
         assert!(is_x86_feature_detected!("avx2"));
         // SAFETY: the processor has AVX2, and `stride * streams` is the length of `data`.
-        unsafe { avx2(data.as_ptr(), stride, streams) }
+        unsafe { avx2(data.as_ptr(), stride, pattern) }
     }
 
     /// # Safety
     /// `data` must be readable for `stride * streams` bytes, `stride` a multiple of `STEP`.
     #[target_feature(enable = "avx512f")]
-    unsafe fn avx512(data: *const u8, stride: usize, streams: usize) -> u64 {
+    unsafe fn avx512(data: *const u8, stride: usize, pattern: ReadPattern) -> u64 {
+        let ReadPattern { streams, prefetch } = pattern;
         let mut sums = [_mm512_setzero_si512(); STEP / 64];
         for offset in (0..stride).step_by(STEP) {
             for stream in 0..streams {
+                if prefetch > 0 {
+                    ask(data.wrapping_add(stream * stride + offset + prefetch));
+                }
                 for (lane, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: `offset + 64 * lane + 64 <= stride`, so the load ends inside stream `stream`.
                     let line =
@@ -153,10 +182,14 @@ mod x86 {
     /// # Safety
     /// As for `avx512`.
     #[target_feature(enable = "avx2")]
-    unsafe fn avx2(data: *const u8, stride: usize, streams: usize) -> u64 {
+    unsafe fn avx2(data: *const u8, stride: usize, pattern: ReadPattern) -> u64 {
+        let ReadPattern { streams, prefetch } = pattern;
         let mut sums = [_mm256_setzero_si256(); 8];
         for offset in (0..stride).step_by(STEP) {
             for stream in 0..streams {
+                if prefetch > 0 {
+                    ask(data.wrapping_add(stream * stride + offset + prefetch));
+                }
                 for half in 0..STEP / 256 {
                     for (lane, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: `offset + 256 * half + 32 * lane + 32 <= stride`.
@@ -181,13 +214,13 @@ mod x86 {
 mod neon {
     use std::arch::aarch64::*;
 
-    use super::{STEP, stride};
+    use super::{ReadPattern, STEP, stride};
 
-    pub(super) fn fold_neon(data: &[u8], streams: usize) -> u64 {
-        let stride = stride(data.len(), streams);
+    pub(super) fn fold_neon(data: &[u8], pattern: ReadPattern) -> u64 {
+        let stride = stride(data.len(), pattern.streams);
         assert!(std::arch::is_aarch64_feature_detected!("neon"));
         // SAFETY: the processor has NEON, and `stride * streams` is the length of `data`.
-        unsafe { neon(data.as_ptr(), stride, streams) }
+        unsafe { neon(data.as_ptr(), stride, pattern.streams) }
     }
 
     /// # Safety
@@ -234,8 +267,8 @@ mod tests {
             data[at] ^= 0x40;
             let words = data.as_chunks::<8>().0.iter().fold(0, |a, w| a ^ u64::from_ne_bytes(*w));
             for fold in folds() {
-                for streams in [1, 2, 4] {
-                    assert_eq!(fold(&data, streams), words);
+                for (streams, prefetch) in [(1, 0), (2, 0), (4, 0), (1, 1024)] {
+                    assert_eq!(fold(&data, ReadPattern { streams, prefetch }), words);
                 }
             }
         }
