@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Type-checks the whole workspace for macOS on Apple Silicon; nothing is linked or run. Says `SKIPPED: why` where the
+# standard library for it cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib/cross.sh
+
+target=aarch64-apple-darwin
+prepare_std "$target"
+cargo check --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" --workspace --bins --lib --tests "$@"
