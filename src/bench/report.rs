@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use mach_checkpoint::Checkpoint;
 use mach_models::Model;
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ pub struct Report {
     pub machine: Machine,
     /// `model_type`.
     pub model_type: String,
+    /// Whether its weights are random (`mach synth`): its speed is real, its text is noise.
+    pub synthetic: bool,
     /// Layers of the checkpoint.
     pub layers: usize,
     /// What the model says of itself: instruction set, threads, activations, sizes.
@@ -81,6 +84,7 @@ impl Speed {
 impl Report {
     /// Puts work, samples and ceilings together. A fraction is of the higher ceiling, before or after.
     pub fn new(
+        checkpoint: &Checkpoint,
         model: &dyn Model,
         plan: Plan,
         work: TokenWork,
@@ -94,6 +98,7 @@ impl Report {
             mach: env!("CARGO_PKG_VERSION"),
             machine: Machine::this(),
             model_type: model.config().model_type.clone(),
+            synthetic: checkpoint.dir().join("synthetic.json").is_file(),
             layers: model.config().layers.len(),
             facts: model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect(),
             plan,
@@ -111,8 +116,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plan, work, .. } = self;
         write!(f, "{}", self.machine)?;
-        write!(f, "model: {}, {} layers", self.model_type, self.layers)?;
-        for (key, value) in &self.facts {
+        let random = if self.synthetic { " (synthetic: random weights)" } else { "" };
+        write!(f, "model: {}{random}, {} layers", self.model_type, self.layers)?;
+        for (key, value) in self.facts.iter().filter(|(key, _)| *key != "model_type" && *key != "layers") {
             write!(f, ", {key}={}", value.as_str().unwrap_or_default())?;
         }
         writeln!(f)?;

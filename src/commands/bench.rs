@@ -113,7 +113,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let mut model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
     let samples = measure(model.as_mut(), &plan)?;
     let after = Ceilings::measure(&options)?;
-    let report = Report::new(model.as_ref(), plan, work, samples, before, after);
+    let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, before, after);
     if args.common.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
