@@ -1,1 +1,4 @@
 //! mach.
+
+pub mod bench;
+pub mod commands;

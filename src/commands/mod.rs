@@ -1,0 +1,3 @@
+//! The subcommands of `mach`.
+
+pub mod bench;
