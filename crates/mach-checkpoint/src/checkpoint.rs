@@ -2,32 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{CheckpointError, GenerationConfig, LinearSource, ModelConfig};
-
-/// Element types met in checkpoints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    BF16,
-    /// 64-bit signed.
-    I64,
-    /// 32-bit signed.
-    I32,
-    /// 32-bit unsigned; packed codes of MLX.
-    U32,
-    /// Bytes.
-    U8,
-    /// Signed bytes.
-    I8,
-    /// OCP e4m3.
-    F8E4M3,
-    /// Power-of-two scale.
-    F8E8M0,
-}
+use crate::architecture::Architecture;
+use crate::config::Quantization;
+use crate::config::parse::parse_config;
+use crate::shards::Shards;
+use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, finite, json};
 
 /// A tensor as it lies in its mapped shard. `data` may be unaligned for its type.
 #[derive(Debug, Clone, Copy)]
@@ -44,20 +23,43 @@ pub struct TensorView<'a> {
     pub data: &'a [u8],
 }
 
+impl TensorView<'_> {
+    /// An error about this tensor.
+    pub(crate) fn error(&self, reason: impl Into<String>) -> CheckpointError {
+        CheckpointError::tensor(self.file, self.name, reason)
+    }
+}
+
 /// An opened checkpoint: configuration parsed, shards mapped, headers checked.
 #[derive(Debug)]
 pub struct Checkpoint {
-    // to be filled
     dir: PathBuf,
+    config_bytes: Vec<u8>,
     config: ModelConfig,
     generation: GenerationConfig,
+    architecture: &'static Architecture,
+    quantization: Quantization,
+    shards: Shards,
 }
 
 impl Checkpoint {
     /// Opens `dir`: parses `config.json` and `generation_config.json`, maps every shard of the index (or the single
     /// `model.safetensors`, or all `*.safetensors`), checks all headers against their files.
-    pub fn open(_dir: &Path) -> Result<Self, CheckpointError> {
-        unimplemented!("interface sketch")
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let config_file = dir.join("config.json");
+        let config_bytes = json::read_bytes(&config_file)?;
+        let (mut config, architecture, quantization) = parse_config(&config_file, &config_bytes)?;
+        let generation = GenerationConfig::read(dir, &config)?;
+        let shards = Shards::open(dir)?;
+        let embedding = |prefix: &str| format!("{prefix}embed_tokens.weight");
+        let naming = architecture.namings.iter().find(|n| shards.tensors.contains_key(&embedding(n.prefix)));
+        let Some(naming) = naming else {
+            let tried: Vec<String> = architecture.namings.iter().map(|n| embedding(n.prefix)).collect();
+            return Err(CheckpointError::tensor(dir, &tried.join("` or `"), "missing from every shard"));
+        };
+        config.tensor_prefix = naming.prefix.to_owned();
+        config.head_module = naming.head.to_owned();
+        Ok(Self { dir: dir.to_owned(), config_bytes, config, generation, architecture, quantization, shards })
     }
 
     /// The directory.
@@ -75,46 +77,130 @@ impl Checkpoint {
         &self.generation
     }
 
+    /// The registry's row.
+    pub fn architecture(&self) -> &'static Architecture {
+        self.architecture
+    }
+
+    pub(crate) fn quantization(&self) -> &Quantization {
+        &self.quantization
+    }
+
     /// Whether a tensor of this full name exists.
-    pub fn has(&self, _name: &str) -> bool {
-        unimplemented!("interface sketch")
+    pub fn has(&self, name: &str) -> bool {
+        self.shards.tensors.contains_key(name)
     }
 
     /// All tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::empty()
+        self.shards.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of tensor data in all shards, tensors that no family asks for included.
+    pub fn data_bytes(&self) -> u64 {
+        self.shards.tensors.values().map(|(_, entry)| (entry.end - entry.start) as u64).sum()
     }
 
     /// The tensor of this full name.
-    pub fn tensor(&self, _name: &str) -> Result<TensorView<'_>, CheckpointError> {
-        unimplemented!("interface sketch")
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
+        let Some((name, (shard, entry))) = self.shards.tensors.get_key_value(name) else {
+            return Err(CheckpointError::tensor(&self.dir, name, "missing from every shard"));
+        };
+        let shard = self.shards.files.get(*shard);
+        let Some((shard, data)) = shard.and_then(|s| Some((s, s.map.get(entry.start..entry.end)?))) else {
+            return Err(CheckpointError::tensor(&self.dir, name, "lies outside its shard"));
+        };
+        let Some(dtype) = entry.dtype else {
+            let reason = format!("type {} is not supported", entry.stored_dtype);
+            return Err(CheckpointError::tensor(&shard.path, name, reason));
+        };
+        Ok(TensorView { name, file: &shard.path, dtype, shape: &entry.shape, data })
     }
 
     /// The tensor, as f32 values (F32, F16, BF16 widened), its shape checked, every value finite.
-    pub fn floats(&self, _name: &str, _shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        unimplemented!("interface sketch")
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        let view = self.tensor(name)?;
+        if view.shape != shape {
+            return Err(view.error(format!("shape {:?}, but config.json implies {shape:?}", view.shape)));
+        }
+        finite_floats(&view)
     }
 
-    /// The weight of a linear layer or embedding table: module path without `.weight`, logical shape `[rows, cols]`.
-    /// The shapes in the file settle bits, group and mode (architectures.md section 7); a contradiction with
-    /// `config.json` is an error.
-    pub fn linear(
-        &self,
-        _module: &str,
-        _rows: usize,
-        _cols: usize,
-    ) -> Result<LinearSource<'_>, CheckpointError> {
-        unimplemented!("interface sketch")
+    /// Weights of a Gated DeltaNet layer's causal convolution, `[channels * taps]`, taps of a channel adjacent, oldest
+    /// first. Published `[channels, 1, taps]` and MLX `[channels, taps, 1]` hold them in this same order.
+    pub fn conv1d(&self, layer: usize) -> Result<Vec<f32>, CheckpointError> {
+        let name = format!("{}layers.{layer}.linear_attn.conv1d.weight", self.config.tensor_prefix);
+        let view = self.tensor(&name)?;
+        let Some(gdn) = &self.config.gdn else {
+            return Err(view.error("config.json names no linear_attention layer"));
+        };
+        let channels = 2 * gdn.key_heads * gdn.key_dim + gdn.value_heads * gdn.value_dim;
+        let taps = gdn.conv_kernel;
+        if view.shape != [channels, 1, taps] && view.shape != [channels, taps, 1] {
+            return Err(view.error(format!(
+                "shape {:?}, but config.json implies [{channels}, 1, {taps}] or [{channels}, {taps}, 1]",
+                view.shape
+            )));
+        }
+        finite_floats(&view)
     }
 
-    /// A stack `[experts, rows, cols]` as one source per expert. `module` as in `linear`; bf16 stacks may have no `.weight` suffix.
-    pub fn linear_stack(
-        &self,
-        _module: &str,
-        _experts: usize,
-        _rows: usize,
-        _cols: usize,
-    ) -> Result<Vec<LinearSource<'_>>, CheckpointError> {
-        unimplemented!("interface sketch")
+    /// What to add to the stored weights of the family's RMS norms (not `linear_attn.norm`, which is used as stored):
+    /// 1 where the file holds weights minus one, else 0. The layout of a `conv1d` tells published files from MLX ones.
+    pub fn norm_offset(&self) -> f32 {
+        if !self.architecture.norm_minus_one {
+            return 0.0;
+        }
+        let suffix = ".linear_attn.conv1d.weight";
+        let conv =
+            self.shards.tensors.iter().find(|(name, _)| {
+                name.starts_with(self.config.tensor_prefix.as_str()) && name.ends_with(suffix)
+            });
+        let published = match conv {
+            Some((_, (_, entry))) => entry.shape.last().is_none_or(|&last| last != 1),
+            // No linear layer to tell by: the prefix does.
+            None => self.config.tensor_prefix.starts_with("model."),
+        };
+        if published { 1.0 } else { 0.0 }
+    }
+
+    /// A hash over `config.json` and every shard's name, length, header and a sample of its data; equal for equal
+    /// checkpoints wherever they lie, and cheap for any size.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        const SAMPLES: usize = 64;
+        const SAMPLE_BYTES: usize = 4096;
+        let mut hasher = blake3::Hasher::new();
+        let mut field = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        field(b"mach checkpoint fingerprint 1");
+        field(&self.config_bytes);
+        for shard in &self.shards.files {
+            field(shard.path.file_name().unwrap_or_default().as_encoded_bytes());
+            field(&(shard.map.len() as u64).to_le_bytes());
+            field(shard.map.get(..shard.header_len).unwrap_or_default());
+            let data = shard.map.get(shard.header_len..).unwrap_or_default();
+            let last = data.len().saturating_sub(SAMPLE_BYTES);
+            for i in 0..SAMPLES {
+                let start = (last as u128 * i as u128 / (SAMPLES as u128 - 1)) as usize;
+                let end = data.len().min(start + SAMPLE_BYTES);
+                field(data.get(start..end).unwrap_or_default());
+                if last == 0 {
+                    break;
+                }
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+fn finite_floats(view: &TensorView<'_>) -> Result<Vec<f32>, CheckpointError> {
+    let Some(values) = finite::widen(view.dtype, view.data) else {
+        return Err(view.error(format!("type {:?} where floats are needed", view.dtype)));
+    };
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(view.error(format!("element {at} is {}", values[at]))),
     }
 }

@@ -1,6 +1,6 @@
 //! One error type for everything read from a checkpoint directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be used. Every variant that concerns a file names it; tensors likewise.
 #[derive(Debug, thiserror::Error)]
@@ -42,4 +42,21 @@ pub enum CheckpointError {
         /// The known ones, comma separated.
         known: String,
     },
+}
+
+impl CheckpointError {
+    /// An input/output failure of `file`, for `map_err`.
+    pub(crate) fn io(file: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        move |source| Self::Io { file: file.to_owned(), source }
+    }
+
+    /// Unusable contents of `file`.
+    pub(crate) fn invalid(file: &Path, reason: impl Into<String>) -> Self {
+        Self::Invalid { file: file.to_owned(), reason: reason.into() }
+    }
+
+    /// An unusable or missing tensor.
+    pub(crate) fn tensor(file: &Path, tensor: &str, reason: impl Into<String>) -> Self {
+        Self::Tensor { file: file.to_owned(), tensor: tensor.to_owned(), reason: reason.into() }
+    }
 }

@@ -3,12 +3,23 @@
 //! [`Checkpoint::open`] reads and validates everything that can be validated without touching tensor data;
 //! tensors are memory mapped and handed out as [`TensorView`]s. Errors name the file and, where there is one, the tensor.
 
+mod architecture;
 mod checkpoint;
 mod config;
 mod error;
+mod experts;
+mod finite;
+mod header;
+mod json;
 mod quantized;
+mod shards;
+mod tokenizer;
 
-pub use checkpoint::{Checkpoint, Dtype, TensorView};
+pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};
+pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig};
 pub use error::CheckpointError;
+pub use experts::ExpertSource;
+pub use header::{Dtype, TensorEntry, parse_header};
 pub use quantized::{LinearSource, Packing};
+pub use tokenizer::ChatTemplate;

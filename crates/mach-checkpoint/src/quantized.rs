@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::Dtype;
+use crate::checkpoint::TensorView;
+use crate::config::Scheme;
+use crate::{Checkpoint, CheckpointError, Dtype, finite};
 
 /// How the elements of a weight matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,20 @@ pub enum Packing {
     },
     /// e2m1 codes, one e8m0 scale for 32 columns.
     Mxfp4,
+}
+
+impl Packing {
+    /// Bytes of weight, scales and biases of one row of `cols` columns.
+    fn row_bytes(self, cols: usize) -> (usize, usize, usize) {
+        match self {
+            Self::Dense(dtype) => (cols * dtype.size(), 0, 0),
+            Self::Affine { bits, group, scales } => {
+                let scale_bytes = cols / group * scales.size();
+                (cols * usize::from(bits) / 8, scale_bytes, scale_bytes)
+            }
+            Self::Mxfp4 => (cols / 2, cols / 32, 0),
+        }
+    }
 }
 
 /// One weight matrix `[rows, cols]`, row-major, borrowed from the mapped shard. Slices have the exact lengths that
@@ -42,4 +58,197 @@ pub struct LinearSource<'a> {
     pub scales: &'a [u8],
     /// Zero points (affine only, else empty).
     pub biases: &'a [u8],
+}
+
+impl<'a> LinearSource<'a> {
+    /// Rows `start..start + rows` as a matrix of their own; `None` if there are not so many.
+    pub fn slice_rows(&self, start: usize, rows: usize) -> Option<Self> {
+        let (weight, scales, biases) = self.packing.row_bytes(self.cols);
+        let cut = |data: &'a [u8], row: usize| {
+            data.get(start.checked_mul(row)?..start.checked_add(rows)?.checked_mul(row)?)
+        };
+        Some(Self {
+            rows,
+            weight: cut(self.weight, weight)?,
+            scales: cut(self.scales, scales)?,
+            biases: cut(self.biases, biases)?,
+            ..*self
+        })
+    }
+
+    /// Fails, naming file and tensor, if a scale, zero point or dense value is infinite or NaN. Reads them all.
+    pub fn check_finite(&self) -> Result<(), CheckpointError> {
+        let check = |suffix: &str, dtype: Dtype, data: &[u8]| match finite::first_not_finite(dtype, data) {
+            None => Ok(()),
+            Some(at) => Err(CheckpointError::tensor(
+                self.file,
+                &format!("{}.{suffix}", self.module),
+                format!("element {at} of a {} x {} matrix is not finite", self.rows, self.cols),
+            )),
+        };
+        match self.packing {
+            Packing::Dense(dtype) => check("weight", dtype, self.weight),
+            Packing::Affine { scales, .. } => {
+                check("scales", scales, self.scales)?;
+                check("biases", scales, self.biases)
+            }
+            Packing::Mxfp4 => check("scales", Dtype::F8E8M0, self.scales),
+        }
+    }
+
+    /// Bytes as stored.
+    pub fn stored_bytes(&self) -> usize {
+        self.weight.len() + self.scales.len() + self.biases.len()
+    }
+}
+
+impl Checkpoint {
+    /// The weight of a linear layer or embedding table: module path without `.weight`, logical shape `[rows, cols]`.
+    /// The shapes in the file settle bits, group and mode; a contradiction with `config.json` is an error.
+    pub fn linear(
+        &self,
+        module: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<LinearSource<'_>, CheckpointError> {
+        let weight = self.tensor(&format!("{module}.weight"))?;
+        self.matrix(module, weight, &[], rows, cols)
+    }
+
+    /// A stack `[experts, rows, cols]` as one source per expert. `module` as in `linear`; bf16 stacks may have no
+    /// `.weight` suffix.
+    pub fn linear_stack(
+        &self,
+        module: &str,
+        experts: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<LinearSource<'_>>, CheckpointError> {
+        let suffixed = format!("{module}.weight");
+        let name = if self.has(&suffixed) || !self.has(module) { suffixed.as_str() } else { module };
+        let weight = self.tensor(name)?;
+        let whole = self.matrix(module, weight, &[experts], rows, cols)?;
+        (0..experts)
+            .map(|expert| {
+                whole
+                    .slice_rows(expert * rows, rows)
+                    .ok_or_else(|| weight.error(format!("no data for expert {expert}")))
+            })
+            .collect()
+    }
+
+    /// Reads a matrix, or a stack of them (`lead` is then `[experts]`) as one matrix of `experts * rows` rows.
+    fn matrix<'a>(
+        &'a self,
+        module: &str,
+        weight: TensorView<'a>,
+        lead: &[usize],
+        rows: usize,
+        cols: usize,
+    ) -> Result<LinearSource<'a>, CheckpointError> {
+        let scales_name = format!("{module}.scales");
+        let all_rows = lead.iter().product::<usize>() * rows;
+        let mut source = LinearSource {
+            module: weight.name.strip_suffix(".weight").unwrap_or(weight.name),
+            file: weight.file,
+            rows: all_rows,
+            cols,
+            packing: Packing::Dense(weight.dtype),
+            weight: weight.data,
+            scales: &[],
+            biases: &[],
+        };
+        let shape = |last: usize| [lead, &[rows, last]].concat();
+        if !self.has(&scales_name) {
+            if !weight.dtype.is_float() {
+                let reason = format!("type {:?} without `{scales_name}`", weight.dtype);
+                return Err(weight.error(reason));
+            }
+            expect_shape(&weight, &shape(cols))?;
+            if let Some(Some(scheme)) = self.quantization().explicit(module) {
+                return Err(
+                    weight.error(format!("unquantized, but config.json says {} bits for it", scheme.bits))
+                );
+            }
+            return Ok(source);
+        }
+
+        let scales = self.tensor(&scales_name)?;
+        if weight.dtype != Dtype::U32 {
+            return Err(weight.error(format!("type {:?}; packed codes are U32", weight.dtype)));
+        }
+        let words = expect_matrix(&weight, lead, rows)?;
+        let groups = expect_matrix(&scales, lead, rows)?;
+        let bits = words.checked_mul(32).filter(|b| cols > 0 && b % cols == 0).map(|b| b / cols);
+        let (Some(bits), true) = (bits, groups > 0 && cols.is_multiple_of(groups)) else {
+            return Err(weight.error(format!(
+                "{words} words and {groups} scales a row cannot hold the {cols} columns that config.json implies"
+            )));
+        };
+        let group = cols / groups;
+        let mode = if scales.dtype == Dtype::U8 { "mxfp4" } else { "affine" };
+        match mode {
+            "mxfp4" if (bits, group) == (4, 32) => source.packing = Packing::Mxfp4,
+            "affine" if matches!((bits, group), (4 | 8, 32 | 64 | 128)) && scales.dtype.is_float() => {
+                source.packing = Packing::Affine { bits: bits as u8, group, scales: scales.dtype };
+                let biases = self.tensor(&format!("{module}.biases"))?;
+                if biases.shape != scales.shape || biases.dtype != scales.dtype {
+                    return Err(biases.error("shape or type differs from the scales"));
+                }
+                source.biases = biases.data;
+            }
+            _ => {
+                return Err(weight.error(format!(
+                    "{bits} bits in groups of {group} with {:?} scales is not supported for {cols} columns; known: affine 4 and 8 bit in groups of 32, 64, 128, and mxfp4",
+                    scales.dtype
+                )));
+            }
+        }
+        source.scales = scales.data;
+        self.check_scheme(module, &weight, bits, group, mode)?;
+        Ok(source)
+    }
+
+    fn check_scheme(
+        &self,
+        module: &str,
+        weight: &TensorView<'_>,
+        bits: usize,
+        group: usize,
+        mode: &str,
+    ) -> Result<(), CheckpointError> {
+        if self.quantization().explicit(module) == Some(None) {
+            return Err(weight.error("quantized, but config.json says it is not"));
+        }
+        let Some(Scheme { group_size, bits: said, mode: said_mode }) = self.quantization().expected(module)
+        else {
+            return Ok(());
+        };
+        if (*said, *group_size, said_mode.as_str()) != (bits as u64, group as u64, mode) {
+            return Err(weight.error(format!(
+                "the file holds {mode} {bits} bits in groups of {group}, but config.json says {said_mode} {said} bits in groups of {group_size}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn expect_shape(view: &TensorView<'_>, shape: &[usize]) -> Result<(), CheckpointError> {
+    if view.shape == shape {
+        Ok(())
+    } else {
+        Err(view.error(format!("shape {:?}, but config.json implies {shape:?}", view.shape)))
+    }
+}
+
+/// Checks all axes but the last, which is returned.
+fn expect_matrix(view: &TensorView<'_>, lead: &[usize], rows: usize) -> Result<usize, CheckpointError> {
+    match view.shape.split_last() {
+        Some((&last, outer)) if outer == [lead, &[rows]].concat() => Ok(last),
+        _ => Err(view.error(format!(
+            "shape {:?}, but config.json implies {:?} before the packed axis",
+            view.shape,
+            [lead, &[rows]].concat()
+        ))),
+    }
 }

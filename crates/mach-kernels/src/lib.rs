@@ -1,1 +1,20 @@
-//! CPU arithmetic under the numerics contract.
+//! CPU arithmetic under the numerics contract: the same bits whatever the thread count, the batch, the chunking and the
+//! instruction set.
+//!
+//! Every kernel is written once, generic over [`simd::Simd`], a 16-lane vector interface with a scalar twin and one
+//! implementation for each instruction set. Because the twins agree operation by operation (IEEE arithmetic, exact
+//! integer sums, one fixed reduction tree), kernels agree bit by bit.
+
+pub mod attention;
+pub mod delta;
+pub mod elementwise;
+pub mod experts;
+mod isa;
+pub mod linear;
+pub mod math;
+mod pool;
+pub mod quantize;
+pub mod simd;
+
+pub use isa::{Isa, Kernel, dispatch};
+pub use pool::{Pool, partition};

@@ -1,1 +1,21 @@
-//! Number formats of weights: packing, unpacking, tile layout, scalar reference decode.
+//! Number formats of weights: what the bits of a stored matrix mean, and the layouts that the kernels read.
+//!
+//! * [`Codec`]: how elements are encoded (floats, MLX affine codes, MXFP4).
+//! * [`decode`]: scalar reference decoders of every MLX format, the truth that everything else is tested against.
+//! * [`Source`]: a matrix as a checkpoint stores it; [`MatrixLayout`]: a matrix as the kernels read it, in tiles of
+//!   16 rows for int8 activations or row-major for float activations.
+//!
+//! Formats follow MLX (affine, mxfp4, mxfp8, nvfp4) and the OCP Microscaling specification (e2m1, e8m0, e4m3).
+
+#![forbid(unsafe_code)]
+
+mod codec;
+pub mod decode;
+mod layout;
+mod source;
+mod tile;
+
+pub use codec::{Codec, FloatType};
+pub use layout::{MatrixLayout, Order};
+pub use source::{Source, SourceError};
+pub use tile::TILE_ROWS;

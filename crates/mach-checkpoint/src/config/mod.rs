@@ -1,5 +1,11 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod generation;
+pub(crate) mod parse;
+mod quantization;
+
+pub(crate) use quantization::{Quantization, Scheme};
+
 /// The model families that mach knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {

@@ -1,0 +1,292 @@
+//! Every way a checkpoint can be wrong is an error that names the file and the tensor or field.
+
+mod common;
+
+use std::path::Path;
+
+use common::{copy_of, demo, edit_json, fixture, read_shard, write_shard};
+use mach_checkpoint::{Checkpoint, CheckpointError};
+use serde_json::json;
+
+/// The error's text, after checking that it contains every one of `parts`.
+fn expect<T: std::fmt::Debug>(result: Result<T, CheckpointError>, parts: &[&str]) {
+    let text = result.unwrap_err().to_string();
+    for part in parts {
+        assert!(text.contains(part), "`{text}` does not mention `{part}`");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be() {
+    let cases: &[(&str, serde_json::Value, &str)] = &[
+        ("hidden_size", json!(0), "hidden_size"),
+        ("hidden_size", json!(-64), "hidden_size"),
+        ("hidden_size", json!(1e30), "hidden_size"),
+        ("hidden_size", json!(u64::MAX), "hidden_size"),
+        ("hidden_size", json!("64"), "hidden_size"),
+        ("hidden_size", json!(null), "hidden_size"),
+        ("vocab_size", json!(1u64 << 40), "vocab_size"),
+        ("num_hidden_layers", json!(1u64 << 33), "num_hidden_layers"),
+        ("num_attention_heads", json!(0), "num_attention_heads"),
+        ("num_key_value_heads", json!(3), "num_key_value_heads"),
+        ("num_experts_per_tok", json!(9), "num_experts_per_tok"),
+        ("num_experts_per_tok", json!(0), "num_experts_per_tok"),
+        ("linear_num_value_heads", json!(3), "linear_num_value_heads"),
+        ("linear_conv_kernel_dim", json!(1000), "linear_conv_kernel_dim"),
+        ("layer_types", json!(["full_attention"]), "layer_types"),
+        ("layer_types", json!(["full_attention", "x", "", "", ""]), "layer_types[1]"),
+        ("rms_norm_eps", json!(-1.0), "rms_norm_eps"),
+        ("hidden_act", json!("gelu"), "hidden_act"),
+        ("attn_output_gate", json!(false), "attn_output_gate"),
+        ("attention_bias", json!(true), "attention_bias"),
+        ("rope_parameters", json!({"rope_type": "yarn", "factor": 4}), "rope_type"),
+        ("rope_parameters", json!({"partial_rotary_factor": 0.1}), "partial_rotary_factor"),
+        ("rope_parameters", json!({"rope_theta": 0}), "rope_theta"),
+        ("mlp_only_layers", json!([77]), "mlp_only_layers"),
+        ("decoder_sparse_step", json!(0), "decoder_sparse_step"),
+        ("shared_expert_intermediate_size", json!(null), "shared_expert_intermediate_size"),
+    ];
+    for (field, value, named) in cases {
+        let copy = copy_of("qwen3_5_moe/bf16");
+        edit_json(&copy.path().join("config.json"), |c| c["text_config"][field] = value.clone());
+        expect(Checkpoint::open(copy.path()), &["config.json", "text_config.", named]);
+    }
+}
+
+#[test]
+fn config_files_that_are_not() {
+    for (text, part) in [
+        ("", "EOF"),
+        ("{", "EOF"),
+        ("[]", "not a JSON object"),
+        ("{}", "model_type"),
+        (r#"{"model_type": "llama"}"#, "`llama` is not supported; known: qwen3_5_moe, qwen3_moe"),
+        (r#"{"model_type": "qwen3_5_moe"}"#, "text_config"),
+        (r#"{"model_type": "qwen3_5_moe", "text_config": [64]}"#, "`text_config` is not a JSON object"),
+        (r#"{"model_type": "qwen3_moe"}"#, "hidden_size"),
+        (r#"{"model_type": "qwen3_moe"} {}"#, "trailing"),
+    ] {
+        let copy = copy_of("qwen3_moe/bf16");
+        std::fs::write(copy.path().join("config.json"), text).unwrap();
+        expect(Checkpoint::open(copy.path()), &["config.json", part]);
+    }
+    expect(Checkpoint::open(Path::new("no/such/directory")), &["no/such/directory"]);
+}
+
+#[test]
+fn foreign_quantization_is_named() {
+    let copy = copy_of("qwen3_moe/bf16");
+    edit_json(&copy.path().join("config.json"), |c| {
+        c["quantization_config"] = json!({"quant_method": "fp8"})
+    });
+    expect(Checkpoint::open(copy.path()), &["config.json", "quant_method", "fp8"]);
+}
+
+#[test]
+fn shards_cut_short_or_too_long() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let shard = copy.path().join("model.safetensors");
+    let whole = std::fs::read(&shard).unwrap();
+    for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&shard, &whole[..length]).unwrap();
+        expect(Checkpoint::open(copy.path()), &["model.safetensors"]);
+    }
+    std::fs::write(&shard, [whole.as_slice(), b"more"].concat()).unwrap();
+    expect(Checkpoint::open(copy.path()), &["model.safetensors", "bytes of data"]);
+    std::fs::write(&shard, [&u64::MAX.to_le_bytes(), &whole[8..]].concat()).unwrap();
+    expect(Checkpoint::open(copy.path()), &["model.safetensors", "header length"]);
+    std::fs::remove_file(&shard).unwrap();
+    expect(Checkpoint::open(copy.path()), &["no *.safetensors"]);
+}
+
+#[test]
+fn lying_headers_name_the_tensor() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let path = copy.path().join("model.safetensors");
+    let (header, data) = read_shard(&path);
+    let name = "model.norm.weight";
+    let offsets = header[name]["data_offsets"].clone();
+    let (start, end) = (offsets[0].as_u64().unwrap(), offsets[1].as_u64().unwrap());
+    for entry in [
+        json!({"dtype": "BF16", "shape": [63], "data_offsets": [start, end]}),
+        json!({"dtype": "F32", "shape": [64], "data_offsets": [start, end]}),
+        json!({"dtype": "BF16", "shape": [u64::MAX, u64::MAX], "data_offsets": [start, end]}),
+        json!({"dtype": "BF16", "shape": [64], "data_offsets": [end, start]}),
+    ] {
+        let mut lying = header.clone();
+        lying[name] = entry;
+        write_shard(&path, &lying, &data);
+        expect(Checkpoint::open(copy.path()), &["model.safetensors", name]);
+    }
+    let mut lying = header.clone();
+    lying["zzz"] = json!({"dtype": "U8", "shape": [1u64 << 60], "data_offsets": [data.len(), data.len() as u64 + (1u64 << 60)]});
+    write_shard(&path, &lying, &data);
+    expect(Checkpoint::open(copy.path()), &["model.safetensors", "zzz", "truncated"]);
+}
+
+#[test]
+fn indexes_that_lie() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let index = copy.path().join("model.safetensors.index.json");
+    std::fs::write(&index, r#"{"weight_map": {"a": "model-00002.safetensors"}}"#).unwrap();
+    expect(Checkpoint::open(copy.path()), &["model-00002.safetensors", "missing"]);
+    std::fs::write(&index, r#"{"weight_map": {"a": "model.safetensors"}}"#).unwrap();
+    expect(Checkpoint::open(copy.path()), &["model.safetensors", "`a`"]);
+    std::fs::write(&index, r#"{"weight_map": {"a": "../model.safetensors"}}"#).unwrap();
+    expect(Checkpoint::open(copy.path()), &["index.json", "../model.safetensors"]);
+    std::fs::write(&index, r#"{"weight_map": {"a": 7}}"#).unwrap();
+    expect(Checkpoint::open(copy.path()), &["index.json", "weight_map"]);
+}
+
+#[test]
+fn shards_without_an_index_may_not_overlap() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let shard = copy.path().join("model.safetensors");
+    let (a, b) = (copy.path().join("a.safetensors"), copy.path().join("b.safetensors"));
+    std::fs::rename(&shard, &a).unwrap();
+    assert!(Checkpoint::open(copy.path()).is_ok());
+    std::fs::copy(&a, &b).unwrap();
+    expect(Checkpoint::open(copy.path()), &["b.safetensors", "also in", "a.safetensors"]);
+}
+
+#[test]
+fn shapes_that_contradict_the_config() {
+    let open = |name, field: &str, value: u64| {
+        let copy = copy_of(name);
+        edit_json(&copy.path().join("config.json"), |c| c[field] = json!(value));
+        (Checkpoint::open(copy.path()).unwrap(), copy)
+    };
+    let (checkpoint, _dir) = open("qwen3_moe/bf16", "moe_intermediate_size", 128);
+    expect(
+        checkpoint.experts(0),
+        &["model.safetensors", "experts.0.gate_proj.weight", "[64, 64]", "[128, 64]"],
+    );
+    let (checkpoint, _dir) = open("qwen3_moe/bf16", "num_experts", 9);
+    expect(checkpoint.experts(2), &["layers.2.mlp.experts.8.gate_proj.weight", "missing"]);
+    let (checkpoint, _dir) = open("qwen3_moe/mlx-4bit", "num_experts", 9);
+    expect(checkpoint.experts(2), &["layers.2.mlp.switch_mlp.gate_proj.weight", "[8, 64"]);
+    let (checkpoint, _dir) = open("qwen3_moe/mlx-4bit", "hidden_size", 96);
+    expect(checkpoint.linear("model.embed_tokens", 320, 96), &["model.embed_tokens.weight", "96 columns"]);
+    expect(checkpoint.floats("model.norm.weight", &[96]), &["model.norm.weight", "[64]", "[96]"]);
+}
+
+#[test]
+fn quantization_that_contradicts_the_config() {
+    let open = |change: fn(&mut serde_json::Value)| {
+        let copy = copy_of("qwen3_moe/mlx-4bit");
+        edit_json(&copy.path().join("config.json"), change);
+        (Checkpoint::open(copy.path()).unwrap(), copy)
+    };
+    let embedding = "model.embed_tokens";
+    let (checkpoint, _dir) = open(|c| c["quantization"]["bits"] = json!(8));
+    expect(checkpoint.linear(embedding, 320, 64), &["model.embed_tokens.weight", "4 bits", "8 bits"]);
+    let (checkpoint, _dir) = open(|c| c["quantization"]["model.embed_tokens"] = json!(false));
+    expect(checkpoint.linear(embedding, 320, 64), &["model.embed_tokens.weight", "says it is not"]);
+    let (checkpoint, _dir) = open(|c| c["quantization"]["model.norm"] = json!({"bits": 4, "group_size": 64}));
+    assert!(checkpoint.floats("model.norm.weight", &[64]).is_ok());
+    let (checkpoint, _dir) = open(|c| {
+        c["quantization"] = json!(null);
+        c["quantization_config"] = json!(null);
+    });
+    assert!(checkpoint.linear(embedding, 320, 64).is_ok(), "the shapes alone settle it");
+}
+
+#[test]
+fn values_that_are_not_finite() {
+    let copy = copy_of("qwen3_moe/mlx-4bit");
+    let path = copy.path().join("model.safetensors");
+    let (header, data) = read_shard(&path);
+    let poison = |name: &str| {
+        let mut data = data.clone();
+        let start = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[start + 2..start + 4].copy_from_slice(&[0xc0, 0x7f]);
+        write_shard(&path, &header, &data);
+        Checkpoint::open(copy.path()).unwrap()
+    };
+    let checkpoint = poison("model.norm.weight");
+    expect(checkpoint.floats("model.norm.weight", &[64]), &["model.safetensors", "model.norm.weight", "NaN"]);
+    let checkpoint = poison("lm_head.scales");
+    let head = checkpoint.linear("lm_head", 320, 64).unwrap();
+    expect(head.check_finite(), &["model.safetensors", "lm_head.scales", "element 1"]);
+    let checkpoint = poison("lm_head.biases");
+    expect(checkpoint.linear("lm_head", 320, 64).unwrap().check_finite(), &["lm_head.biases"]);
+}
+
+#[test]
+fn tensors_of_the_wrong_type() {
+    let copy = copy_of("qwen3_moe/mlx-4bit");
+    let path = copy.path().join("model.safetensors");
+    let (header, data) = read_shard(&path);
+    let mut other = header.clone();
+    other["lm_head.weight"]["dtype"] = json!("I32");
+    other["model.norm.weight"]["dtype"] = json!("I16");
+    other.as_object_mut().unwrap().remove("model.embed_tokens.biases");
+    // Removing a tensor leaves a hole, so its bytes get another name.
+    other["unused"] = header["model.embed_tokens.biases"].clone();
+    write_shard(&path, &other, &data);
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    expect(checkpoint.linear("lm_head", 320, 64), &["lm_head.weight", "I32"]);
+    expect(checkpoint.floats("model.norm.weight", &[64]), &["model.norm.weight", "I16"]);
+    expect(checkpoint.linear("model.embed_tokens", 320, 64), &["model.embed_tokens.biases", "missing"]);
+}
+
+#[test]
+fn a_checkpoint_without_the_text_model() {
+    let copy = copy_of("qwen3_moe/bf16");
+    std::fs::copy(
+        fixture("qwen3_5_moe/bf16").join("model.safetensors"),
+        copy.path().join("model.safetensors"),
+    )
+    .unwrap();
+    expect(Checkpoint::open(copy.path()), &["model.embed_tokens.weight", "missing"]);
+}
+
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    expect(checkpoint.tokenizer(), &["tokenizer.json"]);
+    std::fs::write(copy.path().join("tokenizer.json"), "{}").unwrap();
+    expect(checkpoint.tokenizer(), &["tokenizer.json", "bad tokenizer"]);
+    std::fs::copy(demo().join("tokenizer.json"), copy.path().join("tokenizer.json")).unwrap();
+    expect(checkpoint.tokenizer(), &["tokenizer.json", "16383", "320"]);
+}
+
+#[test]
+fn templates_in_each_place() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    assert!(checkpoint.chat_template().unwrap().is_none());
+    let config = copy.path().join("tokenizer_config.json");
+    let list = json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]);
+    std::fs::write(&config, json!({"chat_template": list, "eos_token": {"content": "E"}}).to_string())
+        .unwrap();
+    let template = checkpoint.chat_template().unwrap().unwrap();
+    assert_eq!((template.source.as_str(), template.eos_token.as_deref()), ("D", Some("E")));
+    assert_eq!(template.named, [("tool_use".to_owned(), "T".to_owned())]);
+    std::fs::write(copy.path().join("chat_template.jinja"), "J").unwrap();
+    assert_eq!(checkpoint.chat_template().unwrap().unwrap().source, "J");
+    std::fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
+    std::fs::write(&config, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#).unwrap();
+    expect(checkpoint.chat_template(), &["tokenizer_config.json", "default"]);
+    std::fs::write(&config, r#"{"chat_template": 5}"#).unwrap();
+    expect(checkpoint.chat_template(), &["tokenizer_config.json", "chat_template"]);
+}
+
+#[test]
+fn generation_settings_out_of_range() {
+    let copy = copy_of("qwen3_moe/bf16");
+    let file = copy.path().join("generation_config.json");
+    for (text, field) in [
+        (r#"{"top_p": 1.5}"#, "top_p"),
+        (r#"{"temperature": -1}"#, "temperature"),
+        (r#"{"top_k": -1}"#, "top_k"),
+        (r#"{"eos_token_id": "x"}"#, "eos_token_id"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        expect(Checkpoint::open(copy.path()), &["generation_config.json", field]);
+    }
+    std::fs::write(&file, r#"{"top_k": null}"#).unwrap();
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    assert_eq!(checkpoint.generation().eos_token_ids, [1], "falls back to config.json");
+}

@@ -1,0 +1,347 @@
+//! Row-wise arithmetic: norms, rotary embedding, activations, sums. Rows are independent; with many of them the pool
+//! shares them out.
+
+use crate::math::{self, exp64, ln64, sigmoid, silu, sin_cos};
+use crate::pool::SharedMut;
+use crate::simd::Simd;
+use crate::{Isa, Kernel, Pool, dispatch, partition};
+
+/// Rows from which the pool is worth its barrier.
+const PARALLEL_ROWS: usize = 4;
+
+/// Runs `f(first, last)` over rows, on the pool if there are enough.
+pub(crate) fn over_rows(pool: &mut Pool, rows: usize, f: impl Fn(usize, usize) + Sync) {
+    if rows < PARALLEL_ROWS {
+        return f(0, rows);
+    }
+    let threads = pool.threads();
+    pool.run(|t| {
+        let part = partition(rows, threads, t);
+        f(part.start, part.end);
+    });
+}
+
+/// Applies `f` to 16 values at a time of `n` starting at `x` and `y`, result into `x`; the tail is padded with zeros.
+///
+/// # Safety
+/// `x` and `y` have `n` values, `x` writable.
+#[inline(always)]
+pub(crate) unsafe fn map2<S: Simd>(
+    s: S,
+    x: *mut f32,
+    y: *const f32,
+    n: usize,
+    f: impl Fn(S::F, S::F) -> S::F,
+) {
+    let whole = n / 16 * 16;
+    // SAFETY: the caller vouches for n values; the tail goes through local arrays.
+    unsafe {
+        for i in (0..whole).step_by(16) {
+            s.store(x.add(i), f(s.load(x.add(i)), s.load(y.add(i))));
+        }
+        if whole < n {
+            let (mut a, mut b) = ([0.0f32; 16], [0.0f32; 16]);
+            std::ptr::copy_nonoverlapping(x.add(whole), a.as_mut_ptr(), n - whole);
+            std::ptr::copy_nonoverlapping(y.add(whole), b.as_mut_ptr(), n - whole);
+            s.store(a.as_mut_ptr(), f(s.load(a.as_ptr()), s.load(b.as_ptr())));
+            std::ptr::copy_nonoverlapping(a.as_ptr(), x.add(whole), n - whole);
+        }
+    }
+}
+
+/// Sum of squares in the canonical shape.
+///
+/// # Safety
+/// `x` has `n` values.
+#[inline(always)]
+pub(crate) unsafe fn sum_of_squares<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
+    let whole = n / 16 * 16;
+    let mut acc = s.splat(0.0);
+    // SAFETY: the caller vouches for n values.
+    unsafe {
+        for i in (0..whole).step_by(16) {
+            let v = s.load(x.add(i));
+            acc = s.fma(v, v, acc);
+        }
+        if whole < n {
+            let mut tail = [0.0f32; 16];
+            std::ptr::copy_nonoverlapping(x.add(whole), tail.as_mut_ptr(), n - whole);
+            let v = s.load(tail.as_ptr());
+            acc = s.fma(v, v, acc);
+        }
+    }
+    s.reduce_add(acc)
+}
+
+/// `out = x * (1 / sqrt(mean(x^2) + eps)) * w`.
+///
+/// # Safety
+/// `x`, `w` and `out` have `n` values; `out` may be `x`.
+#[inline(always)]
+pub(crate) unsafe fn norm_row<S: Simd>(
+    s: S,
+    x: *const f32,
+    w: *const f32,
+    eps: f32,
+    out: *mut f32,
+    n: usize,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        let inverse = s.splat(1.0 / (sum_of_squares(s, x, n) / n as f32 + eps).sqrt());
+        if !std::ptr::eq(x, out) {
+            std::ptr::copy_nonoverlapping(x, out, n);
+        }
+        map2(s, out, w, n, |v, w| s.mul(s.mul(v, inverse), w));
+    }
+}
+
+struct Norm<'a> {
+    x: *const f32,
+    w: &'a [f32],
+    eps: f32,
+    out: *mut f32,
+    rows: usize,
+}
+impl Kernel for Norm<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.w.len();
+        for r in 0..self.rows {
+            // SAFETY: `rms_norm` checked the lengths.
+            unsafe { norm_row(s, self.x.add(r * n), self.w.as_ptr(), self.eps, self.out.add(r * n), n) };
+        }
+    }
+}
+
+/// RMS norm of rows `[rows, w.len()]`.
+pub fn rms_norm(pool: &mut Pool, isa: Isa, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    let n = w.len().max(1);
+    let to = SharedMut::new(out);
+    over_rows(pool, x.len() / n, |first, last| {
+        let x = &x[first * n..last * n];
+        // SAFETY: inside `out`, which is as long as x.
+        let out = unsafe { to.get().add(first * n) };
+        dispatch(isa, Norm { x: x.as_ptr(), w, eps, out, rows: last - first });
+    });
+}
+
+#[derive(Clone, Copy)]
+enum Op {
+    Add,
+    SiluMul,
+    SigmoidMul,
+}
+struct Binary {
+    x: *mut f32,
+    y: *const f32,
+    n: usize,
+    op: Op,
+}
+impl Kernel for Binary {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: `binary` checked the lengths.
+        unsafe {
+            match self.op {
+                Op::Add => map2(s, self.x, self.y, self.n, |a, b| s.add(a, b)),
+                Op::SiluMul => map2(s, self.x, self.y, self.n, |a, b| s.mul(silu(s, a), b)),
+                Op::SigmoidMul => map2(s, self.x, self.y, self.n, |a, b| s.mul(a, sigmoid(s, b))),
+            }
+        }
+    }
+}
+fn binary(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32], op: Op) {
+    assert_eq!(x.len(), y.len());
+    const CHUNK: usize = 2048;
+    let (n, to) = (x.len(), SharedMut::new(x));
+    over_rows(pool, n.div_ceil(CHUNK), |first, last| {
+        let (first, last) = (first * CHUNK, (last * CHUNK).min(n));
+        // SAFETY: disjoint parts of x.
+        let x = unsafe { to.get().add(first) };
+        dispatch(isa, Binary { x, y: y[first..last].as_ptr(), n: last - first, op });
+    });
+}
+
+/// `x += y`.
+pub fn add(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
+    binary(pool, isa, x, y, Op::Add);
+}
+
+/// `x = silu(x) * y`.
+pub fn silu_mul(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
+    binary(pool, isa, x, y, Op::SiluMul);
+}
+
+/// `x = x * sigmoid(y)`.
+pub fn sigmoid_mul(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
+    binary(pool, isa, x, y, Op::SigmoidMul);
+}
+
+struct Softmax<'a>(&'a mut [f32]);
+impl Kernel for Softmax<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let x = self.0;
+        let top = x.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+        let (n, p) = (x.len(), x.as_mut_ptr());
+        // SAFETY: n values at p; the tail's padding is not stored.
+        unsafe {
+            map2(s, p, p, n, |a, _| math::exp(s, s.sub(a, s.splat(top))));
+            let mut acc = s.splat(0.0);
+            for i in (0..n).step_by(16) {
+                let mut part = [0.0f32; 16];
+                std::ptr::copy_nonoverlapping(p.add(i), part.as_mut_ptr(), 16.min(n - i));
+                acc = s.add(acc, s.load(part.as_ptr()));
+            }
+            let total = s.splat(s.reduce_add(acc));
+            map2(s, p, p, n, |a, _| s.div(a, total));
+        }
+    }
+}
+
+/// Softmax of one row, in place.
+pub fn softmax(isa: Isa, x: &mut [f32]) {
+    dispatch(isa, Softmax(x));
+}
+
+/// The `k` largest of `scores` by falling value, ties to the lower index.
+pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
+    out.clear();
+    for (i, &v) in scores.iter().enumerate() {
+        let full = out.len() == k;
+        if full && out.last().is_some_and(|&last| v <= scores[last as usize]) {
+            continue;
+        }
+        if full {
+            out.pop();
+        }
+        let at = out.partition_point(|&j| scores[j as usize] >= v);
+        out.insert(at, i as u32);
+    }
+}
+
+/// Rotary frequencies (split half): pair `i` turns by `position * theta^(-2 i / dim)`, computed in f32 as the
+/// references do.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    frequencies: Vec<f32>,
+}
+
+impl Rope {
+    /// For `dim` rotated elements of a head.
+    pub fn new(theta: f64, dim: usize) -> Rope {
+        let log = ln64(theta);
+        let frequency = |i: usize| exp64(-2.0 * i as f64 / dim as f64 * log) as f32;
+        Rope { frequencies: (0..dim / 2).map(frequency).collect() }
+    }
+
+    /// Rotated elements of a head.
+    pub fn dim(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Appends `cos` then `sin` of every pair at `position`: `dim` values.
+    pub fn angles(&self, position: usize, out: &mut Vec<f32>) {
+        let at = out.len();
+        let half = self.frequencies.len();
+        out.resize(at + 2 * half, 0.0);
+        for (i, f) in self.frequencies.iter().enumerate() {
+            let (sin, cos) = sin_cos(f64::from(position as f32 * f));
+            out[at + i] = cos as f32;
+            out[at + half + i] = sin as f32;
+        }
+    }
+}
+
+/// Rotates the first `2 * half` elements of a head in place; `angles` are `cos` then `sin`.
+///
+/// # Safety
+/// `x` has `2 * half` values, `angles` too.
+#[inline(always)]
+unsafe fn rotate<S: Simd>(s: S, x: *mut f32, angles: *const f32, half: usize) {
+    let mut i = 0;
+    // SAFETY: the caller vouches for the lengths; the tail goes through local arrays.
+    unsafe {
+        while i < half {
+            let n = 16.min(half - i);
+            let mut part = [[0.0f32; 16]; 4];
+            for (p, from) in part.iter_mut().zip([
+                x.add(i),
+                x.add(half + i),
+                angles.add(i).cast_mut(),
+                angles.add(half + i).cast_mut(),
+            ]) {
+                std::ptr::copy_nonoverlapping(from, p.as_mut_ptr(), n);
+            }
+            let [a, b, cos, sin] = part.map(|p| s.load(p.as_ptr()));
+            let minus = s.sub(s.splat(0.0), s.mul(b, sin));
+            let mut out = [0.0f32; 16];
+            s.store(out.as_mut_ptr(), s.fma(a, cos, minus));
+            std::ptr::copy_nonoverlapping(out.as_ptr(), x.add(i), n);
+            s.store(out.as_mut_ptr(), s.fma(b, cos, s.mul(a, sin)));
+            std::ptr::copy_nonoverlapping(out.as_ptr(), x.add(half + i), n);
+            i += n;
+        }
+    }
+}
+
+/// Query or key heads on their way to attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// Heads of a row.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Distance of heads in the input (twice `head_dim` where a gate follows each query).
+    pub head_stride: usize,
+    /// RMS norm weight `[head_dim]`, if heads are normed.
+    pub norm: Option<&'a [f32]>,
+    /// Epsilon of that norm.
+    pub eps: f32,
+    /// Rotated elements.
+    pub rotary_dim: usize,
+}
+
+struct PrepareHeads<'a> {
+    spec: Heads<'a>,
+    x: *const f32,
+    angles: &'a [f32],
+    out: *mut f32,
+    first: usize,
+    last: usize,
+}
+impl Kernel for PrepareHeads<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Heads { heads, head_dim, head_stride, norm, eps, rotary_dim } = self.spec;
+        for row in self.first..self.last {
+            for h in 0..heads {
+                // SAFETY: `prepare_heads` checked the lengths.
+                unsafe {
+                    let x = self.x.add((row * heads + h) * head_stride);
+                    let out = self.out.add((row * heads + h) * head_dim);
+                    match norm {
+                        Some(w) => norm_row(s, x, w.as_ptr(), eps, out, head_dim),
+                        None => std::ptr::copy_nonoverlapping(x, out, head_dim),
+                    }
+                    rotate(s, out, self.angles.as_ptr().add(row * rotary_dim), rotary_dim / 2);
+                }
+            }
+        }
+    }
+}
+
+/// Norms and rotates the heads of rows `[rows, heads, head_stride]` into `[rows, heads, head_dim]`. `angles` has
+/// `rotary_dim` values a row (see [`Rope::angles`]).
+pub fn prepare_heads(pool: &mut Pool, isa: Isa, spec: Heads<'_>, x: &[f32], angles: &[f32], out: &mut [f32]) {
+    let rows = out.len() / (spec.heads * spec.head_dim).max(1);
+    assert!(x.len() >= rows * spec.heads * spec.head_stride && spec.head_stride >= spec.head_dim);
+    assert!(angles.len() >= rows * spec.rotary_dim && spec.rotary_dim <= spec.head_dim);
+    assert!(spec.norm.is_none_or(|w| w.len() == spec.head_dim));
+    let to = SharedMut::new(out);
+    over_rows(pool, rows, |first, last| {
+        dispatch(isa, PrepareHeads { spec, x: x.as_ptr(), angles, out: to.get(), first, last });
+    });
+}

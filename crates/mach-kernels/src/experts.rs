@@ -1,0 +1,265 @@
+//! Expert feed-forward networks, expert-major: each expert's weights are read once for all the rows routed to it.
+
+use crate::elementwise::{map2, over_rows};
+use crate::linear::{MatRef, STRIP, Strips};
+use crate::math::silu;
+use crate::pool::SharedMut;
+use crate::quantize::{Operand, Rows};
+use crate::simd::Simd;
+use crate::{Isa, Kernel, Pool, dispatch};
+
+/// A SwiGLU network: `down(silu(gate x) * up x)`.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertRef<'a> {
+    /// `[width, hidden]`.
+    pub gate: MatRef<'a>,
+    /// `[width, hidden]`.
+    pub up: MatRef<'a>,
+    /// `[hidden, width]`.
+    pub down: MatRef<'a>,
+}
+
+/// An expert and the rows it is applied to. Its results are the pairs `first_pair..first_pair + rows.len()`.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertJob<'a> {
+    /// The weights.
+    pub expert: ExpertRef<'a>,
+    /// Rows of the input.
+    pub rows: &'a [u32],
+    /// Where its results start.
+    pub first_pair: usize,
+}
+
+/// Working memory of [`expert_ffn`].
+#[derive(Debug, Default)]
+pub struct FfnScratch {
+    hidden: Vec<f32>,
+    threads: Vec<ThreadScratch>,
+}
+
+#[derive(Debug, Default)]
+struct ThreadScratch {
+    operand: Operand,
+    gathered: Vec<u32>,
+    up: Vec<f32>,
+}
+
+/// Rows whose cost equals that of reading a strip's weights from memory: balances experts with few rows.
+const READ_COST: usize = 4;
+
+/// Applies experts to rows of `x` `[_, hidden]`: result pair `p` is row `p` of `out` `[pairs, hidden]`.
+pub fn expert_ffn(
+    pool: &mut Pool,
+    isa: Isa,
+    scratch: &mut FfnScratch,
+    x: &[f32],
+    jobs: &[ExpertJob<'_>],
+    out: &mut [f32],
+) {
+    let Some(first) = jobs.first() else { return };
+    let hidden = first.expert.gate.layout().cols;
+    let width = jobs.iter().map(|j| j.expert.gate.layout().rows).max().unwrap_or(0);
+    let pairs = jobs.iter().map(|j| j.first_pair + j.rows.len()).max().unwrap_or(0);
+    assert!(out.len() >= pairs * hidden);
+    for job in jobs {
+        let (g, u, d) = (job.expert.gate.layout(), job.expert.up.layout(), job.expert.down.layout());
+        assert!(
+            g.cols == hidden && u.cols == hidden && g.rows == u.rows && d.cols == g.rows && d.rows == hidden
+        );
+        assert!(job.rows.iter().all(|&r| (r as usize + 1) * hidden <= x.len()));
+    }
+    scratch.hidden.resize(pairs * width, 0.0);
+    let threads = pool.threads();
+    scratch.threads.resize_with(threads, ThreadScratch::default);
+    let (middle, locals) = (SharedMut::new(&mut scratch.hidden), SharedMut::new(&mut scratch.threads));
+    let to = SharedMut::new(out);
+
+    let plan = Plan::new(jobs, threads, |j| j.expert.gate.strips());
+    pool.run(|t| {
+        // SAFETY: one scratch for each thread.
+        let local = unsafe { &mut *locals.get().add(t) };
+        local.gathered.clear();
+        dispatch(
+            isa,
+            GateUp {
+                jobs,
+                plan: &plan,
+                thread: t,
+                x: x.as_ptr(),
+                hidden,
+                middle: middle.get(),
+                width,
+                local,
+            },
+        );
+    });
+    let plan = Plan::new(jobs, threads, |j| j.expert.down.strips());
+    pool.run(|t| {
+        // SAFETY: one scratch for each thread.
+        let local = unsafe { &mut *locals.get().add(t) };
+        dispatch(
+            isa,
+            Down { jobs, plan: &plan, thread: t, middle: middle.get(), width, hidden, out: to.get(), local },
+        );
+    });
+}
+
+/// Contiguous parts of all jobs' strips, equal in estimated cost.
+struct Plan {
+    /// For each job: cost before it, cost of a strip, strips.
+    jobs: Vec<(usize, usize, usize)>,
+    total: usize,
+    threads: usize,
+}
+
+impl Plan {
+    fn new(jobs: &[ExpertJob<'_>], threads: usize, strips: impl Fn(&ExpertJob<'_>) -> usize) -> Plan {
+        let mut total = 0;
+        let jobs = jobs
+            .iter()
+            .map(|j| {
+                let (start, cost, n) = (total, j.rows.len() + READ_COST, strips(j));
+                total += cost * n;
+                (start, cost, n)
+            })
+            .collect();
+        Plan { jobs, total, threads }
+    }
+
+    /// The strips of job `job` that belong to `thread`.
+    fn part(&self, job: usize, thread: usize) -> (usize, usize) {
+        let (start, cost, strips) = self.jobs[job];
+        let edge = |t: usize| {
+            let at = self.total * t / self.threads;
+            at.saturating_sub(start).div_ceil(cost).min(strips)
+        };
+        (edge(thread), if thread + 1 == self.threads { strips } else { edge(thread + 1) })
+    }
+}
+
+struct GateUp<'a> {
+    jobs: &'a [ExpertJob<'a>],
+    plan: &'a Plan,
+    thread: usize,
+    x: *const f32,
+    hidden: usize,
+    middle: *mut f32,
+    width: usize,
+    local: &'a mut ThreadScratch,
+}
+impl Kernel for GateUp<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let ThreadScratch { operand, gathered, up: up_rows } = self.local;
+        for (i, job) in self.jobs.iter().enumerate() {
+            let (from, to) = self.plan.part(i, self.thread);
+            if from >= to {
+                continue;
+            }
+            let ExpertRef { gate, up, .. } = job.expert;
+            let rows = job.rows.len();
+            let (first, last) = (from * STRIP, (to * STRIP).min(gate.layout().rows));
+            // SAFETY: `expert_ffn` checked shapes and rows; threads write disjoint columns of `middle`.
+            unsafe {
+                if gathered[..] != *job.rows || !operand.suits(gate.layout()) {
+                    operand.gather(s, gate.layout(), self.x, self.hidden, Rows::Listed(job.rows));
+                    gathered.clear();
+                    gathered.extend_from_slice(job.rows);
+                }
+                let out = self.middle.add(job.first_pair * self.width);
+                Strips { matrix: gate, operand, from, to, out, stride: self.width }.run(s);
+                if !operand.suits(up.layout()) {
+                    operand.gather(s, up.layout(), self.x, self.hidden, Rows::Listed(job.rows));
+                }
+                up_rows.resize(rows * self.width, 0.0);
+                Strips { matrix: up, operand, from, to, out: up_rows.as_mut_ptr(), stride: self.width }
+                    .run(s);
+                for r in 0..rows {
+                    let at = r * self.width + first;
+                    map2(s, out.add(at), up_rows.as_ptr().add(at), last - first, |g, u| s.mul(silu(s, g), u));
+                }
+            }
+        }
+    }
+}
+
+struct Down<'a> {
+    jobs: &'a [ExpertJob<'a>],
+    plan: &'a Plan,
+    thread: usize,
+    middle: *const f32,
+    width: usize,
+    hidden: usize,
+    out: *mut f32,
+    local: &'a mut ThreadScratch,
+}
+impl Kernel for Down<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, job) in self.jobs.iter().enumerate() {
+            let (from, to) = self.plan.part(i, self.thread);
+            if from >= to {
+                continue;
+            }
+            let down = job.expert.down;
+            // SAFETY: as in `GateUp`; threads write disjoint columns of `out`.
+            unsafe {
+                let rows = self.middle.add(job.first_pair * self.width);
+                let operand = &mut self.local.operand;
+                operand.gather(s, down.layout(), rows, self.width, Rows::First(job.rows.len()));
+                let out = self.out.add(job.first_pair * self.hidden);
+                Strips { matrix: down, operand, from, to, out, stride: self.hidden }.run(s);
+            }
+        }
+    }
+}
+
+struct Combine<'a> {
+    pairs: &'a [f32],
+    weights: &'a [f32],
+    places: &'a [u32],
+    ranks: usize,
+    hidden: usize,
+    out: *mut f32,
+    first: usize,
+    last: usize,
+}
+impl Kernel for Combine<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let n = self.hidden;
+        let mut sum = vec![0.0f32; n];
+        for row in self.first..self.last {
+            sum.fill(0.0);
+            for rank in 0..self.ranks {
+                let w = s.splat(self.weights[row * self.ranks + rank]);
+                let place = self.places[row * self.ranks + rank] as usize;
+                let y = &self.pairs[place * n..(place + 1) * n];
+                // SAFETY: both have n values.
+                unsafe { map2(s, sum.as_mut_ptr(), y.as_ptr(), n, |a, b| s.fma(w, b, a)) };
+            }
+            // SAFETY: `combine` checked the length of `out`; rows are disjoint between threads.
+            unsafe { map2(s, self.out.add(row * n), sum.as_ptr(), n, |a, b| s.add(a, b)) };
+        }
+    }
+}
+
+/// `out[row] += sum over ranks, ascending, of weights[row, rank] * pairs[places[row, rank]]`.
+#[allow(clippy::too_many_arguments)]
+pub fn combine(
+    pool: &mut Pool,
+    isa: Isa,
+    pairs: &[f32],
+    weights: &[f32],
+    places: &[u32],
+    ranks: usize,
+    hidden: usize,
+    out: &mut [f32],
+) {
+    let rows = out.len() / hidden.max(1);
+    assert!(weights.len() >= rows * ranks && places.len() >= rows * ranks);
+    let to = SharedMut::new(out);
+    over_rows(pool, rows, |first, last| {
+        dispatch(isa, Combine { pairs, weights, places, ranks, hidden, out: to.get(), first, last });
+    });
+}

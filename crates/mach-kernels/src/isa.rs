@@ -1,0 +1,96 @@
+//! Which instruction set runs: detection, choice by name, and dispatch of kernels.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::simd::{Simd, scalar::Scalar};
+
+/// An instruction set that the kernels are built for and the machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Isa(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// Plain Rust; the definition of the bits.
+    pub const SCALAR: Isa = Isa(Kind::Scalar);
+
+    /// Every instruction set of this machine, best first.
+    pub fn available() -> Vec<Isa> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx512 {
+                all.push(Isa(Kind::Avx512));
+            }
+        }
+        all.push(Isa::SCALAR);
+        all
+    }
+
+    /// The best one.
+    pub fn best() -> Isa {
+        Isa::available()[0]
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let all = Isa::available();
+        all.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+            format!("instruction set `{name}` is not available here; available: {}", names.join(", "))
+        })
+    }
+}
+
+/// A computation that runs on any instruction set.
+pub trait Kernel {
+    /// Runs it. Implementations are `#[inline(always)]`, so that the body is compiled for the target features.
+    fn run<S: Simd>(self, simd: S);
+}
+
+/// Runs `kernel` on `isa`.
+#[inline]
+pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
+    match isa.0 {
+        Kind::Scalar => kernel.run(Scalar::new()),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Kind::Avx512` is made only after detecting every feature that `avx512` enables.
+        Kind::Avx512 => unsafe { avx512(kernel) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,avx2")]
+unsafe fn avx512<K: Kernel>(kernel: K) {
+    // SAFETY: the caller guarantees the features, and they are enabled here.
+    kernel.run(unsafe { crate::simd::avx512::Avx512::new() });
+}

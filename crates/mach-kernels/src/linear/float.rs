@@ -1,0 +1,173 @@
+//! The float path over rows.
+
+use mach_quant::decode::{E2M1, e8m0};
+use mach_quant::{Codec, FloatType};
+
+use super::{STRIP, Strips, row_block};
+use crate::simd::Simd;
+
+const F32: u8 = 0;
+const BF16: u8 = 1;
+const AFFINE4: u8 = 2;
+const AFFINE8: u8 = 3;
+const MXFP4: u8 = 4;
+
+/// # Safety
+/// See [`Strips`].
+#[inline(always)]
+pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
+    // SAFETY: forwarded.
+    unsafe {
+        match job.matrix.layout.codec {
+            Codec::Dense(FloatType::Bf16) => blocks::<S, BF16>(s, job),
+            Codec::Dense(_) => blocks::<S, F32>(s, job),
+            Codec::Affine { bits: 4, .. } => blocks::<S, AFFINE4>(s, job),
+            Codec::Affine { .. } => blocks::<S, AFFINE8>(s, job),
+            Codec::Mxfp4 => blocks::<S, MXFP4>(s, job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
+    let rows = job.operand.rows;
+    let block = row_block(4 * job.operand.cols, 4);
+    let last = (job.to * STRIP).min(job.matrix.layout.rows);
+    let mut start = 0;
+    while start < rows {
+        let end = (start + block).min(rows);
+        let mut n = job.from * STRIP;
+        while n < last {
+            // Four weight rows at once, then the rest one by one; each result is the same either way.
+            let step = if last - n >= 4 { 4 } else { 1 };
+            let mut m = start;
+            while m < end {
+                let take = if end - m >= 4 { 4 } else { 1 };
+                // SAFETY: rows n..n+step and m..m+take exist.
+                unsafe {
+                    match (step, take) {
+                        (4, 4) => tile::<S, 4, 4, CODEC>(s, job, n, m),
+                        (4, _) => tile::<S, 4, 1, CODEC>(s, job, n, m),
+                        (_, 4) => tile::<S, 1, 4, CODEC>(s, job, n, m),
+                        _ => tile::<S, 1, 1, CODEC>(s, job, n, m),
+                    }
+                }
+                m += take;
+            }
+            n += step;
+        }
+        start = end;
+    }
+}
+
+/// `N` weight rows times `M` operand rows.
+#[inline(always)]
+unsafe fn tile<S: Simd, const N: usize, const M: usize, const CODEC: u8>(
+    s: S,
+    job: &Strips<'_>,
+    n: usize,
+    m: usize,
+) {
+    let (layout, cols) = (&job.matrix.layout, job.operand.cols);
+    let unit = layout.unit_bytes();
+    let group = layout.codec.group().unwrap_or(cols);
+    let whole = group / 16 * 16;
+    let mut acc = [[s.splat(0.0); M]; N];
+    // SAFETY: all reads stay inside the rows that the layout and the operand describe.
+    unsafe {
+        let w: [*const u8; N] = std::array::from_fn(|i| job.matrix.data.as_ptr().add((n + i) * unit));
+        let x: [*const f32; M] = std::array::from_fn(|i| job.operand.float.as_ptr().add((m + i) * cols));
+        for g in 0..(cols / group.max(1)) {
+            let scale: [(S::F, S::F); N] =
+                std::array::from_fn(|i| group_scale::<S, CODEC>(s, layout, w[i], g));
+            for c in (0..whole).step_by(16) {
+                let at = g * group + c;
+                let v: [S::F; N] = std::array::from_fn(|i| widen::<S, CODEC>(s, w[i], at, scale[i]));
+                for (j, x) in x.iter().enumerate() {
+                    let xv = s.load(x.add(at));
+                    for i in 0..N {
+                        acc[i][j] = s.fma(v[i], xv, acc[i][j]);
+                    }
+                }
+            }
+        }
+        if whole < group {
+            // Only dense rows may end between multiples of 16: the missing columns count as zeros.
+            for i in 0..N {
+                let mut wide = [0.0f32; 16];
+                let float = if CODEC == BF16 { FloatType::Bf16 } else { FloatType::F32 };
+                let bytes = std::slice::from_raw_parts(w[i], unit);
+                for (k, o) in wide.iter_mut().enumerate().take(cols - whole) {
+                    *o = float.read(bytes, whole + k);
+                }
+                let v = s.load(wide.as_ptr());
+                for j in 0..M {
+                    let mut tail = [0.0f32; 16];
+                    std::ptr::copy_nonoverlapping(x[j].add(whole), tail.as_mut_ptr(), cols - whole);
+                    acc[i][j] = s.fma(v, s.load(tail.as_ptr()), acc[i][j]);
+                }
+            }
+        }
+        if N == 4 && M == 4 {
+            let flat: [S::F; 16] = std::array::from_fn(|k| acc[k % 4 % N][k / 4 % M]);
+            let mut sums = [0.0f32; 16];
+            s.store(sums.as_mut_ptr(), s.reduce_add_16(flat));
+            for j in 0..M {
+                std::ptr::copy_nonoverlapping(
+                    sums.as_ptr().add(4 * j),
+                    job.out.add((m + j) * job.stride + n),
+                    4,
+                );
+            }
+        } else {
+            for j in 0..M {
+                for i in 0..N {
+                    job.out.add((m + j) * job.stride + n + i).write(s.reduce_add(acc[i][j]));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn group_scale<S: Simd, const CODEC: u8>(
+    s: S,
+    layout: &mach_quant::MatrixLayout,
+    row: *const u8,
+    g: usize,
+) -> (S::F, S::F) {
+    let zero = s.splat(0.0);
+    match layout.codec {
+        Codec::Dense(_) => (zero, zero),
+        // SAFETY: scales follow the codes, biases the scales, one for each group.
+        Codec::Affine { scales, .. } => unsafe {
+            let at = row.add(layout.cols * layout.codec.bits() / 8);
+            let groups = layout.groups();
+            let read = |i: usize| {
+                if scales == FloatType::Bf16 {
+                    f32::from_bits(u32::from(at.cast::<u16>().add(i).read_unaligned()) << 16)
+                } else {
+                    at.cast::<f32>().add(i).read_unaligned()
+                }
+            };
+            (s.splat(read(g)), s.splat(read(groups + g)))
+        },
+        // SAFETY: as above, one byte a group.
+        Codec::Mxfp4 => unsafe { (s.splat(e8m0(row.add(layout.cols / 2 + g).read())), zero) },
+    }
+}
+
+/// 16 weights from column `at` on.
+#[inline(always)]
+unsafe fn widen<S: Simd, const CODEC: u8>(s: S, row: *const u8, at: usize, scale: (S::F, S::F)) -> S::F {
+    // SAFETY: the caller stays inside the row.
+    unsafe {
+        match CODEC {
+            F32 => s.load(row.cast::<f32>().add(at)),
+            BF16 => s.load_bf16(row.cast::<u16>().add(at)),
+            AFFINE4 => s.fma(s.to_float(s.load_nibbles(row.add(at / 2))), scale.0, scale.1),
+            AFFINE8 => s.fma(s.to_float(s.load_u8(row.add(at))), scale.0, scale.1),
+            _ => s.mul(s.lookup(&E2M1, s.load_nibbles(row.add(at / 2))), scale.0),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The int8 path over tiles.
+
+use mach_quant::{Codec, FloatType, TILE_ROWS};
+
+use super::{STRIP, Strips, row_block};
+use crate::quantize::panel_width;
+use crate::simd::Simd;
+
+const AFFINE4: u8 = 0;
+const AFFINE8: u8 = 1;
+const MXFP4: u8 = 2;
+
+/// Twice the e2m1 values, plus 12, so that they are unsigned.
+const E2M1_TWICE_PLUS_12: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// # Safety
+/// See [`Strips`].
+#[inline(always)]
+pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
+    // SAFETY: forwarded.
+    unsafe {
+        match job.matrix.layout.codec {
+            Codec::Affine { bits: 4, scales: FloatType::Bf16, .. } => blocks::<S, AFFINE4, true>(s, job),
+            Codec::Affine { bits: 4, .. } => blocks::<S, AFFINE4, false>(s, job),
+            Codec::Affine { scales: FloatType::Bf16, .. } => blocks::<S, AFFINE8, true>(s, job),
+            Codec::Affine { .. } => blocks::<S, AFFINE8, false>(s, job),
+            Codec::Mxfp4 => blocks::<S, MXFP4, false>(s, job),
+            Codec::Dense(_) => unreachable!("tiles are quantized"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn blocks<S: Simd, const CODEC: u8, const BF16: bool>(s: S, job: &Strips<'_>) {
+    let (layout, x) = (&job.matrix.layout, job.operand);
+    let (rows, cols, groups) = (x.rows, x.cols, layout.groups());
+    let block = row_block(cols, 8);
+    let mut start = 0;
+    while start < rows {
+        let end = (start + block).min(rows);
+        for strip in job.from..job.to {
+            // SAFETY: strips lie inside the matrix, panels inside the operand, results inside `out`.
+            unsafe {
+                let tile = job.matrix.data.as_ptr().add(strip * layout.unit_bytes());
+                let width = STRIP.min(layout.rows - strip * STRIP);
+                let out = job.out.add(strip * STRIP);
+                let mut row = start;
+                while row < end {
+                    let w = panel_width(row, rows);
+                    let panel = Panel {
+                        q: x.q.as_ptr().add(row * cols),
+                        scale: x.scale.as_ptr().add(row * groups),
+                        sum: x.sum.as_ptr().add(row * groups),
+                    };
+                    let out = out.add(row * job.stride);
+                    let shape = Shape { groups, group: x.group, tile_bytes: layout.tile_bytes() };
+                    match w {
+                        8 => put(
+                            s,
+                            strip8::<S, 8, 1, CODEC, BF16>(s, tile, panel, shape),
+                            out,
+                            job.stride,
+                            width,
+                        ),
+                        4 => put(
+                            s,
+                            strip8::<S, 4, 1, CODEC, BF16>(s, tile, panel, shape),
+                            out,
+                            job.stride,
+                            width,
+                        ),
+                        2 => put(
+                            s,
+                            strip8::<S, 2, 2, CODEC, BF16>(s, tile, panel, shape),
+                            out,
+                            job.stride,
+                            width,
+                        ),
+                        _ => put(
+                            s,
+                            strip8::<S, 1, 4, CODEC, BF16>(s, tile, panel, shape),
+                            out,
+                            job.stride,
+                            width,
+                        ),
+                    }
+                    row += w;
+                }
+            }
+        }
+        start = end;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Panel {
+    q: *const i8,
+    scale: *const f32,
+    sum: *const f32,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    groups: usize,
+    group: usize,
+    tile_bytes: usize,
+}
+
+/// Stores `W` results of `width` (up to 16) columns.
+#[inline(always)]
+unsafe fn put<S: Simd, const W: usize>(s: S, y: [S::F; W], out: *mut f32, stride: usize, width: usize) {
+    for (m, v) in y.into_iter().enumerate() {
+        // SAFETY: `out` has `width` columns at each of `W` rows.
+        unsafe {
+            if width == STRIP {
+                s.store(out.add(m * stride), v);
+            } else {
+                let mut all = [0.0f32; STRIP];
+                s.store(all.as_mut_ptr(), v);
+                std::ptr::copy_nonoverlapping(all.as_ptr(), out.add(m * stride), width);
+            }
+        }
+    }
+}
+
+/// One strip of 16 weight rows times a panel of `W` rows. `A` independent integer sums hide the latency of the dot
+/// products when `W` is small; integer sums have no order.
+#[inline(always)]
+unsafe fn strip8<S: Simd, const W: usize, const A: usize, const CODEC: u8, const BF16: bool>(
+    s: S,
+    mut tile: *const u8,
+    panel: Panel,
+    shape: Shape,
+) -> [S::F; W] {
+    let mut y = [s.splat(0.0); W];
+    let mut q = panel.q;
+    let (mut scale, mut sum) = (panel.scale, panel.sum);
+    // Four lines at a time: 32 columns of 4-bit codes, 16 of 8-bit codes.
+    let steps = shape.group / if CODEC == AFFINE8 { 16 } else { 32 };
+    for _ in 0..shape.groups {
+        let mut d = [[s.splat_int(0); W]; A];
+        let mut lines = tile;
+        for _ in 0..steps {
+            for l in 0..4 {
+                // SAFETY: the tile has `4 * steps` lines, the panel a quad of columns for each.
+                unsafe {
+                    if W <= 2 {
+                        s.prefetch(lines.wrapping_add(PREFETCH + 64 * l));
+                    }
+                    let line = s.load_bytes(lines.add(64 * l));
+                    if CODEC == AFFINE8 {
+                        for m in 0..W {
+                            d[l % A][m] = s.dot(d[l % A][m], line, quad(q, l * W + m));
+                        }
+                    } else {
+                        let (mut low, mut high) = (s.low_nibbles(line), s.high_nibbles(line));
+                        if CODEC == MXFP4 {
+                            low = s.lookup_bytes(&E2M1_TWICE_PLUS_12, low);
+                            high = s.lookup_bytes(&E2M1_TWICE_PLUS_12, high);
+                        }
+                        for m in 0..W {
+                            let a = 2 * l % A;
+                            d[a][m] = s.dot_small(d[a][m], low, quad(q, 2 * l * W + m));
+                        }
+                        for m in 0..W {
+                            let a = (2 * l + 1) % A;
+                            d[a][m] = s.dot_small(d[a][m], high, quad(q, (2 * l + 1) * W + m));
+                        }
+                    }
+                }
+            }
+            // SAFETY: stays inside, or one past the end.
+            unsafe {
+                lines = lines.add(256);
+                q = q.add(if CODEC == AFFINE8 { 16 } else { 32 } * W);
+            }
+        }
+        // SAFETY: scales (and biases) follow the lines; the panel has W scales and sums a group.
+        unsafe {
+            let (ws, wb) = if CODEC == MXFP4 {
+                let e = s.add_int(s.load_u8(lines), s.splat_int(-127));
+                (s.exp2_int(e), s.splat(0.0))
+            } else if BF16 {
+                (s.load_bf16(lines.cast()), s.load_bf16(lines.cast::<u16>().add(TILE_ROWS)))
+            } else {
+                (s.load(lines.cast()), s.load(lines.cast::<f32>().add(TILE_ROWS)))
+            };
+            for m in 0..W {
+                let mut total = d[0][m];
+                for part in d.iter().skip(1) {
+                    total = s.add_int(total, part[m]);
+                }
+                let (sx, sq) = (scale.add(m).read(), sum.add(m).read());
+                let total = s.to_float(total);
+                y[m] = if CODEC == MXFP4 {
+                    // Exact: both are integers below 2^24.
+                    let centred = s.sub(total, s.splat(12.0 * sq));
+                    s.fma(s.mul(ws, centred), s.splat(0.5 * sx), y[m])
+                } else {
+                    s.fma(s.fma(ws, total, s.mul(wb, s.splat(sq))), s.splat(sx), y[m])
+                };
+            }
+            tile = tile.add(shape.tile_bytes);
+            scale = scale.add(W);
+            sum = sum.add(W);
+        }
+    }
+    y
+}
+
+/// How far ahead single-row products ask for weights: past the 4 KiB page at which hardware prefetchers stop.
+const PREFETCH: usize = 4096;
+
+#[inline(always)]
+unsafe fn quad(q: *const i8, i: usize) -> i32 {
+    // SAFETY: the caller stays inside the panel.
+    unsafe { q.add(4 * i).cast::<i32>().read_unaligned() }
+}

@@ -1,0 +1,165 @@
+//! Elementary functions of our own, so that no result depends on a platform's libm: vector `exp` and its relatives in
+//! f32, and scalar f64 functions (plain sums and products only) for tables.
+
+use crate::simd::Simd;
+
+/// Below this `exp` returns 0.
+const EXP_MIN: f32 = -87.0;
+
+/// `e^x` for x up to 88, relative error below 2e-7; 0 below -87. Range reduction by ln 2 and a polynomial of degree 6
+/// (coefficients: the Cephes library's minimax fit of `expf`).
+#[inline(always)]
+pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    let clamped = s.max(s.min(x, s.splat(88.0)), s.splat(EXP_MIN));
+    let n = s.to_int(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
+    let nf = s.to_float(n);
+    let r = s.fma(nf, s.splat(-0.693_359_4), clamped);
+    let r = s.fma(nf, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    let p = s.fma(p, s.mul(r, r), s.add(r, s.splat(1.0)));
+    s.zero_below(x, EXP_MIN, s.mul(p, s.exp2_int(n)))
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
+}
+
+/// `x * sigmoid(x)`.
+#[inline(always)]
+pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
+}
+
+/// `e^x` in f64 by plain arithmetic; relative error about 1e-16 for |x| < 700.
+pub fn exp64(x: f64) -> f64 {
+    let x = x.clamp(-700.0, 700.0);
+    let n = (x * std::f64::consts::LOG2_E).round_ties_even();
+    let r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;
+    let mut p = 1.0;
+    for k in (1..=15).rev() {
+        p = 1.0 + p * r / f64::from(k);
+    }
+    p * f64::from_bits(((1023 + n as i64) as u64) << 52)
+}
+
+/// Natural logarithm of a positive normal f64 by plain arithmetic; other arguments give NaN or minus infinity.
+pub fn ln64(x: f64) -> f64 {
+    if x == 0.0 {
+        return f64::NEG_INFINITY;
+    }
+    if !(x >= f64::MIN_POSITIVE && x.is_finite()) {
+        return if x == f64::INFINITY { x } else { f64::NAN };
+    }
+    let bits = x.to_bits();
+    let mut e = ((bits >> 52) as i64) - 1023;
+    let mut m = f64::from_bits((bits & 0x000F_FFFF_FFFF_FFFF) | (1023 << 52));
+    if m > std::f64::consts::SQRT_2 {
+        m *= 0.5;
+        e += 1;
+    }
+    // ln m = 2 artanh((m - 1) / (m + 1))
+    let t = (m - 1.0) / (m + 1.0);
+    let t2 = t * t;
+    let mut sum = 0.0;
+    for k in (0..14).rev() {
+        sum = sum * t2 + 1.0 / f64::from(2 * k + 1);
+    }
+    e as f64 * 6.931_471_803_691_238e-1 + (2.0 * t * sum + e as f64 * 1.908_214_929_270_587_7e-10)
+}
+
+/// `ln(1 + e^x)`.
+pub fn softplus(x: f32) -> f32 {
+    let x = f64::from(x);
+    // Past 40 the second term is below f64's resolution; below -40 it is e^x itself.
+    let y = if x > 40.0 {
+        x
+    } else if x < -40.0 {
+        exp64(x)
+    } else {
+        ln64(1.0 + exp64(x))
+    };
+    y as f32
+}
+
+/// Sine and cosine of an angle up to 2^20 or so, by plain arithmetic.
+pub fn sin_cos(x: f64) -> (f64, f64) {
+    let n = (x * std::f64::consts::FRAC_2_PI).round_ties_even();
+    // pi/2 in three parts of 33 bits: the products with n are exact.
+    let r =
+        ((x - n * 1.570_796_326_734_125_6) - n * 6.077_100_506_303_966e-11) - n * 2.022_266_248_795_950_7e-21;
+    let r2 = r * r;
+    let (mut s, mut c) = (0.0, 0.0);
+    for k in (0..9).rev() {
+        let (a, b) = (f64::from(2 * k + 2), f64::from(2 * k + 1));
+        s = 1.0 - r2 / (a * (a + 1.0)) * if k == 8 { 1.0 } else { s };
+        c = 1.0 - r2 / (a * b) * if k == 8 { 1.0 } else { c };
+    }
+    let s = s * r;
+    match (n as i64).rem_euclid(4) {
+        0 => (s, c),
+        1 => (c, -s),
+        2 => (-s, -c),
+        _ => (-c, s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isa, Kernel, dispatch};
+
+    #[test]
+    fn scalar_functions_are_close_to_libm() {
+        for i in -4000..4000 {
+            let x = f64::from(i) * 0.01;
+            assert!((exp64(x) - x.exp()).abs() <= 1e-15 * x.exp() * 4.0, "exp {x}");
+            let p = x.exp();
+            assert!((ln64(p) - x).abs() <= 1e-14 * x.abs().max(1.0), "ln {p}");
+            assert!(
+                (f64::from(softplus(x as f32)) - (1.0 + f64::from(x as f32).exp()).ln()).abs() < 1e-6,
+                "softplus {x}"
+            );
+        }
+        for i in 0..200_000 {
+            let x = f64::from(i) * 1.3;
+            let (s, c) = sin_cos(x);
+            assert!((s - x.sin()).abs() < 1e-12 && (c - x.cos()).abs() < 1e-12, "sin_cos {x}: {s} {c}");
+        }
+        assert_eq!(ln64(0.0), f64::NEG_INFINITY);
+        assert!(ln64(-1.0).is_nan());
+    }
+
+    struct Exp<'a>(&'a [f32], &'a mut [f32]);
+    impl Kernel for Exp<'_> {
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (x, y) in self.0.chunks_exact(16).zip(self.1.chunks_exact_mut(16)) {
+                // SAFETY: chunks of 16.
+                unsafe { s.store(y.as_mut_ptr(), exp(s, s.load(x.as_ptr()))) };
+            }
+        }
+    }
+
+    #[test]
+    fn vector_exp_is_accurate_and_the_same_everywhere() {
+        let x: Vec<f32> = (0..64_000).map(|i| -100.0 + i as f32 * 0.0029).collect();
+        let mut reference = vec![0.0; x.len()];
+        dispatch(Isa::SCALAR, Exp(&x, &mut reference));
+        for (x, y) in x.iter().zip(&reference) {
+            let exact = if *x < EXP_MIN { 0.0 } else { f64::from(*x).exp() };
+            assert!((f64::from(*y) - exact).abs() <= 2e-7 * exact, "{x}: {y} {exact}");
+        }
+        for isa in Isa::available() {
+            let mut y = vec![0.0; x.len()];
+            dispatch(isa, Exp(&x, &mut y));
+            assert!(y.iter().zip(&reference).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
+        }
+    }
+}

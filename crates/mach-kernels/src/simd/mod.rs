@@ -1,0 +1,113 @@
+//! Sixteen lanes of f32 or i32 and 64 bytes of codes, on every instruction set with the same bits.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod scalar;
+
+/// One instruction set. A value of an implementing type is proof that the machine has it: values are made only by
+/// [`crate::dispatch`] after detection, which is what makes the arithmetic methods safe to call.
+///
+/// Contract: every method returns the same bits on every implementation, NaN payloads excepted. Reductions follow one
+/// tree: lanes `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// 16 x f32.
+    type F: Copy;
+    /// 16 x i32.
+    type I: Copy;
+    /// 64 x u8: 16 lanes of 4 codes.
+    type B: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Loads 16 values.
+    ///
+    /// # Safety
+    /// `p..p + 16` is readable.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Stores 16 values.
+    ///
+    /// # Safety
+    /// `p..p + 16` is writable.
+    unsafe fn store(self, p: *mut f32, x: Self::F);
+    /// Loads and widens 16 bfloat16.
+    ///
+    /// # Safety
+    /// `p..p + 16` is readable.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F;
+    /// Rounds to bfloat16, to nearest even, and stores 16 values. NaN lanes store some NaN.
+    ///
+    /// # Safety
+    /// `p..p + 16` is writable.
+    unsafe fn store_bf16(self, p: *mut u16, x: Self::F);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c` with one rounding.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a < b ? a : b` (b if either is NaN).
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b` (b if either is NaN).
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Lanes of `v` where `x >= limit`, else 0.
+    fn zero_below(self, x: Self::F, limit: f32, v: Self::F) -> Self::F;
+    /// `|x|`.
+    fn abs(self, x: Self::F) -> Self::F;
+    /// Sum over the lanes by the tree.
+    fn reduce_add(self, x: Self::F) -> f32;
+    /// Maximum over the lanes (no NaN).
+    fn reduce_max(self, x: Self::F) -> f32;
+    /// Lane `i` of the result is `reduce_add(x[i])`.
+    fn reduce_add_16(self, x: [Self::F; 16]) -> Self::F;
+
+    /// All lanes `x`.
+    fn splat_int(self, x: i32) -> Self::I;
+    /// `a + b`, wrapping.
+    fn add_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// To the nearest integer, ties to even. Lanes are within i32.
+    fn to_int(self, x: Self::F) -> Self::I;
+    /// To f32, to nearest even.
+    fn to_float(self, x: Self::I) -> Self::F;
+    /// `2^n`, `n` in -126..=127.
+    fn exp2_int(self, n: Self::I) -> Self::F;
+    /// Stores the low bytes of 16 lanes that are within i8.
+    ///
+    /// # Safety
+    /// `p..p + 16` is writable.
+    unsafe fn store_i8(self, p: *mut i8, x: Self::I);
+
+    /// Loads 64 bytes.
+    ///
+    /// # Safety
+    /// `p..p + 64` is readable.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::B;
+    /// `b & 15` per byte.
+    fn low_nibbles(self, b: Self::B) -> Self::B;
+    /// `b >> 4` per byte.
+    fn high_nibbles(self, b: Self::B) -> Self::B;
+    /// `table[b]` per byte; bytes are below 16.
+    fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B;
+    /// Lane `i`: `acc[i] + sum_c w[4 i + c] * a_c`, `a` four signed bytes (little-endian), `w` unsigned and at most 31.
+    fn dot_small(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
+    /// As [`Simd::dot_small`] with any unsigned `w`.
+    fn dot(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
+
+    /// 16 four-bit codes of 8 bytes, low nibble first, as integers.
+    ///
+    /// # Safety
+    /// `p..p + 8` is readable.
+    unsafe fn load_nibbles(self, p: *const u8) -> Self::I;
+    /// 16 bytes as integers.
+    ///
+    /// # Safety
+    /// `p..p + 16` is readable.
+    unsafe fn load_u8(self, p: *const u8) -> Self::I;
+    /// `table[i]` per lane; lanes are in 0..16.
+    fn lookup(self, table: &[f32; 16], i: Self::I) -> Self::F;
+    /// Asks for the cache line at `p`; any address is allowed.
+    fn prefetch(self, p: *const u8);
+}

@@ -1,0 +1,104 @@
+//! How the elements of a matrix are encoded.
+
+/// Floating point types of dense weights and of scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// IEEE single.
+    F32,
+    /// IEEE half. Only in sources: layouts widen it to `F32`, which is exact.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl FloatType {
+    /// Bytes an element.
+    pub const fn size(self) -> usize {
+        match self {
+            FloatType::F32 => 4,
+            FloatType::F16 | FloatType::Bf16 => 2,
+        }
+    }
+
+    /// Reads element `i` of little-endian `bytes`, widened. Out of range reads as 0.
+    #[inline]
+    pub fn read(self, bytes: &[u8], i: usize) -> f32 {
+        let at = i * self.size();
+        match (self, bytes.get(at..at + self.size())) {
+            (FloatType::F32, Some(&[a, b, c, d])) => f32::from_le_bytes([a, b, c, d]),
+            (FloatType::F16, Some(&[a, b])) => half::f16::from_le_bytes([a, b]).to_f32(),
+            (FloatType::Bf16, Some(&[a, b])) => bf16_to_f32(u16::from_le_bytes([a, b])),
+            _ => 0.0,
+        }
+    }
+
+    /// The type that a layout stores for this source type.
+    pub const fn stored(self) -> FloatType {
+        match self {
+            FloatType::Bf16 => FloatType::Bf16,
+            FloatType::F16 | FloatType::F32 => FloatType::F32,
+        }
+    }
+}
+
+/// Encoding of a matrix, groups running along the columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// Plain floats.
+    Dense(FloatType),
+    /// MLX affine: `value = code * scale + bias`, codes unsigned of `bits` 4 or 8.
+    Affine {
+        /// Bits a code.
+        bits: u8,
+        /// Columns that share scale and bias.
+        group: usize,
+        /// Type of scales and biases.
+        scales: FloatType,
+    },
+    /// e2m1 codes with one e8m0 scale for 32 columns.
+    Mxfp4,
+}
+
+impl Codec {
+    /// Columns that share a scale; `None` for dense weights.
+    pub const fn group(self) -> Option<usize> {
+        match self {
+            Codec::Dense(_) => None,
+            Codec::Affine { group, .. } => Some(group),
+            Codec::Mxfp4 => Some(32),
+        }
+    }
+
+    /// Bits an element, scales not counted.
+    pub const fn bits(self) -> usize {
+        match self {
+            Codec::Dense(t) => 8 * t.size(),
+            Codec::Affine { bits, .. } => bits as usize,
+            Codec::Mxfp4 => 4,
+        }
+    }
+
+    /// Bytes of scales (and biases) for one row and one group.
+    pub const fn scale_bytes(self) -> usize {
+        match self {
+            Codec::Dense(_) => 0,
+            Codec::Affine { scales, .. } => 2 * scales.size(),
+            Codec::Mxfp4 => 1,
+        }
+    }
+
+    /// The codec that a layout stores for this source codec (half scales and half weights are widened).
+    pub const fn stored(self) -> Codec {
+        match self {
+            Codec::Dense(t) => Codec::Dense(t.stored()),
+            Codec::Affine { bits, group, scales } => Codec::Affine { bits, group, scales: scales.stored() },
+            Codec::Mxfp4 => Codec::Mxfp4,
+        }
+    }
+}
+
+/// Widens a bfloat16.
+#[inline]
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}

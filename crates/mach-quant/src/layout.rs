@@ -1,0 +1,128 @@
+//! A matrix as the kernels read it.
+
+use crate::codec::Codec;
+use crate::source::{Source, widen};
+use crate::tile::{TILE_ROWS, decode_tile_row, pack_tile, tile_bytes};
+
+/// Order of a matrix in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Tiles of 16 rows x one group, all groups of a row tile together: for int8 activations.
+    Tiles,
+    /// Row-major, each row its elements or packed codes, then its scales, then its biases: for float activations.
+    Rows,
+}
+
+/// Shape, encoding and order of a matrix in memory. The same bytes may lie in a sidecar file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MatrixLayout {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Encoding; scales and dense elements are bf16 or f32, never half.
+    pub codec: Codec,
+    /// Order.
+    pub order: Order,
+}
+
+impl MatrixLayout {
+    /// The layout for a source: tiles need a quantized codec, so dense sources always are `Rows`.
+    pub fn of(source: &Source<'_>, order: Order) -> Self {
+        let codec = source.codec().stored();
+        let order = if codec.group().is_some() { order } else { Order::Rows };
+        MatrixLayout { rows: source.rows(), cols: source.cols(), codec, order }
+    }
+
+    /// Groups of a row; 0 for dense.
+    pub fn groups(&self) -> usize {
+        self.codec.group().map_or(0, |g| self.cols / g)
+    }
+
+    /// Units of `unit_bytes`: row tiles or rows.
+    pub fn units(&self) -> usize {
+        match self.order {
+            Order::Tiles => self.rows.div_ceil(TILE_ROWS),
+            Order::Rows => self.rows,
+        }
+    }
+
+    /// Bytes of one tile (order `Tiles`).
+    pub fn tile_bytes(&self) -> usize {
+        tile_bytes(self.codec)
+    }
+
+    /// Bytes of one unit.
+    pub fn unit_bytes(&self) -> usize {
+        match self.order {
+            Order::Tiles => self.groups() * self.tile_bytes(),
+            Order::Rows => self.cols * self.codec.bits() / 8 + self.groups() * self.codec.scale_bytes(),
+        }
+    }
+
+    /// Bytes of the whole matrix.
+    pub fn bytes(&self) -> usize {
+        self.units() * self.unit_bytes()
+    }
+
+    /// Writes units `first..` of the source into `out`, as many as `out` holds.
+    pub fn pack(&self, source: &Source<'_>, first: usize, out: &mut [u8]) {
+        for (i, unit) in out.chunks_exact_mut(self.unit_bytes().max(1)).enumerate() {
+            match self.order {
+                Order::Tiles => {
+                    for (g, tile) in unit.chunks_exact_mut(self.tile_bytes()).enumerate() {
+                        pack_tile(source, first + i, g, tile);
+                    }
+                }
+                Order::Rows => self.pack_row(source, first + i, unit),
+            }
+        }
+    }
+
+    fn pack_row(&self, source: &Source<'_>, row: usize, out: &mut [u8]) {
+        let (weight, rest) = out.split_at_mut(self.cols * self.codec.bits() / 8);
+        match source.codec() {
+            Codec::Dense(t) => widen(t, source.weight_row(row), weight),
+            Codec::Affine { scales, .. } => {
+                weight.copy_from_slice(source.weight_row(row));
+                let (s, b) = rest.split_at_mut(rest.len() / 2);
+                widen(scales, source.scale_row(row), s);
+                widen(scales, source.bias_row(row), b);
+            }
+            Codec::Mxfp4 => {
+                weight.copy_from_slice(source.weight_row(row));
+                rest.copy_from_slice(source.scale_row(row));
+            }
+        }
+    }
+
+    /// Decodes one row into `out[..cols]` (embedding lookup, reference).
+    pub fn decode_row(&self, data: &[u8], row: usize, out: &mut [f32]) {
+        let out = &mut out[..self.cols];
+        match self.order {
+            Order::Tiles => {
+                let (unit, group) = (self.unit_bytes(), self.codec.group().unwrap_or(1));
+                let tiles = &data[row / TILE_ROWS * unit..(row / TILE_ROWS + 1) * unit];
+                for (tile, o) in tiles.chunks_exact(self.tile_bytes()).zip(out.chunks_exact_mut(group)) {
+                    decode_tile_row(self.codec, tile, row % TILE_ROWS, o);
+                }
+            }
+            Order::Rows => {
+                let unit = &data[row * self.unit_bytes()..(row + 1) * self.unit_bytes()];
+                let (weight, rest) = unit.split_at(self.cols * self.codec.bits() / 8);
+                match self.codec {
+                    Codec::Dense(t) => {
+                        for (j, o) in out.iter_mut().enumerate() {
+                            *o = t.read(weight, j);
+                        }
+                    }
+                    Codec::Affine { bits, group, scales } => {
+                        let (s, b) = rest.split_at(rest.len() / 2);
+                        crate::decode::affine_row(bits, group, scales, weight, s, b, out);
+                    }
+                    Codec::Mxfp4 => crate::decode::mxfp4_row(weight, rest, out),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A matrix as a checkpoint stores it.
+
+use crate::codec::{Codec, FloatType};
+use crate::decode;
+
+/// Why a [`Source`] is not what it says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// A codec that the layouts cannot hold.
+    #[error("unsupported encoding {0:?}")]
+    Codec(Codec),
+    /// Columns are no multiple of the group.
+    #[error("{cols} columns are no multiple of the group of {group}")]
+    Columns {
+        /// Columns.
+        cols: usize,
+        /// Group.
+        group: usize,
+    },
+    /// A byte slice has a wrong length.
+    #[error("{what}: {found} bytes where {expected} are needed")]
+    Length {
+        /// Which slice.
+        what: &'static str,
+        /// Bytes found.
+        found: usize,
+        /// Bytes needed.
+        expected: usize,
+    },
+}
+
+/// A row-major matrix `[rows, cols]` in its stored form: floats, or codes packed as MLX packs them with scales
+/// `[rows, cols / group]` and, for the affine mode, biases of the same shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    codec: Codec,
+    rows: usize,
+    cols: usize,
+    weight: &'a [u8],
+    scales: &'a [u8],
+    biases: &'a [u8],
+}
+
+impl<'a> Source<'a> {
+    /// Checks lengths against the shape.
+    pub fn new(
+        codec: Codec,
+        rows: usize,
+        cols: usize,
+        weight: &'a [u8],
+        scales: &'a [u8],
+        biases: &'a [u8],
+    ) -> Result<Self, SourceError> {
+        let supported = match codec {
+            Codec::Dense(_) | Codec::Mxfp4 => true,
+            Codec::Affine { bits, group, .. } => matches!(bits, 4 | 8) && matches!(group, 32 | 64 | 128),
+        };
+        if !supported {
+            return Err(SourceError::Codec(codec));
+        }
+        if let Some(group) = codec.group()
+            && !cols.is_multiple_of(group)
+        {
+            return Err(SourceError::Columns { cols, group });
+        }
+        let scale_len = |per: usize| codec.group().map_or(0, |g| rows * (cols / g) * per);
+        let (s, b) = match codec {
+            Codec::Dense(_) => (0, 0),
+            Codec::Affine { scales, .. } => (scale_len(scales.size()), scale_len(scales.size())),
+            Codec::Mxfp4 => (scale_len(1), 0),
+        };
+        for (what, slice, expected) in
+            [("weight", weight, rows * cols * codec.bits() / 8), ("scales", scales, s), ("biases", biases, b)]
+        {
+            if slice.len() != expected {
+                return Err(SourceError::Length { what, found: slice.len(), expected });
+            }
+        }
+        Ok(Source { codec, rows, cols, weight, scales, biases })
+    }
+
+    /// Encoding.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The bytes of one row's elements or codes.
+    pub fn weight_row(&self, row: usize) -> &'a [u8] {
+        let n = self.cols * self.codec.bits() / 8;
+        &self.weight[row * n..(row + 1) * n]
+    }
+
+    /// The bytes of one row's scales.
+    pub fn scale_row(&self, row: usize) -> &'a [u8] {
+        let n = self.scales.len() / self.rows;
+        &self.scales[row * n..(row + 1) * n]
+    }
+
+    /// The bytes of one row's biases.
+    pub fn bias_row(&self, row: usize) -> &'a [u8] {
+        let n = self.biases.len() / self.rows;
+        &self.biases[row * n..(row + 1) * n]
+    }
+
+    /// Decodes one row by the reference decoders.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let (w, s, b) = (self.weight_row(row), self.scale_row(row), self.bias_row(row));
+        match self.codec {
+            Codec::Dense(t) => {
+                for (j, o) in out.iter_mut().enumerate().take(self.cols) {
+                    *o = t.read(w, j);
+                }
+            }
+            Codec::Affine { bits, group, scales } => decode::affine_row(bits, group, scales, w, s, b, out),
+            Codec::Mxfp4 => decode::mxfp4_row(w, s, out),
+        }
+    }
+
+    /// Scale `i` of a row, widened (e8m0 scales included).
+    pub(crate) fn scale(&self, row: usize, group: usize) -> f32 {
+        match self.codec {
+            Codec::Affine { scales, .. } => scales.read(self.scale_row(row), group),
+            Codec::Mxfp4 => decode::e8m0(self.scale_row(row)[group]),
+            Codec::Dense(_) => 1.0,
+        }
+    }
+
+    /// Bias `i` of a row, widened.
+    pub(crate) fn bias(&self, row: usize, group: usize) -> f32 {
+        match self.codec {
+            Codec::Affine { scales, .. } => scales.read(self.bias_row(row), group),
+            _ => 0.0,
+        }
+    }
+}
+
+/// Widens stored bytes of `from` into little-endian bytes of its [`FloatType::stored`] type.
+pub(crate) fn widen(from: FloatType, bytes: &[u8], out: &mut [u8]) {
+    if from.stored() == from {
+        out.copy_from_slice(bytes);
+    } else {
+        for (i, o) in out.chunks_exact_mut(4).enumerate() {
+            o.copy_from_slice(&from.read(bytes, i).to_le_bytes());
+        }
+    }
+}

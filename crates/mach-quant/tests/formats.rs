@@ -1,0 +1,138 @@
+//! Decoders against the values that MLX computed, and layouts against the decoders.
+
+use std::path::PathBuf;
+
+use mach_quant::{Codec, FloatType, MatrixLayout, Order, Source, decode};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+
+fn fixture() -> Vec<u8> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/quant/mlx.safetensors");
+    std::fs::read(file).expect("fixture")
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn float_type(dtype: safetensors::Dtype) -> FloatType {
+    match dtype {
+        safetensors::Dtype::F32 => FloatType::F32,
+        safetensors::Dtype::F16 => FloatType::F16,
+        _ => FloatType::Bf16,
+    }
+}
+
+#[test]
+fn affine_of_all_widths_equals_mlx() {
+    let bytes = fixture();
+    let st = SafeTensors::deserialize(&bytes).unwrap();
+    let mut checked = 0;
+    for bits in [2u8, 3, 4, 5, 6, 8] {
+        for group in [32, 64, 128] {
+            for suffix in ["", "_f16", "_f32"] {
+                let name = format!("affine_b{bits}_g{group}{suffix}");
+                let Ok(w) = st.tensor(&format!("{name}.weight")) else { continue };
+                let s = st.tensor(&format!("{name}.scales")).unwrap();
+                let b = st.tensor(&format!("{name}.biases")).unwrap();
+                let values = floats(st.tensor(&format!("{name}.values")).unwrap().data());
+                let t = float_type(s.dtype());
+                let mut out = vec![0.0; 256];
+                for row in 0..24 {
+                    let (wl, sl) = (w.data().len() / 24, s.data().len() / 24);
+                    decode::affine_row(
+                        bits,
+                        group,
+                        t,
+                        &w.data()[row * wl..(row + 1) * wl],
+                        &s.data()[row * sl..(row + 1) * sl],
+                        &b.data()[row * sl..(row + 1) * sl],
+                        &mut out,
+                    );
+                    for (o, v) in out.iter().zip(&values[row * 256..]) {
+                        // MLX rounds the product before the sum; with 16-bit scales the product is exact.
+                        let tolerance = if t == FloatType::F32 { 1e-6 } else { 0.0 };
+                        assert!((o - v).abs() <= tolerance, "{name} row {row}: {o} {v}");
+                    }
+                }
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 20);
+}
+
+#[test]
+fn microscaling_formats_equal_mlx() {
+    let bytes = fixture();
+    let st = SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["mxfp4", "mxfp8", "nvfp4", "nvfp4_global"] {
+        let w = st.tensor(&format!("{name}.weight")).unwrap();
+        let s = st.tensor(&format!("{name}.scales")).unwrap();
+        let values = floats(st.tensor(&format!("{name}.values")).unwrap().data());
+        let global = st.tensor(&format!("{name}.global_scale")).ok().map(|t| floats(t.data())[0]);
+        let mut out = vec![0.0; 256];
+        for row in 0..24 {
+            let (wl, sl) = (w.data().len() / 24, s.data().len() / 24);
+            let (wr, sr) = (&w.data()[row * wl..(row + 1) * wl], &s.data()[row * sl..(row + 1) * sl]);
+            match name {
+                "mxfp4" => decode::mxfp4_row(wr, sr, &mut out),
+                "mxfp8" => decode::mxfp8_row(wr, sr, &mut out),
+                _ => decode::nvfp4_row(wr, sr, global, &mut out),
+            }
+            for (o, v) in out.iter().zip(&values[row * 256..]) {
+                assert!((o - v).abs() <= v.abs() * 1e-6, "{name} row {row}: {o} {v}");
+            }
+        }
+    }
+}
+
+fn codec() -> impl Strategy<Value = Codec> {
+    prop_oneof![
+        Just(Codec::Mxfp4),
+        (prop_oneof![Just(4u8), Just(8u8)], prop_oneof![Just(32usize), Just(64), Just(128)], 0..3usize)
+            .prop_map(|(bits, group, t)| Codec::Affine {
+                bits,
+                group,
+                scales: [FloatType::F32, FloatType::F16, FloatType::Bf16][t]
+            }),
+        (0..3usize).prop_map(|t| Codec::Dense([FloatType::F32, FloatType::F16, FloatType::Bf16][t])),
+    ]
+}
+
+proptest! {
+    /// Packing into either order loses nothing: every row decodes to the same bits as its source.
+    #[test]
+    fn layouts_keep_every_value(codec in codec(), rows in 1usize..40, groups in 1usize..4, seed in any::<u64>()) {
+        let cols = groups * codec.group().unwrap_or(24);
+        let mut state = seed | 1;
+        let mut bytes = |n: usize| -> Vec<u8> {
+            (0..n).map(|_| { state ^= state << 13; state ^= state >> 7; state ^= state << 17; (state >> 32) as u8 }).collect()
+        };
+        let weight = bytes(rows * cols * codec.bits() / 8);
+        let per = codec.scale_bytes() / if codec == Codec::Mxfp4 { 1 } else { 2 };
+        let scales = bytes(rows * codec.group().map_or(0, |g| cols / g) * per);
+        let biases = if codec == Codec::Mxfp4 { Vec::new() } else { bytes(scales.len()) };
+        let source = Source::new(codec, rows, cols, &weight, &scales, &biases).unwrap();
+        for order in [Order::Tiles, Order::Rows] {
+            let layout = MatrixLayout::of(&source, order);
+            let mut data = vec![0xAA; layout.bytes()];
+            layout.pack(&source, 0, &mut data);
+            let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+            for row in 0..rows {
+                source.decode_row(row, &mut a);
+                layout.decode_row(&data, row, &mut b);
+                for (x, y) in a.iter().zip(&b) {
+                    prop_assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked(extra in 1usize..100) {
+        let weight = vec![0; 64 * 16 / 2 + extra];
+        let codec = Codec::Affine { bits: 4, group: 64, scales: FloatType::Bf16 };
+        prop_assert!(Source::new(codec, 16, 64, &weight, &[0; 32], &[0; 32]).is_err());
+    }
+}
