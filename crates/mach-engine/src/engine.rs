@@ -30,7 +30,13 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { queue_capacity: 64, prefill_chunk: 512, max_sequences: 4, max_context: None, state_budget: None }
+        Self {
+            queue_capacity: 64,
+            prefill_chunk: 512,
+            max_sequences: 4,
+            max_context: None,
+            state_budget: None,
+        }
     }
 }
 

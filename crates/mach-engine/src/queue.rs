@@ -98,7 +98,8 @@ impl Queue {
     /// Records how long a request held the engine.
     pub(crate) fn served(&self, took: Duration) {
         let mut inner = self.lock();
-        inner.service_time = if inner.service_time.is_zero() { took } else { (inner.service_time * 3 + took) / 4 };
+        inner.service_time =
+            if inner.service_time.is_zero() { took } else { (inner.service_time * 3 + took) / 4 };
     }
 
     /// Takes no more jobs; those waiting are still served.

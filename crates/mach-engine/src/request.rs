@@ -91,7 +91,9 @@ pub type Events = mpsc::UnboundedReceiver<Event>;
 #[non_exhaustive]
 pub enum EngineError {
     /// The prompt leaves no room for an answer.
-    #[error("the prompt has {prompt} tokens; this model's context holds {context}, prompt and answer together")]
+    #[error(
+        "the prompt has {prompt} tokens; this model's context holds {context}, prompt and answer together"
+    )]
     ContextLength {
         /// Tokens of the prompt.
         prompt: usize,
@@ -99,7 +101,9 @@ pub enum EngineError {
         context: usize,
     },
     /// More tokens asked for than any context could hold.
-    #[error("{wanted} tokens were asked for; this model's context holds {context}, prompt and answer together")]
+    #[error(
+        "{wanted} tokens were asked for; this model's context holds {context}, prompt and answer together"
+    )]
     MaxTokens {
         /// Tokens asked for.
         wanted: u32,

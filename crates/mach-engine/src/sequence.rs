@@ -87,7 +87,11 @@ impl Sequence {
 
     /// Chooses the next token from the logits after the last token and reports what became visible. True when the
     /// sequence is complete.
-    pub(crate) fn advance(&mut self, logits: &mut [f32], tokenizer: &TextTokenizer) -> Result<bool, EngineError> {
+    pub(crate) fn advance(
+        &mut self,
+        logits: &mut [f32],
+        tokenizer: &TextTokenizer,
+    ) -> Result<bool, EngineError> {
         let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
         let position = self.tokens.len();
         let id = self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string()))?;

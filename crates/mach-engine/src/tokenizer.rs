@@ -74,7 +74,8 @@ impl TextTokenizer {
     /// `add_special` adds what the tokenizer puts around a plain text (nothing for most chat models); rendered templates
     /// bring their own.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError(e.to_string()))?;
+        let encoding =
+            self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -108,7 +109,9 @@ fn alphabet(tokenizer: &Tokenizer) -> Result<Alphabet, TokenizerError> {
     } else if kinds.iter().any(|k| k == "ByteFallback" || k == "Metaspace") {
         Ok(Alphabet::ByteFallback)
     } else {
-        Err(TokenizerError(format!("decoder {kinds:?} is not supported; known: ByteLevel, ByteFallback, Metaspace")))
+        Err(TokenizerError(format!(
+            "decoder {kinds:?} is not supported; known: ByteLevel, ByteFallback, Metaspace"
+        )))
     }
 }
 

@@ -7,7 +7,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (x - n * 0.693_145_75) - n * 1.428_606_8e-6;
     let high = 1.388_888_9e-3 + r * 1.984_127e-4;
-    let p = 1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (4.166_666_8e-2 + r * (8.333_334e-3 + r * high)))));
+    let p = 1.0
+        + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (4.166_666_8e-2 + r * (8.333_334e-3 + r * high)))));
     let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
     if x <= -87.0 { 0.0 } else { p * scale }
 }
