@@ -1,0 +1,29 @@
+//! `mach COMMAND`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mach::commands::{generate, serve};
+
+/// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
+#[derive(Debug, Parser)]
+#[command(name = "mach", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a checkpoint over HTTP
+    Serve(serve::ServeArgs),
+    /// Generate one answer on the terminal
+    Generate(generate::GenerateArgs),
+}
+
+fn main() -> ExitCode {
+    mach::run(|| match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+    })
+}

@@ -1,0 +1,4 @@
+//! One module a subcommand.
+
+pub mod generate;
+pub mod serve;
