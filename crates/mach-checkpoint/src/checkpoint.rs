@@ -82,6 +82,11 @@ impl Checkpoint {
         self.architecture
     }
 
+    /// Whether the directory was written by [`synth`](crate::synth): random weights, meaningless text.
+    pub fn is_synthetic(&self) -> bool {
+        self.dir.join("synthetic.json").is_file()
+    }
+
     pub(crate) fn quantization(&self) -> &Quantization {
         &self.quantization
     }

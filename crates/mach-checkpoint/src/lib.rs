@@ -13,6 +13,8 @@ mod header;
 mod json;
 mod quantized;
 mod shards;
+mod source;
+pub mod synth;
 mod tokenizer;
 
 pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};

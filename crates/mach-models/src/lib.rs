@@ -3,13 +3,25 @@
 //! A [`Model`] turns token rows of one or many sequences into logits. Under the numerics contract a row's logits depend
 //! only on the checkpoint, the activation mode and the tokens of its own sequence: never on how tokens are split into
 //! calls, on the other segments of a call, on threads or on the instruction set.
+//!
+//! Families ([`qwen3_moe`], [`qwen3_5_moe`]) describe what is computed through the coarse operations of
+//! [`backend::Backend`]; [`cpu`] is the backend that runs them on `mach-kernels`.
 
+#![forbid(unsafe_code)]
+
+pub mod backend;
+mod blocks;
+pub mod cpu;
+mod decoder;
+mod loader;
 mod model;
+pub mod qwen3_5_moe;
+pub mod qwen3_moe;
+mod state;
 
+pub use loader::load;
 pub use model::{
     Activations, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError, NoObserver, Observer,
-    Segment, load,
+    Segment,
 };
-
-mod state;
-pub use state::SequenceState;
+pub use state::{LayerState, SequenceState};

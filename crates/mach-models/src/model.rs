@@ -1,6 +1,6 @@
 //! The interface between a model and its users (engine, golden checks, benchmarks).
 
-use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
+use mach_checkpoint::{CheckpointError, ModelConfig};
 
 use crate::SequenceState;
 
@@ -140,13 +140,4 @@ pub trait Model: Send {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// State of a Gated DeltaNet layer `(conv [channels, taps - 1], state [value_heads, key_dim, value_dim])`, if `layer` is one.
     fn gdn_state(&self, state: &SequenceState, layer: usize) -> Option<(Vec<f32>, Vec<f32>)>;
-}
-
-/// Loads a checkpoint with all experts resident.
-pub fn load(
-    _checkpoint: &Checkpoint,
-    _options: &LoadOptions,
-    _progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Box<dyn Model>, ModelError> {
-    Err(ModelError::Unsupported("interface sketch".into()))
 }

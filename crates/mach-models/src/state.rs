@@ -1,10 +1,22 @@
 //! The state of one sequence.
 
-/// Everything that a model carries from token to token for one sequence: key/value pages of the attention layers,
-/// convolution rows and recurrent matrices of the linear ones.
-#[derive(Debug)]
+use mach_kernels::attention::KvCache;
+use mach_kernels::delta::DeltaState;
+
+/// What one layer carries from token to token.
+#[derive(Debug, Clone)]
+pub enum LayerState {
+    /// Keys and values of softmax attention.
+    Attention(KvCache),
+    /// Convolution rows and recurrent matrices of Gated DeltaNet.
+    Delta(DeltaState),
+}
+
+/// Everything that a model carries from token to token for one sequence. A clone shares the full key/value pages.
+#[derive(Debug, Clone)]
 pub struct SequenceState {
     pub(crate) position: usize,
+    pub(crate) layers: Vec<LayerState>,
 }
 
 impl SequenceState {
@@ -13,9 +25,15 @@ impl SequenceState {
         self.position
     }
 
-    /// Bytes held.
+    /// Bytes held (pages shared with other sequences included).
     pub fn bytes(&self) -> usize {
-        0
+        self.layers
+            .iter()
+            .map(|layer| match layer {
+                LayerState::Attention(kv) => kv.bytes(),
+                LayerState::Delta(delta) => 4 * (delta.conv.len() + delta.state.len()),
+            })
+            .sum()
     }
 }
 

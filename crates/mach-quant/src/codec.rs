@@ -99,6 +99,6 @@ impl Codec {
 
 /// Widens a bfloat16.
 #[inline]
-pub fn bf16_to_f32(bits: u16) -> f32 {
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }

@@ -1,0 +1,28 @@
+//! From a stored matrix to what `mach-quant` lays out.
+
+use mach_quant::{Codec, FloatType, Source};
+
+use crate::{CheckpointError, Dtype, LinearSource, Packing};
+
+impl<'a> LinearSource<'a> {
+    /// The matrix as `mach-quant` reads it. Formats that it cannot lay out are errors naming file and module.
+    pub fn source(&self) -> Result<Source<'a>, CheckpointError> {
+        let float = |dtype: Dtype| match dtype {
+            Dtype::F32 => Ok(FloatType::F32),
+            Dtype::F16 => Ok(FloatType::F16),
+            Dtype::BF16 => Ok(FloatType::Bf16),
+            other => Err(self.unusable(format!("element type {other:?} is not supported"))),
+        };
+        let codec = match self.packing {
+            Packing::Dense(dtype) => Codec::Dense(float(dtype)?),
+            Packing::Affine { bits, group, scales } => Codec::Affine { bits, group, scales: float(scales)? },
+            Packing::Mxfp4 => Codec::Mxfp4,
+        };
+        Source::new(codec, self.rows, self.cols, self.weight, self.scales, self.biases)
+            .map_err(|e| self.unusable(e.to_string()))
+    }
+
+    fn unusable(&self, reason: String) -> CheckpointError {
+        CheckpointError::tensor(self.file, self.module, reason)
+    }
+}

@@ -1,0 +1,241 @@
+//! The tensors of a synthetic checkpoint, in MLX's names and forms, and what fills them.
+//!
+//! Gains are chosen so that every block's input and output stay of order one: projections keep the variance of
+//! their input, output projections halve the deviation, so that the residual stream grows slowly.
+
+use std::sync::Arc;
+
+use super::SynthOptions;
+use super::content::{Content, Grid, Made, halves, normal, random, stream};
+use super::routing::{self, CARRIED, EMBEDDING_SCALE};
+use super::shape::{Shape, TAPS};
+use crate::Family;
+
+/// Token ids from here on have no text in the tokenizer that is written (or are special): the head never picks them.
+pub(super) const TEXT_TOKENS: usize = 16_368;
+
+/// Deviation of 4-bit codes times their varied scales, in units of the grid's power of two.
+const DEVIATION_4: f32 = 6.758;
+/// Deviation of 8-bit codes.
+const DEVIATION_8: f32 = 73.9;
+/// Deviation of logits.
+const HEAD_GAIN: f32 = 2.5;
+/// Deviation of a block's output for an input of order one.
+const OUTPUT_GAIN: f32 = 0.5;
+
+/// One tensor to be written.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) name: String,
+    pub(super) dtype: &'static str,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: usize,
+    pub(super) content: Content,
+}
+
+/// All tensors, in the order of a forward pass.
+pub(super) fn plan(shape: &'static Shape, options: &SynthOptions) -> Vec<Planned> {
+    let mut plan = Plan { seed: options.seed, tensors: Vec::new() };
+    let prefix = shape.prefix();
+    plan.embedding(shape, &format!("{prefix}embed_tokens"));
+    for layer in 0..options.layers {
+        let base = format!("{prefix}layers.{layer}.");
+        plan.ones(format!("{base}input_layernorm.weight"), shape.hidden);
+        if shape.is_full(layer) {
+            plan.attention(shape, &format!("{base}self_attn."));
+        } else {
+            plan.gated_delta(shape, &format!("{base}linear_attn."));
+        }
+        plan.ones(format!("{base}post_attention_layernorm.weight"), shape.hidden);
+        plan.moe(shape, &format!("{base}mlp."), options);
+    }
+    plan.ones(format!("{prefix}norm.weight"), shape.hidden);
+    plan.head(shape);
+    plan.tensors
+}
+
+/// How a projection treats its input.
+#[derive(Clone, Copy)]
+enum Role {
+    /// Variance kept.
+    In,
+    /// Back to the residual stream: carried dimensions untouched.
+    Out,
+}
+
+struct Plan {
+    seed: u64,
+    tensors: Vec<Planned>,
+}
+
+impl Plan {
+    fn push(&mut self, name: String, dtype: &'static str, shape: Vec<usize>, content: Content) {
+        let size = match dtype {
+            "U32" | "F32" => 4,
+            _ => 2,
+        };
+        let bytes = shape.iter().product::<usize>() * size;
+        self.tensors.push(Planned { name, dtype, shape, bytes, content });
+    }
+
+    fn made(
+        &mut self,
+        name: String,
+        dtype: &'static str,
+        shape: Vec<usize>,
+        make: Arc<dyn Fn() -> Vec<u8> + Send + Sync>,
+    ) {
+        self.push(name, dtype, shape, Content::Made(Made(make)));
+    }
+
+    fn ones(&mut self, name: String, length: usize) {
+        self.made(name, "BF16", vec![length], Arc::new(move || halves(vec![1.0; length])));
+    }
+
+    /// A 4-bit linear module, or a stack of them with `lead` `[experts]`.
+    fn linear(&mut self, module: &str, lead: &[usize], rows: usize, cols: usize, role: Role) {
+        let seed = stream(self.seed, module);
+        let (gain, zero_rows) = match role {
+            Role::In => (1.0, 0),
+            Role::Out => (OUTPUT_GAIN, CARRIED),
+        };
+        let grid = Grid {
+            seed: seed ^ 1,
+            exponent: exponent(gain, cols, DEVIATION_4),
+            varied: true,
+            rows,
+            groups: cols / 64,
+            zero_rows,
+            fixed: None,
+            suppressed_from: usize::MAX,
+        };
+        self.quantized(module, lead, rows, cols, Content::Random(seed), grid);
+    }
+
+    fn quantized(
+        &mut self,
+        module: &str,
+        lead: &[usize],
+        rows: usize,
+        cols: usize,
+        codes: Content,
+        grid: Grid,
+    ) {
+        let of = |last: usize| [lead, &[rows, last]].concat();
+        self.push(format!("{module}.weight"), "U32", of(cols / 8), codes);
+        self.push(format!("{module}.scales"), "BF16", of(cols / 64), Content::Scales(grid.clone()));
+        self.push(format!("{module}.biases"), "BF16", of(cols / 64), Content::Biases(grid, 7.5));
+    }
+
+    fn embedding(&mut self, shape: &Shape, module: &str) {
+        let seed = stream(self.seed, module);
+        let words = shape.hidden / 8;
+        // The first word's codes are all 15: the constant dimensions.
+        let codes = Content::Rows { seed, words, first: Some(u32::MAX), from: usize::MAX };
+        let grid = Grid {
+            seed: seed ^ 1,
+            exponent: exponent(1.0, 1, DEVIATION_4),
+            varied: true,
+            rows: shape.vocab,
+            groups: shape.hidden / 64,
+            zero_rows: 0,
+            fixed: Some((CARRIED / 64, EMBEDDING_SCALE)),
+            suppressed_from: usize::MAX,
+        };
+        self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
+    }
+
+    fn head(&mut self, shape: &Shape) {
+        let module = shape.head();
+        let seed = stream(self.seed, module);
+        let codes = Content::Rows { seed, words: shape.hidden / 8, first: None, from: TEXT_TOKENS };
+        let grid = Grid {
+            seed: seed ^ 1,
+            exponent: exponent(HEAD_GAIN, shape.hidden, DEVIATION_4),
+            varied: true,
+            rows: shape.vocab,
+            groups: shape.hidden / 64,
+            zero_rows: 0,
+            fixed: None,
+            suppressed_from: TEXT_TOKENS,
+        };
+        self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
+    }
+
+    fn attention(&mut self, shape: &Shape, base: &str) {
+        let (heads, kv_heads, dim) = shape.attention;
+        let gated = if shape.family == Family::Qwen3_5Moe { 2 } else { 1 };
+        self.linear(&format!("{base}q_proj"), &[], heads * dim * gated, shape.hidden, Role::In);
+        self.linear(&format!("{base}k_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
+        self.linear(&format!("{base}v_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
+        self.linear(&format!("{base}o_proj"), &[], shape.hidden, heads * dim, Role::Out);
+        self.ones(format!("{base}q_norm.weight"), dim);
+        self.ones(format!("{base}k_norm.weight"), dim);
+    }
+
+    fn gated_delta(&mut self, shape: &Shape, base: &str) {
+        let (key_heads, value_heads, dim) = shape.gdn;
+        let channels = (2 * key_heads + value_heads) * dim;
+        let seed = stream(self.seed, base);
+        self.linear(&format!("{base}in_proj_qkv"), &[], channels, shape.hidden, Role::In);
+        self.linear(&format!("{base}in_proj_z"), &[], value_heads * dim, shape.hidden, Role::In);
+        self.linear(&format!("{base}in_proj_b"), &[], value_heads, shape.hidden, Role::In);
+        self.linear(&format!("{base}in_proj_a"), &[], value_heads, shape.hidden, Role::In);
+        let conv = move || halves((0..channels * TAPS).map(|i| 0.5 * normal(seed, i as u64)));
+        self.made(format!("{base}conv1d.weight"), "BF16", vec![channels, TAPS, 1], Arc::new(conv));
+        // Decay rates 1..16 and time steps near 0.02, as such layers are initialised.
+        let rate = move |i: usize| {
+            (1.0 + 15.0 * (random(seed ^ 2, i as u64) >> 40) as f32 / (1u64 << 24) as f32).ln()
+        };
+        let rates = move || (0..value_heads).flat_map(|i| rate(i).to_le_bytes()).collect();
+        self.made(format!("{base}A_log"), "F32", vec![value_heads], Arc::new(rates));
+        let steps = move || halves((0..value_heads).map(|i| -4.0 + 0.5 * normal(seed ^ 3, i as u64)));
+        self.made(format!("{base}dt_bias"), "BF16", vec![value_heads], Arc::new(steps));
+        self.ones(format!("{base}norm.weight"), dim);
+        self.linear(&format!("{base}out_proj"), &[], shape.hidden, value_heads * dim, Role::Out);
+    }
+
+    fn moe(&mut self, shape: &'static Shape, base: &str, options: &SynthOptions) {
+        let (experts, top_k, width) = shape.experts;
+        let hidden = shape.hidden;
+        let (seed, routing) = (stream(self.seed, base), options.routing);
+        let gate = move || routing::quantize(&routing::router(seed, experts, top_k, routing), hidden);
+        let name = format!("{base}gate");
+        let groups = vec![experts, hidden / 64];
+        self.made(format!("{name}.weight"), "U32", vec![experts, hidden / 4], Arc::new(move || gate().0));
+        self.made(format!("{name}.scales"), "BF16", groups.clone(), Arc::new(move || halves(gate().1)));
+        self.made(format!("{name}.biases"), "BF16", groups, Arc::new(move || halves(gate().2)));
+
+        let stack = format!("{base}switch_mlp.");
+        self.linear(&format!("{stack}gate_proj"), &[experts], width, hidden, Role::In);
+        self.linear(&format!("{stack}up_proj"), &[experts], width, hidden, Role::In);
+        self.linear(&format!("{stack}down_proj"), &[experts], hidden, width, Role::Out);
+        if shape.shared == 0 {
+            return;
+        }
+        let shared = format!("{base}shared_expert.");
+        self.linear(&format!("{shared}gate_proj"), &[], shape.shared, hidden, Role::In);
+        self.linear(&format!("{shared}up_proj"), &[], shape.shared, hidden, Role::In);
+        self.linear(&format!("{shared}down_proj"), &[], hidden, shape.shared, Role::Out);
+        let name = format!("{base}shared_expert_gate");
+        let grid = Grid {
+            seed,
+            exponent: exponent(1.0, hidden, DEVIATION_8),
+            varied: false,
+            rows: 1,
+            groups: hidden / 64,
+            zero_rows: 0,
+            fixed: None,
+            suppressed_from: usize::MAX,
+        };
+        let codes = Content::Random(stream(self.seed, &name));
+        self.push(format!("{name}.weight"), "U32", vec![1, hidden / 4], codes);
+        self.push(format!("{name}.scales"), "BF16", vec![1, hidden / 64], Content::Scales(grid.clone()));
+        self.push(format!("{name}.biases"), "BF16", vec![1, hidden / 64], Content::Biases(grid, 127.5));
+    }
+}
+
+/// Power of two of the scales that gives `gain` over `cols` inputs.
+fn exponent(gain: f32, cols: usize, deviation: f32) -> i32 {
+    (gain / (cols as f32).sqrt() / deviation).log2().round() as i32
+}

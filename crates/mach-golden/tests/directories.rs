@@ -1,0 +1,101 @@
+//! Every fixture and the demo pass on the exact path; a wrong golden is a miss, a missing one an error.
+
+use std::path::{Path, PathBuf};
+
+use mach_golden::{Check, Options, Outcome, check_directory};
+use mach_models::{Activations, LoadOptions};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn exact() -> Options {
+    Options { load: LoadOptions { activations: Activations::F32, ..LoadOptions::default() }, tolerance: None }
+}
+
+fn run(dir: &Path) -> (bool, Vec<Check>) {
+    let mut checks = Vec::new();
+    let passed = check_directory(dir, &exact(), &mut |check| checks.push(check.clone())).unwrap();
+    (passed, checks)
+}
+
+fn expect_all(name: &str, kinds: &[&str]) {
+    let (passed, checks) = run(&root().join(name));
+    let lines: Vec<String> = checks.iter().map(Check::to_string).collect();
+    assert!(passed, "{name}:\n{}", lines.join("\n"));
+    for kind in kinds {
+        assert!(lines.iter().any(|line| line.contains(kind)), "{name}: no check of {kind}");
+    }
+}
+
+const COMMON: &[&str] =
+    &["logits", "hidden", "final", "router experts", "router weights", "greedy tokens", "greedy logits"];
+
+#[test]
+fn qwen3_5_moe() {
+    for form in ["bf16", "mlx-4bit"] {
+        expect_all(&format!("fixtures/qwen3_5_moe/{form}"), &[COMMON, &["gdn conv", "gdn state"]].concat());
+    }
+}
+
+#[test]
+fn qwen3_moe() {
+    for form in ["bf16", "mlx-4bit", "mlx-8bit-g32", "mlx-mxfp4"] {
+        expect_all(&format!("fixtures/qwen3_moe/{form}"), COMMON);
+    }
+}
+
+#[test]
+fn demo() {
+    expect_all("demo", &["top logits", "greedy tokens", "text", "decode equals one pass", "draft `draft`"]);
+}
+
+#[test]
+fn a_draft_is_skipped() {
+    let (passed, checks) = run(&root().join("demo/draft"));
+    assert!(passed);
+    assert!(matches!(checks.as_slice(), [Check { outcome: Outcome::Skipped(_), .. }]));
+}
+
+#[test]
+fn a_wrong_golden_is_a_miss() {
+    let source = root().join("fixtures/qwen3_moe/bf16");
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "golden.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let golden = dir.path().join("golden.safetensors");
+    let mut bytes = std::fs::read(&golden).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let mut change = |name: &str, by: &dyn Fn([u8; 4]) -> [u8; 4]| {
+        let start = 8 + length + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+        let value: [u8; 4] = bytes[start..start + 4].try_into().unwrap();
+        bytes[start..start + 4].copy_from_slice(&by(value));
+    };
+    change("p0.logits", &|v| (f32::from_le_bytes(v) + 0.01).to_le_bytes());
+    change("p0.greedy_tokens", &|v| (i32::from_le_bytes(v) ^ 1).to_le_bytes());
+    change("p1.router.2.indices", &|v| (i32::from_le_bytes(v) ^ 1).to_le_bytes());
+    change("p2.hidden.1", &|_| f32::NAN.to_le_bytes());
+    std::fs::write(&golden, bytes).unwrap();
+    let (passed, checks) = run(dir.path());
+    assert!(!passed);
+    let missed: Vec<String> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.clone()).collect();
+    for (prompt, what) in [(0, ") logits"), (0, "greedy tokens"), (1, "router experts"), (2, "hidden")] {
+        let start = format!("prompt {prompt} ");
+        assert!(missed.iter().any(|m| m.starts_with(&start) && m.contains(what)), "{what}: {missed:?}");
+    }
+    assert!(!missed.iter().any(|m| m.starts_with("prompt 3 ")), "{missed:?}");
+}
+
+#[test]
+fn unusable_directories_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = check_directory(dir.path(), &exact(), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("golden"), "{error}");
+    std::fs::write(dir.path().join("golden.json"), r#"{"cases": [{"name": 1}]}"#).unwrap();
+    assert!(check_directory(dir.path(), &exact(), &mut |_| ()).is_err());
+    std::fs::write(dir.path().join("golden.json"), r#"{"cases": []}"#).unwrap();
+    let error = check_directory(dir.path(), &exact(), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+}

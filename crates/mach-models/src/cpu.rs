@@ -1,0 +1,369 @@
+//! The CPU backend: `mach-kernels` behind [`Backend`].
+
+use mach_experts::{Bank, MatrixView};
+use mach_io::HugeBuf;
+use mach_kernels::attention::{AttentionScratch, KvType, attend};
+use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaWeights, gated_delta};
+use mach_kernels::elementwise::{self, Heads, Rope};
+use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
+use mach_kernels::linear::{MatRef, Product, multiply};
+use mach_kernels::quantize::Operand;
+use mach_kernels::{Isa, Pool};
+use mach_quant::MatrixLayout;
+
+use crate::backend::{AttentionSpec, Backend, DeltaParams, LayerStates, Mlp, Routing, Span};
+use crate::model::Activations;
+use crate::state::LayerState;
+
+/// A matrix in the resident allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix {
+    pub(crate) layout: MatrixLayout,
+    pub(crate) offset: usize,
+}
+
+/// Rows of activations.
+#[derive(Debug, Default)]
+pub struct Buf {
+    data: Vec<f32>,
+    width: usize,
+}
+
+impl Buf {
+    fn shape(&mut self, rows: usize, width: usize) {
+        self.width = width;
+        self.data.resize(rows * width, 0.0);
+    }
+
+    fn rows(&self) -> usize {
+        self.data.len() / self.width.max(1)
+    }
+}
+
+/// The backend: thread pool, weights, working memory.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: Pool,
+    isa: Isa,
+    activations: Activations,
+    resident: HugeBuf,
+    resident_bytes: u64,
+    bank: Bank,
+    rope: Option<(f64, Rope)>,
+    angles: Vec<f32>,
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    operand: Operand,
+    heads: [Vec<f32>; 3],
+    attention: AttentionScratch,
+    delta: DeltaScratch,
+    ffn: FfnScratch,
+    lists: Vec<Vec<u32>>,
+    all_rows: Vec<u32>,
+    pairs: Vec<f32>,
+    weights: Vec<f32>,
+    places: Vec<u32>,
+    small: Buf,
+}
+
+impl Cpu {
+    pub(crate) fn new(
+        pool: Pool,
+        isa: Isa,
+        activations: Activations,
+        resident: HugeBuf,
+        resident_bytes: u64,
+        bank: Bank,
+    ) -> Self {
+        let (rope, angles, scratch) = (None, Vec::new(), Scratch::default());
+        Cpu { pool, isa, activations, resident, resident_bytes, bank, rope, angles, scratch }
+    }
+
+    /// Element type of cached keys and values: exact in the float mode.
+    pub(crate) fn kv_type(&self) -> KvType {
+        match self.activations {
+            Activations::Int8 => KvType::Bf16,
+            Activations::F32 => KvType::F32,
+        }
+    }
+
+    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+        let huge = self.resident.huge_bytes().zip(self.bank.huge_bytes()).map(|(a, b)| a + b);
+        let total = (self.resident.len() + self.bank.allocated_bytes()).max(1);
+        vec![
+            ("isa", self.isa.to_string()),
+            ("threads", self.pool.threads().to_string()),
+            ("activations", if self.activations == Activations::Int8 { "int8" } else { "f32" }.into()),
+            ("kv_type", if self.kv_type() == KvType::Bf16 { "bf16" } else { "f32" }.into()),
+            ("resident_weight_bytes", self.resident_bytes.to_string()),
+            ("expert_weight_bytes", self.bank.weight_bytes().to_string()),
+            ("expert_slots", self.bank.slots().to_string()),
+            ("huge_page_share", huge.map_or("unknown".into(), |h| format!("{:.2}", h as f64 / total as f64))),
+        ]
+    }
+}
+
+/// The weights of a matrix. A free function, so that other fields stay borrowable.
+fn weights<'a>(resident: &'a HugeBuf, m: &Matrix) -> MatRef<'a> {
+    MatRef::new(m.layout, &resident[m.offset..m.offset + m.layout.bytes()])
+}
+
+fn view(m: MatrixView<'_>) -> MatRef<'_> {
+    MatRef::new(m.layout, m.data)
+}
+
+impl Backend for Cpu {
+    type Buf = Buf;
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+
+    fn read<'a>(&'a self, buf: &'a Buf) -> &'a [f32] {
+        &buf.data
+    }
+
+    fn embed(&mut self, table: &Matrix, ids: &[u32], out: &mut Buf) {
+        out.shape(ids.len(), table.layout.cols);
+        let table = weights(&self.resident, table);
+        for (row, &id) in out.data.chunks_exact_mut(out.width.max(1)).zip(ids) {
+            table.decode_row(id as usize, row);
+        }
+    }
+
+    fn rms_norm(&mut self, x: &Buf, weight: &Vec<f32>, eps: f32, out: &mut Buf) {
+        out.shape(x.rows(), x.width);
+        elementwise::rms_norm(&mut self.pool, self.isa, &x.data, weight, eps, &mut out.data);
+    }
+
+    fn add(&mut self, x: &mut Buf, y: &Buf) {
+        elementwise::add(&mut self.pool, self.isa, &mut x.data, &y.data);
+    }
+
+    fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
+        let rows = x.rows();
+        let mut done = vec![false; matrices.len()];
+        // Products whose weights want the same operand go together.
+        while let Some(first) = done.iter().position(|d| !d) {
+            let layout = matrices[first].layout;
+            let operand = &mut self.scratch.operand;
+            operand.prepare(&mut self.pool, self.isa, &layout, &x.data, x.width, rows);
+            let mut products = Vec::with_capacity(matrices.len());
+            for ((m, out), done) in matrices.iter().zip(out.iter_mut()).zip(&mut done) {
+                if !*done && operand.suits(&m.layout) {
+                    *done = true;
+                    out.shape(rows, m.layout.rows);
+                    let matrix = weights(&self.resident, m);
+                    products.push(Product { matrix, out: &mut out.data, stride: m.layout.rows });
+                }
+            }
+            multiply(&mut self.pool, self.isa, operand, &mut products);
+        }
+    }
+
+    fn positions(&mut self, positions: &[usize], theta: f64, rotary_dim: usize) {
+        if self.rope.as_ref().is_none_or(|(t, r)| *t != theta || r.dim() != rotary_dim) {
+            self.rope = Some((theta, Rope::new(theta, rotary_dim)));
+        }
+        self.angles.clear();
+        if let Some((_, rope)) = &self.rope {
+            for &p in positions {
+                rope.angles(p, &mut self.angles);
+            }
+        }
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        norms: (&Vec<f32>, &Vec<f32>),
+        q: &Buf,
+        k: &Buf,
+        v: &Buf,
+        spans: &[Span],
+        states: &mut LayerStates<'_>,
+        out: &mut Buf,
+    ) {
+        let (rows, width, kv_width) = (q.rows(), spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let [queries, keys, gate] = &mut self.scratch.heads;
+        queries.resize(rows * width, 0.0);
+        keys.resize(rows * kv_width, 0.0);
+        let head_stride = q.width / spec.heads;
+        let heads = Heads {
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            head_stride,
+            norm: Some(norms.0.as_slice()),
+            eps: spec.eps,
+            rotary_dim: spec.rotary_dim,
+        };
+        let key_heads =
+            Heads { heads: spec.kv_heads, head_stride: spec.head_dim, norm: Some(norms.1), ..heads };
+        elementwise::prepare_heads(&mut self.pool, self.isa, heads, &q.data, &self.angles, queries);
+        elementwise::prepare_heads(&mut self.pool, self.isa, key_heads, &k.data, &self.angles, keys);
+        out.shape(rows, width);
+        let scale = 1.0 / (spec.head_dim as f32).sqrt();
+        for (span, state) in spans.iter().zip(states.iter_mut()) {
+            let LayerState::Attention(cache) = state else { continue };
+            let at = |w: usize| span.start * w..(span.start + span.rows) * w;
+            cache.append(self.isa, &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            attend(
+                &mut self.pool,
+                self.isa,
+                &mut self.scratch.attention,
+                cache,
+                &queries[at(width)],
+                spec.heads,
+                span.rows,
+                scale,
+                &mut out.data[at(width)],
+            );
+        }
+        if spec.gated {
+            gate.clear();
+            for head in q.data.chunks_exact(head_stride) {
+                gate.extend_from_slice(&head[spec.head_dim..]);
+            }
+            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut out.data, gate);
+        }
+    }
+
+    fn gated_delta(
+        &mut self,
+        params: &DeltaParams<Vec<f32>>,
+        inputs: [&Buf; 4],
+        spans: &[Span],
+        states: &mut LayerStates<'_>,
+        out: &mut Buf,
+    ) {
+        let shape = &params.shape;
+        let [u, z, b, a] = inputs;
+        let width = shape.value_heads * shape.value_dim;
+        out.shape(u.rows(), width);
+        let weights = DeltaWeights {
+            conv: &params.conv,
+            dt_bias: &params.dt_bias,
+            neg_exp_a: &params.neg_exp_a,
+            norm: &params.norm,
+            eps: params.eps,
+        };
+        for (span, state) in spans.iter().zip(states.iter_mut()) {
+            let LayerState::Delta(state) = state else { continue };
+            let at = |w: usize| span.start * w..(span.start + span.rows) * w;
+            let inputs = DeltaInputs {
+                u: &u.data[at(u.width)],
+                z: &z.data[at(width)],
+                b: &b.data[at(b.width)],
+                a: &a.data[at(a.width)],
+            };
+            let out = &mut out.data[at(width)];
+            let scratch = &mut self.scratch.delta;
+            gated_delta(&mut self.pool, self.isa, shape, &weights, state, scratch, &inputs, span.rows, out);
+        }
+    }
+
+    fn route(&mut self, x: &Buf, router: &Matrix, top_k: usize, norm: bool, out: &mut Routing) {
+        let mut scores = std::mem::take(&mut self.scratch.small);
+        self.linear(x, &[*router], &mut [&mut scores]);
+        out.experts.clear();
+        out.weights.clear();
+        let mut best = Vec::with_capacity(top_k);
+        for row in scores.data.chunks_exact_mut(scores.width.max(1)) {
+            elementwise::softmax(self.isa, row);
+            elementwise::top_k(row, top_k, &mut best);
+            let total: f32 = if norm { best.iter().map(|&e| row[e as usize]).sum() } else { 1.0 };
+            out.experts.extend_from_slice(&best);
+            out.weights.extend(best.iter().map(|&e| row[e as usize] / total));
+        }
+        self.scratch.small = scores;
+    }
+
+    fn experts(
+        &mut self,
+        layer: usize,
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<(&Mlp<Matrix>, &Matrix)>,
+        h: &mut Buf,
+    ) {
+        let (rows, hidden) = (x.rows(), x.width);
+        let top_k = routing.experts.len() / rows.max(1);
+        let ranks = top_k + usize::from(shared.is_some());
+        let mut gates = std::mem::take(&mut self.scratch.small);
+        if let Some((_, gate)) = shared {
+            self.linear(x, &[*gate], &mut [&mut gates]);
+            let logits = gates.data.clone();
+            gates.data.fill(1.0);
+            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut gates.data, &logits);
+        }
+        let Scratch { lists, all_rows, pairs, weights: rank_weights, places, ffn, .. } = &mut self.scratch;
+        let count = routing.experts.iter().map(|&e| e as usize + 1).max().unwrap_or(0);
+        lists.iter_mut().for_each(Vec::clear);
+        if lists.len() < count {
+            lists.resize_with(count, Vec::new);
+        }
+        for (i, &e) in routing.experts.iter().enumerate() {
+            lists[e as usize].push((i / top_k) as u32);
+        }
+        all_rows.clear();
+        all_rows.extend(0..rows as u32);
+        let mut jobs = Vec::with_capacity(count + 1);
+        let mut starts = vec![0u32; count];
+        let mut first_pair = 0;
+        for (e, list) in lists.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
+            // A layer whose routing names it is a MoE layer and has a slot for each expert.
+            let Some(expert) = self.bank.expert(layer, e) else { continue };
+            let expert = ExpertRef { gate: view(expert.gate), up: view(expert.up), down: view(expert.down) };
+            starts[e] = first_pair as u32;
+            jobs.push(ExpertJob { expert, rows: list, first_pair });
+            first_pair += list.len();
+        }
+        if let Some((mlp, _)) = shared {
+            jobs.push(ExpertJob { expert: network(&self.resident, mlp), rows: all_rows, first_pair });
+        }
+        places.clear();
+        rank_weights.clear();
+        for row in 0..rows {
+            for rank in row * top_k..(row + 1) * top_k {
+                let start = &mut starts[routing.experts[rank] as usize];
+                places.push(*start);
+                rank_weights.push(routing.weights[rank]);
+                *start += 1;
+            }
+            if shared.is_some() {
+                places.push((first_pair + row) as u32);
+                rank_weights.push(gates.data[row]);
+            }
+        }
+        pairs.resize(rows * ranks * hidden, 0.0);
+        expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &jobs, pairs);
+        combine(&mut self.pool, self.isa, pairs, rank_weights, places, ranks, hidden, &mut h.data);
+        self.scratch.small = gates;
+    }
+
+    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+        let Scratch { all_rows, pairs, ffn, .. } = &mut self.scratch;
+        all_rows.clear();
+        all_rows.extend(0..x.rows() as u32);
+        pairs.resize(x.data.len(), 0.0);
+        let job = ExpertJob { expert: network(&self.resident, mlp), rows: all_rows, first_pair: 0 };
+        expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &[job], pairs);
+        elementwise::add(&mut self.pool, self.isa, &mut h.data, pairs);
+    }
+
+    fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {
+        out.shape(rows.len(), x.width);
+        for (to, &row) in out.data.chunks_exact_mut(x.width.max(1)).zip(rows) {
+            to.copy_from_slice(&x.data[row * x.width..(row + 1) * x.width]);
+        }
+    }
+}
+
+fn network<'a>(resident: &'a HugeBuf, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
+    ExpertRef {
+        gate: weights(resident, &mlp.gate),
+        up: weights(resident, &mlp.up),
+        down: weights(resident, &mlp.down),
+    }
+}
