@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mach_models::{LogitRows, Model, ModelError, NoObserver, Segment};
+use mach_models::{LogitRows, Model, ModelError, NoObserver, Segment, SequenceState};
 use tracing::{debug, error};
 
 use crate::queue::{Job, Next, Queue};
@@ -25,6 +25,29 @@ struct Admission {
     limit: usize,
     stop_ids: Arc<[u32]>,
     reserved_bytes: usize,
+    /// State and logits at the end of the prompt, from the first choice, for the others to start from.
+    prompt_end: Option<(SequenceState, Vec<f32>)>,
+}
+
+impl Admission {
+    /// The next choice, to be run by itself.
+    fn next(&mut self, state: SequenceState) -> Sequence {
+        let choice = self.next_choice;
+        self.next_choice += 1;
+        Sequence::new(
+            state,
+            Origin {
+                request: &self.job.request,
+                number: self.number,
+                choice,
+                limit: self.limit,
+                stop_ids: Arc::clone(&self.stop_ids),
+                events: self.job.events.clone(),
+                submitted: self.job.submitted,
+                reserved_bytes: self.reserved_bytes,
+            },
+        )
+    }
 }
 
 pub(crate) struct Scheduler {
@@ -102,21 +125,23 @@ impl Scheduler {
             if !self.active.is_empty() && (!room || self.active.len() >= self.config.max_sequences) {
                 break;
             }
-            let sequence = Sequence::new(
-                self.model.new_state(),
-                Origin {
-                    request: &admission.job.request,
-                    number: admission.number,
-                    choice: admission.next_choice,
-                    limit: admission.limit,
-                    stop_ids: Arc::clone(&admission.stop_ids),
-                    events: admission.job.events.clone(),
-                    submitted: admission.job.submitted,
-                    reserved_bytes: admission.reserved_bytes,
-                },
-            );
-            self.active.push(sequence);
-            admission.next_choice += 1;
+            match &admission.prompt_end {
+                None if admission.next_choice == 0 => {
+                    let sequence = admission.next(self.model.new_state());
+                    self.active.push(sequence);
+                }
+                // The first choice is still at the prompt.
+                None => break,
+                Some((state, logits)) => {
+                    let (state, mut logits) = (state.clone(), logits.clone());
+                    let mut sequence = admission.next(state);
+                    match sequence.advance(&mut logits, &self.tokenizer) {
+                        Ok(true) => {}
+                        Ok(false) => self.active.push(sequence),
+                        Err(error) => sequence.fail(&error),
+                    }
+                }
+            }
             if admission.next_choice >= admission.job.request.choices {
                 self.admissions.pop_front();
             }
@@ -137,6 +162,7 @@ impl Scheduler {
             limit,
             stop_ids: request.stop_token_ids.as_slice().into(),
             reserved_bytes: self.model.state_bytes(limit),
+            prompt_end: None,
             job,
         });
     }
@@ -177,6 +203,10 @@ impl Scheduler {
             }
             if row >= logits.rows() {
                 return Err(EngineError::Model("a row of logits is missing".into()));
+            }
+            if let Some(admission) = self.admissions.iter_mut().find(|a| a.number == sequence.request) {
+                let end = || (sequence.state.clone(), logits.row(row).to_vec());
+                admission.prompt_end.get_or_insert_with(end);
             }
             done.push(sequence.advance(logits.row_mut(row), &self.tokenizer)?);
             row += 1;

@@ -225,3 +225,17 @@ fn closing_finishes_what_was_accepted_and_aborting_does_not() {
         assert_eq!(collect(events, 1).unwrap_err(), EngineError::ShuttingDown);
     }
 }
+
+#[test]
+fn a_prompt_is_read_once_for_all_choices() {
+    let mut inside = None;
+    let engine = engine(|d, c| {
+        (c.prefill_chunk, c.max_sequences) = (10, 2);
+        inside = Some(Arc::clone(&d.seen));
+    });
+    let mut r = request(vec![5; 100], 2);
+    r.choices = 6;
+    collect(engine.submit(r).unwrap(), 6).unwrap();
+    // Ten passes for the prompt, then one token each for six choices, two at a time.
+    assert!(inside.unwrap().passes.load(Ordering::SeqCst) <= 10 + 6);
+}

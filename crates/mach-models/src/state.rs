@@ -41,7 +41,7 @@ impl SequenceState {
 impl SequenceState {
     /// A state without layers, at position 0.
     pub fn without_layers() -> Self {
-        Self { position: 0 }
+        Self { position: 0, layers: Vec::new() }
     }
 
     /// Counts `tokens` more tokens as seen.
