@@ -1,4 +1,6 @@
 //! One module a subcommand.
 
+pub mod bench;
 pub mod generate;
 pub mod serve;
+pub mod synth;

@@ -13,7 +13,13 @@ pub struct Isa(Kind);
 enum Kind {
     Scalar,
     #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -33,6 +39,16 @@ impl Isa {
             if avx512 {
                 all.push(Isa(Kind::Avx512));
             }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(Isa(Kind::Avx2));
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                all.push(Isa(Kind::NeonDot));
+            }
+            all.push(Isa(Kind::Neon));
         }
         all.push(Isa::SCALAR);
         all
@@ -48,7 +64,13 @@ impl Isa {
         match self.0 {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
         }
     }
 }
@@ -85,6 +107,15 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Kind::Avx512` is made only after detecting every feature that `avx512` enables.
         Kind::Avx512 => unsafe { avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Kind::Avx2` is made only after detecting every feature that `avx2` enables.
+        Kind::Avx2 => unsafe { avx2(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Kind::Neon` is made only after detecting NEON.
+        Kind::Neon => unsafe { neon(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a `Kind::NeonDot` is made only after detecting NEON and its dot product.
+        Kind::NeonDot => unsafe { neon_dot(kernel) },
     }
 }
 
@@ -93,4 +124,25 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
 unsafe fn avx512<K: Kernel>(kernel: K) {
     // SAFETY: the caller guarantees the features, and they are enabled here.
     kernel.run(unsafe { crate::simd::avx512::Avx512::new() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<K: Kernel>(kernel: K) {
+    // SAFETY: the caller guarantees the features, and they are enabled here.
+    kernel.run(unsafe { crate::simd::avx2::Avx2::new() });
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<K: Kernel>(kernel: K) {
+    // SAFETY: the caller guarantees the features, and they are enabled here.
+    kernel.run(unsafe { crate::simd::neon::Neon::<false>::new() });
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn neon_dot<K: Kernel>(kernel: K) {
+    // SAFETY: the caller guarantees the features, and they are enabled here.
+    kernel.run(unsafe { crate::simd::neon::Neon::<true>::new() });
 }

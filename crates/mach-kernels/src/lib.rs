@@ -6,6 +6,7 @@
 //! integer sums, one fixed reduction tree), kernels agree bit by bit.
 
 pub mod attention;
+pub mod ceiling;
 pub mod delta;
 pub mod elementwise;
 pub mod experts;

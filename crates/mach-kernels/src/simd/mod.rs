@@ -1,8 +1,14 @@
 //! Sixteen lanes of f32 or i32 and 64 bytes of codes, on every instruction set with the same bits.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod scalar;
+#[cfg(test)]
+mod tests;
 
 /// One instruction set. A value of an implementing type is proof that the machine has it: values are made only by
 /// [`crate::dispatch`] after detection, which is what makes the arithmetic methods safe to call.

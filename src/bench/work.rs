@@ -1,0 +1,196 @@
+//! What one token needs: bytes of weights and state to read, and products to form.
+
+use anyhow::{Context, Result};
+use mach_checkpoint::{Checkpoint, Dtype, LayerKind, ModelConfig};
+use serde::Serialize;
+
+/// Bytes that one decoded token must touch, and multiply-accumulates that one token costs.
+///
+/// The bytes follow from the checkpoint alone, not from what an implementation happens to read: every weight that
+/// takes part counts once, at its size in the checkpoint. So a kernel that reads more than it must shows as a lower
+/// fraction of the ceiling, never as a higher bandwidth.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TokenWork {
+    /// Context length that `kv_bytes` is for.
+    pub context: usize,
+    /// Weights that every token uses: projections, routers, shared experts, norms, convolutions.
+    pub resident_bytes: u64,
+    /// Weights of the experts of one token: `top_k` of `num_experts` in each layer.
+    pub expert_bytes: u64,
+    /// The head, all vocabulary rows.
+    pub head_bytes: u64,
+    /// One row of the embedding table (none if the head, which is read anyway, is the table).
+    pub embedding_bytes: u64,
+    /// Keys and values of `context` tokens in the full-attention layers, at 16 bits an element.
+    pub kv_bytes: u64,
+    /// Recurrent state of the Gated DeltaNet layers, read once, at 32 bits an element.
+    pub recurrent_bytes: u64,
+    /// Products with quantized weights, head excluded.
+    pub int8_macs: u64,
+    /// Products with float weights (including convolutions), head excluded.
+    pub float_macs: u64,
+    /// Products of the head; prefill needs them for one row only.
+    pub head_macs: u64,
+}
+
+/// What the count needs to know of a tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorFacts<'a> {
+    /// Full name.
+    pub name: &'a str,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, outermost first.
+    pub shape: &'a [usize],
+    /// Bytes in the checkpoint.
+    pub bytes: u64,
+}
+
+impl TokenWork {
+    /// The work of one token of `checkpoint` after `context` others.
+    pub fn of(checkpoint: &Checkpoint, context: usize) -> Result<Self> {
+        let mut tensors = Vec::new();
+        for name in checkpoint.names() {
+            let view = checkpoint.tensor(name)?;
+            tensors.push(TensorFacts {
+                name: view.name,
+                dtype: view.dtype,
+                shape: view.shape,
+                bytes: view.data.len() as u64,
+            });
+        }
+        Self::count(checkpoint.config(), &tensors, context)
+    }
+
+    /// Adds up the text model's tensors; those outside its prefix and its head (vision, draft layers) do not count.
+    pub fn count(config: &ModelConfig, tensors: &[TensorFacts<'_>], context: usize) -> Result<Self> {
+        let state = state_bytes(config, context);
+        let mut work = Self {
+            context,
+            resident_bytes: 0,
+            expert_bytes: 0,
+            head_bytes: 0,
+            embedding_bytes: 0,
+            kv_bytes: state.kv,
+            recurrent_bytes: state.recurrent,
+            int8_macs: 0,
+            float_macs: 0,
+            head_macs: 0,
+        };
+        // Experts are added up over all of them and divided at the end, so that sliced and stacked forms agree.
+        let (mut expert_bytes, mut expert_int8, mut expert_float) = (0u64, 0u64, 0u64);
+        for tensor in tensors {
+            let head = in_module(tensor.name, &config.head_module);
+            let Some(inner) = tensor.name.strip_prefix(config.tensor_prefix.as_str()).or(head.then_some(""))
+            else {
+                continue;
+            };
+            let table = in_module(inner, "embed_tokens");
+            if table && !config.tie_word_embeddings {
+                work.embedding_bytes += tensor.bytes / config.vocab_size.max(1) as u64;
+            } else if head || table {
+                work.head_bytes += tensor.bytes;
+            } else if is_routed(inner) {
+                expert_bytes += tensor.bytes;
+                let (int8, float) = macs(inner, tensor, config)?;
+                expert_int8 += int8;
+                expert_float += float;
+            } else {
+                work.resident_bytes += tensor.bytes;
+                let (int8, float) = macs(inner, tensor, config)?;
+                work.int8_macs += int8;
+                work.float_macs += float;
+            }
+        }
+        let used = |all: u64| {
+            let share = all as u128 * config.moe.top_k as u128 / config.moe.num_experts.max(1) as u128;
+            u64::try_from(share).unwrap_or(u64::MAX)
+        };
+        work.expert_bytes = used(expert_bytes);
+        work.int8_macs += used(expert_int8);
+        work.float_macs += used(expert_float);
+        work.head_macs = config.vocab_size as u64 * config.hidden_size as u64;
+        Ok(work)
+    }
+
+    /// Bytes that decoding one token must touch.
+    pub fn decode_bytes(&self) -> u64 {
+        self.resident_bytes
+            + self.expert_bytes
+            + self.head_bytes
+            + self.embedding_bytes
+            + self.kv_bytes
+            + self.recurrent_bytes
+    }
+}
+
+struct StateBytes {
+    kv: u64,
+    recurrent: u64,
+}
+
+fn state_bytes(config: &ModelConfig, context: usize) -> StateBytes {
+    let mut state = StateBytes { kv: 0, recurrent: 0 };
+    for layer in &config.layers {
+        match (layer, &config.gdn) {
+            (LayerKind::FullAttention, _) => {
+                state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * context) as u64;
+            }
+            (LayerKind::LinearAttention, Some(gdn)) => {
+                state.recurrent += 4 * (gdn.value_heads * gdn.key_dim * gdn.value_dim) as u64;
+            }
+            (LayerKind::LinearAttention, None) => {}
+        }
+    }
+    state
+}
+
+fn in_module(name: &str, module: &str) -> bool {
+    name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn is_routed(name: &str) -> bool {
+    name.contains(".experts.") || name.contains(".switch_mlp.")
+}
+
+/// Products of one token with this tensor, `(quantized, float)`: its rows times the width of its input. Scales, zero
+/// points, norms and other vectors are not products.
+fn macs(inner: &str, tensor: &TensorFacts<'_>, config: &ModelConfig) -> Result<(u64, u64)> {
+    let module = inner.strip_suffix(".weight").unwrap_or(inner);
+    if inner.ends_with(".scales") || inner.ends_with(".biases") || tensor.shape.len() < 2 {
+        return Ok((0, 0));
+    }
+    if module.ends_with(".conv1d") {
+        return Ok((0, elements(tensor.shape)));
+    }
+    let gdn_width = config.gdn.as_ref().map_or(0, |gdn| gdn.value_heads * gdn.value_dim);
+    let moe = &config.moe;
+    let width = match module.rsplit('.').next().unwrap_or(module) {
+        "q_proj" | "k_proj" | "v_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "gate"
+        | "shared_expert_gate" | "in_proj_qkv" | "in_proj_z" | "in_proj_b" | "in_proj_a" => {
+            config.hidden_size
+        }
+        "o_proj" => config.num_heads * config.head_dim,
+        "out_proj" => gdn_width,
+        "down_proj" if is_routed(inner) => moe.intermediate_size,
+        "down_proj" if inner.contains(".shared_expert.") => moe.shared_intermediate_size.unwrap_or(0),
+        "down_proj" => config.intermediate_size,
+        _ => {
+            return Err(anyhow::anyhow!("its place in the model is unknown"))
+                .with_context(|| format!("cannot count the products of tensor `{}`", tensor.name));
+        }
+    };
+    let rows = elements(&tensor.shape[..tensor.shape.len() - 1]);
+    let products = rows * width as u64;
+    Ok(match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0, products),
+        _ => (products, 0),
+    })
+}
+
+fn elements(shape: &[usize]) -> u64 {
+    shape.iter().map(|&n| n as u64).product()
+}
+
+#[cfg(test)]
+mod tests;
