@@ -49,6 +49,7 @@ fn startup_signals_tell_what_runs() {
     };
     assert_eq!(value(line("mode"), "profile"), Some("exact"));
     assert_eq!(value(line("mode"), "production_streaming_mode"), Some("resident"));
+    assert_eq!(value(line("mode"), "expert_residency"), Some("stacked"));
     assert_eq!(value(line("mode"), "activations"), Some("f32"));
     assert_eq!(value(line("model"), "threads"), Some("1"));
     assert_eq!(value(line("engine"), "context"), Some("8192"));

@@ -21,27 +21,26 @@ pub(crate) struct Server {
 impl Server {
     /// Starts the demo and waits until it is ready.
     pub(crate) fn demo(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mach-serve"))
+        let child = Command::new(env!("CARGO_BIN_EXE_mach-serve"))
             .args([DEMO, "--no-streaming", "--port", "0", "--log-level", "warn", "--threads", "1"])
             .args(arguments)
             .env_remove("MACH_API_KEY")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut signals = Vec::new();
-        let mut port = None;
+        let mut server = Self { child, port: 0, signals: Vec::new() };
+        let mut lines = BufReader::new(server.child.stdout.take().unwrap()).lines();
         for line in lines.by_ref().map_while(Result::ok) {
             if line.starts_with("startup listening") {
-                port = value(&line, "port").and_then(|p| p.parse().ok());
+                server.port = value(&line, "port").and_then(|p| p.parse().ok()).unwrap();
             }
             let ready = line.starts_with("startup ready");
-            signals.push(line);
+            server.signals.push(line);
             if ready {
-                return Self { child, port: port.unwrap(), signals };
+                return server;
             }
         }
-        panic!("the server ended early: {signals:?}");
+        panic!("the server ended early: {:?}", server.signals);
     }
 
     /// Sends a signal by name.
