@@ -1,3 +1,6 @@
-//! The subcommands of `mach`.
+//! One module a subcommand.
 
 pub mod bench;
+pub mod generate;
+pub mod serve;
+pub mod synth;

@@ -1,1 +1,16 @@
 //! Wire types, chat templates and their validation; no sockets.
+//!
+//! [`ChatRequest::parse`] turns the bytes of a request into a value that is valid by construction, or into an
+//! [`ApiError`] that names the offending field. [`ChatTemplate`] renders the messages into the model's prompt as the
+//! `transformers` library does. The response types serialise to OpenAI's shapes.
+
+pub mod chat;
+mod error;
+mod fields;
+mod models;
+pub mod template;
+
+pub use chat::{ChatRequest, Message};
+pub use error::{ApiError, ErrorKind};
+pub use models::{ModelCard, ModelList};
+pub use template::{ChatTemplate, TemplateError};

@@ -1,1 +1,18 @@
 //! Sessions, the generation loop and sampling.
+//!
+//! [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
+//! receive [`Event`]s; dropping the receiver cancels the request before the next step.
+
+mod engine;
+mod queue;
+mod request;
+pub mod sampling;
+mod scheduler;
+mod sequence;
+mod text;
+mod tokenizer;
+
+pub use engine::{Engine, EngineConfig, StartError};
+pub use request::{EngineError, Event, Events, FinishReason, GenerateRequest, Timings, TokenLogprob};
+pub use sampling::SamplingParams;
+pub use tokenizer::{TextTokenizer, TokenizerError};

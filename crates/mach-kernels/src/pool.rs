@@ -7,8 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
-/// Spins before a worker parks: some 100 microseconds, longer than any gap inside a forward pass.
-const SPINS: u32 = 40_000;
+/// Pauses before a waiting thread starts to yield: some 10 microseconds.
+const SPINS: u32 = 1_000;
+
+/// Yields before a worker parks: longer than any gap inside a forward pass. On a machine that is busy with other work,
+/// yielding lets the thread that is waited for run.
+const YIELDS: u32 = 1_000;
+
+/// One step of waiting.
+fn relax(step: u32) {
+    if step < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+}
 
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -94,8 +103,8 @@ impl Pool {
         let mine = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(0)));
         let mut spins = 0u32;
         while self.shared.running.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            relax(spins);
+            spins = spins.saturating_add(1);
         }
         if let Err(panic) = mine {
             std::panic::resume_unwind(panic);
@@ -128,8 +137,8 @@ fn work(shared: &Shared, index: usize) {
                 break;
             }
             spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
+            if spins < SPINS + YIELDS {
+                relax(spins);
             } else {
                 // Announce, look once more, sleep: a job published in between sees the flag and unparks.
                 shared.parked[index].store(true, Ordering::SeqCst);

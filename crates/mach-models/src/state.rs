@@ -36,3 +36,16 @@ impl SequenceState {
             .sum()
     }
 }
+
+/// For models that keep nothing but their position, such as test doubles outside this crate.
+impl SequenceState {
+    /// A state without layers, at position 0.
+    pub fn without_layers() -> Self {
+        Self { position: 0, layers: Vec::new() }
+    }
+
+    /// Counts `tokens` more tokens as seen.
+    pub fn advance(&mut self, tokens: usize) {
+        self.position += tokens;
+    }
+}

@@ -1,1 +1,14 @@
 //! HTTP: routes, server-sent events, limits.
+//!
+//! A request's way: route, parse, render the template, tokenise, queue, generate, answer. [`ChatModel`] is everything
+//! after parsing and before the engine; [`serve`] runs the routes on a listener until told to stop.
+
+mod auth;
+mod chat_model;
+mod failure;
+mod routes;
+mod server;
+mod sse;
+
+pub use chat_model::{ChatModel, PrepareError, Templates};
+pub use server::{Readiness, ServerConfig, serve};

@@ -1,0 +1,171 @@
+//! Responses of `/v1/chat/completions`, whole and in chunks.
+
+use serde::Serialize;
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// End of sequence, or a stop string or id.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// Token counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of all choices, the end-of-sequence token included.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+}
+
+impl Usage {
+    /// Counts.
+    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+/// An alternative at one position.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TopLogprob {
+    /// The token's text; bytes that are not UTF-8 are replaced.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The token's bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A token of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token's text; bytes that are not UTF-8 are replaced.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The token's bytes.
+    pub bytes: Vec<u8>,
+    /// The most probable tokens here, best first.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// Log probabilities of a choice or of a chunk.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChoiceLogprobs {
+    /// One entry a token.
+    pub content: Vec<TokenLogprob>,
+    /// Always null.
+    pub refusal: Option<()>,
+}
+
+impl From<Vec<TokenLogprob>> for ChoiceLogprobs {
+    fn from(content: Vec<TokenLogprob>) -> Self {
+        Self { content, refusal: None }
+    }
+}
+
+/// The assistant's message.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ResponseMessage {
+    /// Always `assistant`.
+    pub role: &'static str,
+    /// The text.
+    pub content: String,
+    /// Always null.
+    pub refusal: Option<()>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Choice {
+    /// Number of the choice.
+    pub index: u32,
+    /// The message.
+    pub message: ResponseMessage,
+    /// Log probabilities, if asked for.
+    pub logprobs: Option<ChoiceLogprobs>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+impl Choice {
+    /// A finished answer.
+    pub fn new(
+        index: u32,
+        content: String,
+        logprobs: Option<Vec<TokenLogprob>>,
+        finish_reason: FinishReason,
+    ) -> Self {
+        let message = ResponseMessage { role: "assistant", content, refusal: None };
+        Self { index, message, logprobs: logprobs.map(Into::into), finish_reason }
+    }
+}
+
+/// A whole response.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChatCompletion {
+    /// Id.
+    pub id: String,
+    /// Always `chat.completion`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The served model.
+    pub model: String,
+    /// The answers.
+    pub choices: Vec<Choice>,
+    /// Token counts.
+    pub usage: Usage,
+}
+
+/// What a chunk adds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Delta {
+    /// In the first chunk of a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// More text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+/// One choice's part of a chunk.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChunkChoice {
+    /// Number of the choice.
+    pub index: u32,
+    /// What is new.
+    pub delta: Delta,
+    /// Log probabilities of the tokens of this chunk.
+    pub logprobs: Option<ChoiceLogprobs>,
+    /// Set in the last chunk of the choice.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// One server-sent event.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChatCompletionChunk<'a> {
+    /// Id, the same in all chunks.
+    pub id: &'a str,
+    /// Always `chat.completion.chunk`.
+    pub object: &'static str,
+    /// Unix seconds, the same in all chunks.
+    pub created: u64,
+    /// The served model.
+    pub model: &'a str,
+    /// At most one; none in the usage chunk.
+    pub choices: Vec<ChunkChoice>,
+    /// With `include_usage`: null, and the counts in the last chunk. Absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// A fresh completion id.
+pub fn completion_id() -> String {
+    format!("chatcmpl-{}", uuid::Uuid::new_v4().simple())
+}

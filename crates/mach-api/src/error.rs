@@ -1,0 +1,143 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use serde::Serialize;
+
+/// What kind of failure this is; decides the HTTP status and the `type` and `code` of the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A field is missing, malformed, out of range or not supported.
+    InvalidRequest,
+    /// The prompt does not fit the context.
+    ContextLength,
+    /// The body is not what the endpoint takes.
+    UnsupportedMediaType,
+    /// The body is larger than the limit.
+    TooLarge,
+    /// The API key is missing or wrong.
+    Unauthorized,
+    /// No model of this name.
+    ModelNotFound,
+    /// No such route.
+    NotFound,
+    /// The route exists, not for this method.
+    MethodNotAllowed,
+    /// The queue is full.
+    Overloaded,
+    /// The model is loading, or the server is draining.
+    Unavailable,
+    /// The server failed.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The HTTP status.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest | Self::ContextLength => 400,
+            Self::Unauthorized => 401,
+            Self::ModelNotFound | Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::TooLarge => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::Overloaded => 429,
+            Self::Internal => 500,
+            Self::Unavailable => 503,
+        }
+    }
+
+    /// `error.type` of the body.
+    pub fn type_name(self) -> &'static str {
+        match self {
+            Self::Unauthorized => "authentication_error",
+            Self::Overloaded => "rate_limit_error",
+            Self::Unavailable => "service_unavailable_error",
+            Self::Internal => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// `error.code` of the body.
+    pub fn code(self) -> Option<&'static str> {
+        match self {
+            Self::ContextLength => Some("context_length_exceeded"),
+            Self::TooLarge => Some("request_too_large"),
+            Self::Unauthorized => Some("invalid_api_key"),
+            Self::ModelNotFound => Some("model_not_found"),
+            Self::NotFound => Some("unknown_url"),
+            Self::MethodNotAllowed => Some("method_not_allowed"),
+            Self::Overloaded => Some("queue_full"),
+            Self::Unavailable => Some("unavailable"),
+            Self::InvalidRequest | Self::UnsupportedMediaType | Self::Internal => None,
+        }
+    }
+}
+
+/// A refused or failed request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Kind.
+    pub kind: ErrorKind,
+    /// Words for a person.
+    pub message: String,
+    /// Path of the field at fault, for instance `messages[0].content`.
+    pub param: Option<String>,
+    /// Seconds after which a retry makes sense.
+    pub retry_after: Option<u32>,
+}
+
+impl ApiError {
+    /// An error that concerns no field.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), param: None, retry_after: None }
+    }
+
+    /// A 400 for a field; the message begins with the field's path.
+    pub fn field(path: impl Into<String>, reason: impl AsRef<str>) -> Self {
+        let path = path.into();
+        Self {
+            kind: ErrorKind::InvalidRequest,
+            message: format!("{path}: {}", reason.as_ref()),
+            param: Some(path),
+            retry_after: None,
+        }
+    }
+
+    /// The same error with a `Retry-After`.
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// The response body.
+    pub fn body(&self) -> ErrorBody<'_> {
+        ErrorBody {
+            error: ErrorDetail {
+                message: &self.message,
+                r#type: self.kind.type_name(),
+                param: self.param.as_deref(),
+                code: self.kind.code(),
+            },
+        }
+    }
+}
+
+/// Body of an error response.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorBody<'a> {
+    /// The error.
+    pub error: ErrorDetail<'a>,
+}
+
+/// The fields of an error.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorDetail<'a> {
+    /// Words for a person.
+    pub message: &'a str,
+    /// Class of the error.
+    pub r#type: &'static str,
+    /// Field at fault.
+    pub param: Option<&'a str>,
+    /// Machine-readable reason.
+    pub code: Option<&'static str>,
+}

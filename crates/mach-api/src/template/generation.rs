@@ -1,0 +1,23 @@
+//! The `{% generation %}` tag, which marks the assistant's own words for training and prints nothing.
+
+/// Replaces the tags by an `if` that is always true, with the same whitespace control.
+pub(super) fn neutralise(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}") else { break };
+        let end = start + len + 2;
+        let tag = &rest[start..end];
+        let body = &tag[2..tag.len() - 2];
+        let word = body.trim_matches(['-', '+']).trim();
+        out.push_str(&rest[..start]);
+        match word {
+            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,127 @@
+//! The bounded queue between request tasks and the engine thread.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{EngineError, Event, GenerateRequest};
+
+/// An accepted request.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: GenerateRequest,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) submitted: Instant,
+}
+
+/// What the engine thread finds when it looks at the queue.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Job(Box<Job>),
+    /// Nothing is waiting now.
+    Empty,
+    /// Nothing is waiting and nothing will come.
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    waiting: VecDeque<Job>,
+    closed: bool,
+    aborted: bool,
+    /// Smoothed time that a request holds the engine.
+    service_time: Duration,
+}
+
+/// Shared by the engine's handles and its thread.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    capacity: usize,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: usize) -> Arc<Self> {
+        Arc::new(Self { capacity, inner: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The lock is never held across code that can panic halfway through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, job: Job) -> Result<(), EngineError> {
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(EngineError::ShuttingDown);
+        }
+        if inner.waiting.len() >= self.capacity {
+            inner.waiting.retain(|job| !job.events.is_closed());
+        }
+        if inner.waiting.len() >= self.capacity {
+            let waiting = inner.waiting.len();
+            let retry_after = inner.service_time.as_secs_f64().ceil().clamp(1.0, 600.0) as u32;
+            return Err(EngineError::QueueFull { waiting, retry_after });
+        }
+        inner.waiting.push_back(job);
+        drop(inner);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes the next job that somebody still waits for; sleeps if there is none and `wait` is set.
+    pub(crate) fn pop(&self, wait: bool) -> Next {
+        let mut inner = self.lock();
+        loop {
+            while let Some(job) = inner.waiting.pop_front() {
+                if !job.events.is_closed() {
+                    return Next::Job(Box::new(job));
+                }
+            }
+            if inner.closed {
+                return Next::Closed;
+            }
+            if !wait {
+                return Next::Empty;
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Records how long a request held the engine.
+    pub(crate) fn served(&self, took: Duration) {
+        let mut inner = self.lock();
+        inner.service_time =
+            if inner.service_time.is_zero() { took } else { (inner.service_time * 3 + took) / 4 };
+    }
+
+    /// Takes no more jobs; those waiting are still served.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Fails the jobs that wait and tells the engine thread to drop the others.
+    pub(crate) fn abort(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.aborted = true;
+        for job in inner.waiting.drain(..) {
+            // A closed channel means that nobody waits for the answer.
+            let _ = job.events.send(Event::Failed(EngineError::ShuttingDown));
+        }
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn aborted(&self) -> bool {
+        self.lock().aborted
+    }
+}

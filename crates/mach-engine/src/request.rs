@@ -1,0 +1,141 @@
+//! What the engine is asked for and what it answers.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::sampling::SamplingParams;
+
+/// A request for one or more continuations of a prompt.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Token ids of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// Number of continuations.
+    pub choices: u32,
+    /// Most tokens of a continuation; `None` for as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// How tokens are chosen. Choice 0 uses the seed as given, the others seeds derived from it.
+    pub sampling: SamplingParams,
+    /// Strings that end a continuation and are not shown.
+    pub stop: Vec<String>,
+    /// Token ids that end a continuation and are not shown.
+    pub stop_token_ids: Vec<u32>,
+    /// Report log probabilities, with this many alternatives.
+    pub logprobs: Option<usize>,
+}
+
+/// Why a continuation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// Log probability of one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability under the model's own distribution, before penalties and temperature.
+    pub logprob: f32,
+    /// The most probable tokens at this position, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How long the parts of a continuation took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Waiting in the queue.
+    pub queued: Duration,
+    /// From leaving the queue to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// Part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// More visible text of a choice.
+    Text {
+        /// Which choice.
+        choice: u32,
+        /// The text; may be empty if only log probabilities are new.
+        text: String,
+        /// Log probabilities of the tokens that became visible, if asked for.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A choice is complete.
+    Finished {
+        /// Which choice.
+        choice: u32,
+        /// Why.
+        reason: FinishReason,
+        /// Tokens generated, the stop token included.
+        tokens: usize,
+        /// How long it took.
+        timings: Timings,
+    },
+    /// The whole request failed; nothing follows.
+    Failed(EngineError),
+}
+
+/// The events of one request. Dropping it cancels the request before the next step.
+pub type Events = mpsc::UnboundedReceiver<Event>;
+
+/// Why the engine refuses or fails a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt} tokens; this model's context holds {context}, prompt and answer together"
+    )]
+    ContextLength {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that the context holds.
+        context: usize,
+    },
+    /// More tokens asked for than any context could hold.
+    #[error(
+        "{wanted} tokens were asked for; this model's context holds {context}, prompt and answer together"
+    )]
+    MaxTokens {
+        /// Tokens asked for.
+        wanted: u32,
+        /// Tokens that the context holds.
+        context: usize,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id that the model does not have.
+    #[error("token id {id} is outside the vocabulary of {vocab}")]
+    Token {
+        /// The id.
+        id: u32,
+        /// Vocabulary size.
+        vocab: usize,
+    },
+    /// The queue is full.
+    #[error("{waiting} requests are waiting, which is as many as the queue holds")]
+    QueueFull {
+        /// Requests waiting.
+        waiting: usize,
+        /// Seconds after which a place should be free, judged by recent requests.
+        retry_after: u32,
+    },
+    /// The engine is shutting down.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// Memory for the sequence could not be had.
+    #[error("out of memory: {0}")]
+    Memory(String),
+    /// The model failed.
+    #[error("the model failed: {0}")]
+    Model(String),
+}

@@ -1,0 +1,141 @@
+//! One continuation in the making.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mach_models::SequenceState;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::sampling::{Sampler, choice_seed, raw_logprobs};
+use crate::text::TextStream;
+use crate::{EngineError, Event, FinishReason, GenerateRequest, TextTokenizer, TokenLogprob};
+
+/// A sequence: its tokens, how far the model has seen them, and the choosing and showing of new ones.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) state: SequenceState,
+    /// Prompt, then answer.
+    pub(crate) tokens: Vec<u32>,
+    /// Number of the request that it belongs to.
+    pub(crate) request: u64,
+    /// Bytes of state that it may grow to.
+    pub(crate) reserved_bytes: usize,
+    choice: u32,
+    prompt_len: usize,
+    /// Length of `tokens` at which the answer is as long as it may be.
+    limit: usize,
+    stop_ids: Arc<[u32]>,
+    logprobs: Option<usize>,
+    sampler: Sampler,
+    text: TextStream<TokenLogprob>,
+    events: UnboundedSender<Event>,
+    submitted: Instant,
+    admitted: Instant,
+    first_token: Option<Instant>,
+}
+
+/// Where a new sequence comes from.
+#[derive(Debug)]
+pub(crate) struct Origin<'a> {
+    pub(crate) request: &'a GenerateRequest,
+    pub(crate) number: u64,
+    pub(crate) choice: u32,
+    pub(crate) limit: usize,
+    pub(crate) stop_ids: Arc<[u32]>,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) submitted: Instant,
+    pub(crate) reserved_bytes: usize,
+}
+
+impl Sequence {
+    pub(crate) fn new(state: SequenceState, origin: Origin<'_>) -> Self {
+        let request = origin.request;
+        let mut sampling = request.sampling.clone();
+        sampling.seed = choice_seed(sampling.seed, origin.choice);
+        Self {
+            state,
+            tokens: request.prompt.clone(),
+            request: origin.number,
+            reserved_bytes: origin.reserved_bytes,
+            choice: origin.choice,
+            prompt_len: request.prompt.len(),
+            limit: origin.limit,
+            stop_ids: origin.stop_ids,
+            logprobs: request.logprobs,
+            sampler: Sampler::new(sampling, &request.prompt),
+            text: TextStream::new(request.stop.clone()),
+            events: origin.events,
+            submitted: origin.submitted,
+            admitted: Instant::now(),
+            first_token: None,
+        }
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    pub(crate) fn admitted(&self) -> Instant {
+        self.admitted
+    }
+
+    /// Reports a failure of the whole request.
+    pub(crate) fn fail(&self, error: &EngineError) {
+        let _ = self.events.send(Event::Failed(error.clone()));
+    }
+
+    /// Chooses the next token from the logits after the last token and reports what became visible. True when the
+    /// sequence is complete.
+    pub(crate) fn advance(
+        &mut self,
+        logits: &mut [f32],
+        tokenizer: &TextTokenizer,
+    ) -> Result<bool, EngineError> {
+        let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
+        let position = self.tokens.len();
+        let id = self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string()))?;
+        self.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(id);
+        self.sampler.accept(id);
+        if self.stop_ids.contains(&id) {
+            self.finish(FinishReason::Stop);
+            return Ok(true);
+        }
+        let logprob = raw.map(|(raw, logits)| TokenLogprob {
+            id,
+            logprob: raw.of(logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY)),
+            top: raw.top,
+        });
+        let visible = self.text.push(id, logprob, tokenizer);
+        self.send_text(visible.text, visible.tokens);
+        if self.text.stopped() {
+            self.finish(FinishReason::Stop);
+            return Ok(true);
+        }
+        if self.tokens.len() >= self.limit {
+            self.finish(FinishReason::Length);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn send_text(&self, text: String, logprobs: Vec<TokenLogprob>) {
+        if !text.is_empty() || !logprobs.is_empty() {
+            let _ = self.events.send(Event::Text { choice: self.choice, text, logprobs });
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        let rest = self.text.finish();
+        self.send_text(rest.text, rest.tokens);
+        let first = self.first_token.unwrap_or(self.admitted);
+        let timings = crate::Timings {
+            queued: self.admitted.duration_since(self.submitted),
+            prefill: first.duration_since(self.admitted),
+            decode: first.elapsed(),
+        };
+        let tokens = self.tokens.len() - self.prompt_len;
+        let _ = self.events.send(Event::Finished { choice: self.choice, reason, tokens, timings });
+    }
+}

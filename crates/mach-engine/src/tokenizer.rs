@@ -1,0 +1,180 @@
+//! Text to token ids, and token ids to the bytes they stand for.
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+/// Why a tokenizer cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("tokenizer: {0}")]
+pub struct TokenizerError(String);
+
+/// A tokenizer with the bytes of every token at hand, so that text can be made token by token without decoding again
+/// what came before.
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    /// Where each id's bytes begin in `bytes`; one more entry than ids.
+    starts: Vec<u32>,
+    bytes: Vec<u8>,
+    special: Vec<bool>,
+}
+
+impl std::fmt::Debug for TextTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TextTokenizer").field("ids", &self.special.len()).finish_non_exhaustive()
+    }
+}
+
+/// How the vocabulary's strings stand for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alphabet {
+    /// One visible character a byte, as in GPT-2.
+    ByteLevel,
+    /// Plain text with `▁` for a space and `<0x41>` for a byte, as in SentencePiece.
+    ByteFallback,
+}
+
+impl TextTokenizer {
+    /// Wraps a tokenizer for a model with `vocab_size` rows of logits.
+    pub fn new(inner: Tokenizer, vocab_size: usize) -> Result<Self, TokenizerError> {
+        let mut inner = inner;
+        // Left on, these would cut or pad prompts.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| TokenizerError(e.to_string()))?;
+        let alphabet = alphabet(&inner)?;
+        let vocab = inner.get_vocab(true);
+        let added = inner.get_added_tokens_decoder();
+        if let Some((token, id)) = vocab.iter().find(|(_, id)| **id as usize >= vocab_size) {
+            return Err(TokenizerError(format!(
+                "token {token:?} has id {id}, outside the model's vocabulary of {vocab_size}"
+            )));
+        }
+        let mut tokens: Vec<Option<Vec<u8>>> = vec![None; vocab_size];
+        let mut special = vec![false; vocab_size];
+        for (token, id) in &vocab {
+            if let Some(slot) = tokens.get_mut(*id as usize) {
+                *slot = Some(token_bytes(token, alphabet));
+            }
+        }
+        for (id, token) in &added {
+            if let (Some(slot), Some(flag)) = (tokens.get_mut(*id as usize), special.get_mut(*id as usize)) {
+                *slot = Some(token.content.clone().into_bytes());
+                *flag = token.special;
+            }
+        }
+        let mut starts = vec![0];
+        let mut bytes = Vec::new();
+        for token in &tokens {
+            bytes.extend(token.as_deref().unwrap_or_default());
+            starts.push(u32::try_from(bytes.len()).map_err(|_| TokenizerError("too much text".into()))?);
+        }
+        Ok(Self { inner, starts, bytes, special })
+    }
+
+    /// Token ids of a text. Text that spells a special token becomes that token, as in `transformers`.
+    /// `add_special` adds what the tokenizer puts around a plain text (nothing for most chat models); rendered templates
+    /// bring their own.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding =
+            self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The bytes of a token; empty for ids without one.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        match (self.starts.get(id), self.starts.get(id + 1)) {
+            (Some(&a), Some(&b)) => self.bytes.get(a as usize..b as usize).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// Whether a token is a control token that answers do not show.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The id of a token written like this.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// Reads the alphabet off the decoder.
+fn alphabet(tokenizer: &Tokenizer) -> Result<Alphabet, TokenizerError> {
+    let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(|e| TokenizerError(e.to_string()))?;
+    let mut kinds = Vec::new();
+    collect_kinds(&decoder, &mut kinds);
+    if kinds.iter().any(|k| k == "ByteLevel") {
+        Ok(Alphabet::ByteLevel)
+    } else if kinds.iter().any(|k| k == "ByteFallback" || k == "Metaspace") {
+        Ok(Alphabet::ByteFallback)
+    } else {
+        Err(TokenizerError(format!(
+            "decoder {kinds:?} is not supported; known: ByteLevel, ByteFallback, Metaspace"
+        )))
+    }
+}
+
+fn collect_kinds(decoder: &Value, kinds: &mut Vec<String>) {
+    if let Some(kind) = decoder.get("type").and_then(Value::as_str) {
+        kinds.push(kind.to_owned());
+    }
+    for inner in decoder.get("decoders").and_then(Value::as_array).into_iter().flatten() {
+        collect_kinds(inner, kinds);
+    }
+}
+
+fn token_bytes(token: &str, alphabet: Alphabet) -> Vec<u8> {
+    match alphabet {
+        Alphabet::ByteLevel => token
+            .chars()
+            .map(byte_of_char)
+            .collect::<Option<Vec<u8>>>()
+            .unwrap_or_else(|| token.as_bytes().to_vec()),
+        Alphabet::ByteFallback => {
+            let byte = token
+                .strip_prefix("<0x")
+                .and_then(|t| t.strip_suffix('>'))
+                .filter(|t| t.len() == 2)
+                .and_then(|t| u8::from_str_radix(t, 16).ok());
+            match byte {
+                Some(byte) => vec![byte],
+                None => token.replace('\u{2581}', " ").into_bytes(),
+            }
+        }
+    }
+}
+
+/// Inverse of GPT-2's table: printable Latin-1 bytes stand for themselves, the other 68 bytes, in order, for the
+/// characters from U+0100 on.
+fn byte_of_char(c: char) -> Option<u8> {
+    let printable = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    match u32::from(c) {
+        code @ 0..=0xff => u8::try_from(code).ok().filter(|&b| printable(b)),
+        code => (0..=255u8).filter(|&b| !printable(b)).nth(code as usize - 0x100),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_alphabet_is_a_bijection() {
+        let mut seen = [false; 256];
+        for code in 0..0x200u32 {
+            if let Some(b) = char::from_u32(code).and_then(byte_of_char) {
+                assert!(!std::mem::replace(&mut seen[b as usize], true));
+            }
+        }
+        assert!(seen.iter().all(|&s| s));
+        assert_eq!(byte_of_char('Ġ'), Some(b' '));
+        assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
+    }
+
+    #[test]
+    fn byte_fallback_tokens() {
+        assert_eq!(token_bytes("<0xE2>", Alphabet::ByteFallback), [0xe2]);
+        assert_eq!(token_bytes("▁a<0x", Alphabet::ByteFallback), b" a<0x");
+    }
+}

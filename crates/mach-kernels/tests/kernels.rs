@@ -1,0 +1,376 @@
+//! Kernels against plain definitions, and against themselves on every instruction set and thread count, bit by bit, on
+//! random shapes with unaligned tails.
+
+use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend};
+use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta};
+use mach_kernels::elementwise;
+use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
+use mach_kernels::linear::{MatRef, Product, multiply};
+use mach_kernels::quantize::Operand;
+use mach_kernels::{Isa, Pool};
+use mach_quant::{Codec, FloatType, MatrixLayout, Order, Source};
+use proptest::prelude::*;
+
+struct Random(u64);
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+fn random(seed: u64) -> Random {
+    Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+}
+
+/// A random matrix in its stored form, laid out.
+struct Weights {
+    layout: MatrixLayout,
+    data: Vec<u8>,
+}
+impl Weights {
+    fn new(r: &mut Random, codec: Codec, rows: usize, cols: usize, order: Order) -> Weights {
+        let float = |t: FloatType, v: f32| match t {
+            FloatType::F32 => v.to_le_bytes().to_vec(),
+            FloatType::F16 => half::f16::from_f32(v).to_le_bytes().to_vec(),
+            FloatType::Bf16 => half::bf16::from_f32(v).to_le_bytes().to_vec(),
+        };
+        let n = codec.group().map_or(0, |g| rows * cols / g);
+        let (weight, scales, biases) = match codec {
+            Codec::Dense(t) => ((0..rows * cols).flat_map(|_| float(t, r.float())).collect(), vec![], vec![]),
+            Codec::Affine { bits, scales, .. } => (
+                (0..rows * cols * bits as usize / 8).map(|_| r.next() as u8).collect::<Vec<u8>>(),
+                (0..n).flat_map(|_| float(scales, r.float() * 0.1)).collect::<Vec<u8>>(),
+                (0..n).flat_map(|_| float(scales, r.float())).collect::<Vec<u8>>(),
+            ),
+            Codec::Mxfp4 => (
+                (0..rows * cols / 2).map(|_| r.next() as u8).collect(),
+                (0..n).map(|_| 120 + (r.next() % 10) as u8).collect(),
+                vec![],
+            ),
+        };
+        let source = Source::new(codec, rows, cols, &weight, &scales, &biases).unwrap();
+        let layout = MatrixLayout::of(&source, order);
+        let mut data = vec![0; layout.bytes()];
+        layout.pack(&source, 0, &mut data);
+        Weights { layout, data }
+    }
+    fn view(&self) -> MatRef<'_> {
+        MatRef::new(self.layout, &self.data)
+    }
+    fn row(&self, row: usize) -> Vec<f32> {
+        let mut out = vec![0.0; self.layout.cols];
+        self.view().decode_row(row, &mut out);
+        out
+    }
+}
+
+fn product(isa: Isa, threads: usize, w: &Weights, x: &[f32], rows: usize) -> Vec<f32> {
+    let mut pool = Pool::new(threads);
+    let mut operand = Operand::default();
+    operand.prepare(&mut pool, isa, &w.layout, x, w.layout.cols, rows);
+    let mut out = vec![f32::NAN; rows * w.layout.rows];
+    let stride = w.layout.rows;
+    multiply(&mut pool, isa, &operand, &mut [Product { matrix: w.view(), out: &mut out, stride }]);
+    out
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn everywhere(f: impl Fn(Isa, usize) -> Vec<f32>) -> Vec<f32> {
+    let expected = f(Isa::SCALAR, 1);
+    for isa in Isa::available() {
+        for threads in [1, 3] {
+            assert!(bits(&f(isa, threads)) == bits(&expected), "{isa} with {threads} threads differs from scalar");
+        }
+    }
+    expected
+}
+
+/// The int8 path as its documentation defines it.
+fn int8_definition(w: &Weights, x: &[f32], row: usize) -> f32 {
+    let group = w.layout.codec.group().unwrap();
+    let values = w.row(row);
+    let mut y = 0.0f64;
+    for g in 0..w.layout.cols / group {
+        let xs = &x[g * group..(g + 1) * group];
+        let amax = xs.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        if amax < 1e-30 {
+            continue;
+        }
+        let dot: f64 = xs
+            .iter()
+            .zip(&values[g * group..])
+            .map(|(x, w)| f64::from((x * (127.0 / amax)).round_ties_even()) * f64::from(*w))
+            .sum();
+        y += dot * f64::from(amax / 127.0);
+    }
+    y as f32
+}
+
+fn quantized() -> impl Strategy<Value = Codec> {
+    let scales = prop_oneof![Just(FloatType::Bf16), Just(FloatType::F32)];
+    prop_oneof![
+        Just(Codec::Mxfp4),
+        (prop_oneof![Just(4u8), Just(8)], prop_oneof![Just(32usize), Just(64), Just(128)], scales)
+            .prop_map(|(bits, group, scales)| Codec::Affine { bits, group, scales }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn int8_products(codec in quantized(), n in 1usize..70, groups in 1usize..5, m in 1usize..24, seed: u64) {
+        let mut r = random(seed);
+        let cols = groups * codec.group().unwrap();
+        let w = Weights::new(&mut r, codec, n, cols, Order::Tiles);
+        let mut x = r.floats(m * cols);
+        x[..cols.min(32)].fill(0.0);
+        let y = everywhere(|isa, threads| product(isa, threads, &w, &x, m));
+        for row in 0..m {
+            let xr = &x[row * cols..(row + 1) * cols];
+            let size: f32 = xr.iter().map(|v| v.abs()).sum::<f32>() * 30.0 + 1.0;
+            for o in 0..n {
+                let expected = int8_definition(&w, xr, o);
+                prop_assert!((y[row * n + o] - expected).abs() < size * 1e-6, "{} {expected}", y[row * n + o]);
+            }
+            // A row alone has the same bits as in company.
+            let alone = product(Isa::best(), 1, &w, xr, 1);
+            prop_assert_eq!(bits(&alone), bits(&y[row * n..(row + 1) * n]));
+        }
+    }
+
+    #[test]
+    fn float_products(codec in prop_oneof![quantized(), Just(Codec::Dense(FloatType::Bf16)), Just(Codec::Dense(FloatType::F32))],
+                      n in 1usize..40, groups in 1usize..4, tail in 0usize..16, m in 1usize..14, seed: u64) {
+        let mut r = random(seed);
+        let cols = codec.group().map_or(groups * 16 + tail, |g| g * groups);
+        let w = Weights::new(&mut r, codec, n, cols, Order::Rows);
+        let x = r.floats(m * cols);
+        let y = everywhere(|isa, threads| product(isa, threads, &w, &x, m));
+        for row in 0..m {
+            let xr = &x[row * cols..(row + 1) * cols];
+            for o in 0..n {
+                let terms: Vec<f64> = w.row(o).iter().zip(xr).map(|(w, x)| f64::from(*w) * f64::from(*x)).collect();
+                let (expected, size): (f64, f64) = (terms.iter().sum(), terms.iter().map(|t| t.abs()).sum());
+                prop_assert!((f64::from(y[row * n + o]) - expected).abs() <= size * 1e-5 + 1e-6);
+            }
+            let alone = product(Isa::best(), 1, &w, xr, 1);
+            prop_assert_eq!(bits(&alone), bits(&y[row * n..(row + 1) * n]));
+        }
+    }
+
+    #[test]
+    fn attention_is_softmax(kv_heads in 1usize..3, group in 1usize..6, dims in 1usize..5, len in 1usize..600, rows in 1usize..9, seed: u64) {
+        let rows = rows.min(len);
+        let (head_dim, heads) = (16 * dims, kv_heads * group);
+        let mut r = random(seed);
+        let k = r.floats(len * kv_heads * head_dim);
+        let v = r.floats(len * kv_heads * head_dim);
+        let q: Vec<f32> = r.floats(rows * heads * head_dim).iter().map(|x| x * 3.0).collect();
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for kind in [KvType::F32, KvType::Bf16] {
+            let run = |isa, threads, rows_at_once: usize| {
+                let mut cache = KvCache::new(KvShape { heads: kv_heads, head_dim, kind });
+                let (w, qw) = (kv_heads * head_dim, heads * head_dim);
+                cache.append(isa, &k[..(len - rows) * w], &v[..(len - rows) * w], len - rows);
+                let (mut pool, mut out) = (Pool::new(threads), vec![f32::NAN; rows * qw]);
+                for first in (0..rows).step_by(rows_at_once) {
+                    let n = rows_at_once.min(rows - first);
+                    let at = (len - rows + first) * w;
+                    cache.append(isa, &k[at..], &v[at..], n);
+                    let (q, out) = (&q[first * qw..], &mut out[first * qw..]);
+                    attend(&mut pool, isa, &mut AttentionScratch::default(), &cache, q, heads, n, scale, out);
+                }
+                out
+            };
+            let got = everywhere(|isa, threads| run(isa, threads, rows));
+            prop_assert_eq!(bits(&run(Isa::best(), 2, 1)), bits(&got), "row by row");
+            let tolerance = if kind == KvType::F32 { 1e-4 } else { 0.05 };
+            for row in 0..rows {
+                for h in 0..heads {
+                    let qh = &q[(row * heads + h) * head_dim..][..head_dim];
+                    let at = |j: usize| (j * kv_heads + h / group) * head_dim;
+                    let seen = len - rows + row + 1;
+                    let logits: Vec<f64> = (0..seen).map(|j| {
+                        qh.iter().zip(&k[at(j)..]).map(|(a, b)| f64::from(a * b)).sum::<f64>() * f64::from(scale)
+                    }).collect();
+                    let top = logits.iter().fold(f64::MIN, |m, &l| m.max(l));
+                    let total: f64 = logits.iter().map(|l| (l - top).exp()).sum();
+                    for d in 0..head_dim {
+                        let expected: f64 = (0..seen).map(|j| (logits[j] - top).exp() / total * f64::from(v[at(j) + d])).sum();
+                        let y = got[(row * heads + h) * head_dim + d];
+                        prop_assert!((f64::from(y) - expected).abs() < tolerance, "{y} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gated_delta_is_the_recurrence(key_heads in 1usize..3, r_heads in 1usize..3, kd in 1usize..3, vd in 1usize..6, rows in 1usize..9, seed: u64) {
+        let shape = DeltaShape { key_heads, value_heads: key_heads * r_heads, key_dim: 16 * kd, value_dim: 16 * vd, taps: 4 };
+        let (channels, hv) = (shape.channels(), shape.value_heads);
+        let width = hv * shape.value_dim;
+        let mut r = random(seed);
+        let conv = r.floats(4 * channels);
+        let (dt_bias, norm) = (r.floats(hv), r.floats(shape.value_dim));
+        let neg_exp_a: Vec<f32> = r.floats(hv).iter().map(|x| -x.abs()).collect();
+        let (u, z, b, a) = (r.floats(rows * channels), r.floats(rows * width), r.floats(rows * hv), r.floats(rows * hv));
+        let weights = DeltaWeights { conv: &conv, dt_bias: &dt_bias, neg_exp_a: &neg_exp_a, norm: &norm, eps: 1e-6 };
+        let run = |isa, threads, step: usize| {
+            let (mut pool, mut state) = (Pool::new(threads), DeltaState::new(&shape));
+            let mut out = vec![f32::NAN; rows * width];
+            for first in (0..rows).step_by(step) {
+                let n = step.min(rows - first);
+                let inputs = DeltaInputs { u: &u[first * channels..], z: &z[first * width..], b: &b[first * hv..], a: &a[first * hv..] };
+                let out = &mut out[first * width..(first + n) * width];
+                gated_delta(&mut pool, isa, &shape, &weights, &mut state, &mut DeltaScratch::default(), &inputs, n, out);
+            }
+            [out, state.conv, state.state].concat()
+        };
+        let got = everywhere(|isa, threads| run(isa, threads, rows));
+        prop_assert_eq!(bits(&run(Isa::best(), 2, 1)), bits(&got), "token by token");
+
+        // architectures.md section 2.6 in f64.
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        let mut s = vec![0.0f64; hv * shape.key_dim * shape.value_dim];
+        for t in 0..rows {
+            let c: Vec<f64> = (0..channels).map(|ch| {
+                silu((0..4).filter(|j| t + j >= 3).map(|j| f64::from(conv[j * channels + ch]) * f64::from(u[(t + j - 3) * channels + ch])).sum())
+            }).collect();
+            let unit = |at: usize| -> Vec<f64> {
+                let v = &c[at..at + shape.key_dim];
+                let length = (v.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+                v.iter().map(|x| x / length).collect()
+            };
+            for h in 0..hv {
+                let kh = h / r_heads;
+                let q: Vec<f64> = unit(kh * shape.key_dim).iter().map(|x| x / (shape.key_dim as f64).sqrt()).collect();
+                let k = unit((key_heads + kh) * shape.key_dim);
+                let v = &c[2 * key_heads * shape.key_dim + h * shape.value_dim..][..shape.value_dim];
+                let beta = 1.0 / (1.0 + (-f64::from(b[t * hv + h])).exp());
+                let g = f64::from(neg_exp_a[h]) * (1.0 + f64::from(a[t * hv + h] + dt_bias[h]).exp()).ln();
+                let s = &mut s[h * shape.key_dim * shape.value_dim..][..shape.key_dim * shape.value_dim];
+                s.iter_mut().for_each(|x| *x *= g.exp());
+                let mut o = vec![0.0; shape.value_dim];
+                for j in 0..shape.value_dim {
+                    let m: f64 = (0..shape.key_dim).map(|i| k[i] * s[i * shape.value_dim + j]).sum();
+                    let d = (v[j] - m) * beta;
+                    for i in 0..shape.key_dim {
+                        s[i * shape.value_dim + j] += k[i] * d;
+                        o[j] += q[i] * s[i * shape.value_dim + j];
+                    }
+                }
+                let rms = (o.iter().map(|x| x * x).sum::<f64>() / o.len() as f64 + 1e-6).sqrt();
+                for j in 0..shape.value_dim {
+                    let at = (t * hv + h) * shape.value_dim + j;
+                    let expected = o[j] / rms * f64::from(norm[j]) * silu(f64::from(z[at]));
+                    prop_assert!((f64::from(got[at]) - expected).abs() < 2e-3, "{} {expected}", got[at]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn experts_are_their_networks(codec in quantized(), tokens in 1usize..13, experts in 1usize..5, seed: u64) {
+        let mut r = random(seed);
+        let (hidden, width) = (128, 128);
+        let order = if seed % 2 == 0 { Order::Tiles } else { Order::Rows };
+        let nets: Vec<[Weights; 3]> = (0..experts)
+            .map(|_| [(width, hidden), (width, hidden), (hidden, width)].map(|(n, c)| Weights::new(&mut r, codec, n, c, order)))
+            .collect();
+        let x = r.floats(tokens * hidden);
+        let lists: Vec<Vec<u32>> = (0..experts).map(|_| (0..tokens as u32).filter(|_| r.next() % 3 != 0).collect()).collect();
+        let run = |isa, threads| {
+            let mut first_pair = 0;
+            let jobs: Vec<ExpertJob<'_>> = nets.iter().zip(&lists).filter(|(_, l)| !l.is_empty()).map(|([g, u, d], rows)| {
+                let job = ExpertJob { expert: ExpertRef { gate: g.view(), up: u.view(), down: d.view() }, rows, first_pair };
+                first_pair += rows.len();
+                job
+            }).collect();
+            let mut out = vec![f32::NAN; first_pair * hidden];
+            expert_ffn(&mut Pool::new(threads), isa, &mut FfnScratch::default(), &x, &jobs, &mut out);
+            out
+        };
+        let got = everywhere(run);
+        let mut pair = 0;
+        for ([g, u, d], list) in nets.iter().zip(&lists) {
+            for &row in list {
+                let xr = &x[row as usize * hidden..(row as usize + 1) * hidden];
+                let isa = Isa::best();
+                let (mut h, up) = (product(isa, 1, g, xr, 1), product(isa, 1, u, xr, 1));
+                elementwise::silu_mul(&mut Pool::new(1), isa, &mut h, &up);
+                prop_assert_eq!(bits(&product(isa, 1, d, &h, 1)), bits(&got[pair * hidden..(pair + 1) * hidden]));
+                pair += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn norms_and_activations(rows in 1usize..9, n in 1usize..200, seed: u64) {
+        let mut r = random(seed);
+        let (x, y, w) = (r.floats(rows * n), r.floats(rows * n), r.floats(n));
+        let normed = everywhere(|isa, threads| {
+            let mut out = vec![0.0; rows * n];
+            elementwise::rms_norm(&mut Pool::new(threads), isa, &x, &w, 1e-6, &mut out);
+            out
+        });
+        for row in 0..rows {
+            let xs = &x[row * n..(row + 1) * n];
+            let rms = (xs.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n as f64 + 1e-6).sqrt();
+            for i in 0..n {
+                prop_assert!((f64::from(normed[row * n + i]) - f64::from(xs[i]) / rms * f64::from(w[i])).abs() < 1e-5);
+            }
+        }
+        let gated = everywhere(|isa, threads| {
+            let mut out = x.clone();
+            elementwise::silu_mul(&mut Pool::new(threads), isa, &mut out, &y);
+            elementwise::sigmoid_mul(&mut Pool::new(threads), isa, &mut out, &y);
+            elementwise::add(&mut Pool::new(threads), isa, &mut out, &y);
+            out
+        });
+        for i in 0..rows * n {
+            let (a, b) = (f64::from(x[i]), f64::from(y[i]));
+            let expected = a / (1.0 + (-a).exp()) * b / (1.0 + (-b).exp()) + b;
+            prop_assert!((f64::from(gated[i]) - expected).abs() < 1e-5);
+        }
+        let soft = everywhere(|isa, _| { let mut out = x[..n].to_vec(); elementwise::softmax(isa, &mut out); out });
+        prop_assert!((soft.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn top_k_is_a_sorted_prefix(scores in prop::collection::vec(-4i32..4, 1..60), k in 1usize..9) {
+        let scores: Vec<f32> = scores.into_iter().map(|v| v as f32).collect();
+        let mut out = Vec::new();
+        elementwise::top_k(&scores, k.min(scores.len()), &mut out);
+        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+        order.truncate(k.min(scores.len()));
+        prop_assert_eq!(out, order);
+    }
+}
+
+#[test]
+fn ranks_are_summed_in_order() {
+    let pairs = [1.0f32, 2.0, 10.0, 20.0, 100.0, 200.0, 1000.0, 2000.0];
+    let (weights, places) = ([1.0, 0.5, 2.0, 0.25], [1, 0, 3, 2]);
+    let out = everywhere(|isa, threads| {
+        let mut out = vec![1.0; 4];
+        combine(&mut Pool::new(threads), isa, &pairs, &weights, &places, 2, 2, &mut out);
+        out
+    });
+    assert_eq!(out, [1.0 + 10.5, 1.0 + 21.0, 1.0 + 2025.0, 1.0 + 4050.0]);
+}

@@ -1,0 +1,215 @@
+//! A model that can chat: engine, templates, sampling defaults, names.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind, ModelCard, TemplateError};
+use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_engine::{Engine, GenerateRequest, SamplingParams, TextTokenizer};
+use serde_json::{Map, Value};
+
+/// The compiled templates of a checkpoint.
+#[derive(Debug)]
+pub struct Templates {
+    default: ChatTemplate,
+    /// Used when a request brings tools, if the checkpoint has one of this name.
+    tool_use: Option<ChatTemplate>,
+}
+
+/// Why a checkpoint's tokenizer files cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrepareError {
+    /// A file is missing or broken.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A template does not compile.
+    #[error("{}: {source}", file.display())]
+    Template {
+        /// The file.
+        file: std::path::PathBuf,
+        /// What is wrong.
+        source: TemplateError,
+    },
+}
+
+impl Templates {
+    /// Compiles the checkpoint's templates; `None` if it has none.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, PrepareError> {
+        let Some(found) = checkpoint.chat_template()? else { return Ok(None) };
+        let mut special = Map::new();
+        let tokens = [
+            ("bos_token", &found.bos_token),
+            ("eos_token", &found.eos_token),
+            ("pad_token", &found.pad_token),
+            ("unk_token", &found.unk_token),
+        ];
+        for (name, token) in tokens {
+            if let Some(token) = token {
+                special.insert(name.into(), Value::from(token.as_str()));
+            }
+        }
+        let compile = |source: &str| {
+            ChatTemplate::compile(source, special.clone())
+                .map_err(|source| PrepareError::Template { file: found.file.clone(), source })
+        };
+        let tool_use = found.named.iter().find(|(name, _)| name == "tool_use");
+        Ok(Some(Self {
+            default: compile(&found.source)?,
+            tool_use: tool_use.map(|(_, source)| compile(source)).transpose()?,
+        }))
+    }
+
+    /// One template for every request.
+    pub fn single(template: ChatTemplate) -> Self {
+        Self { default: template, tool_use: None }
+    }
+}
+
+/// A served model.
+#[derive(Debug)]
+pub struct ChatModel {
+    /// The engine.
+    pub engine: Engine,
+    /// Templates; without them only plain prompts work.
+    pub templates: Option<Templates>,
+    /// Sampling defaults.
+    pub defaults: SamplingParams,
+    /// Tokens that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// Names that requests may use; the first is the one that answers carry.
+    pub names: Vec<String>,
+    created: u64,
+}
+
+impl ChatModel {
+    /// Puts the parts together. `names` must not be empty.
+    pub fn new(
+        engine: Engine,
+        templates: Option<Templates>,
+        defaults: SamplingParams,
+        stop_ids: Vec<u32>,
+        names: Vec<String>,
+    ) -> Self {
+        Self { engine, templates, defaults, stop_ids, names, created: unix_time() }
+    }
+
+    /// Ids that end an answer: those of `generation_config.json` (or else `config.json`), and the tokenizer's own
+    /// end-of-sequence token.
+    pub fn stop_ids_of(
+        checkpoint: &Checkpoint,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Vec<u32>, CheckpointError> {
+        let mut ids = checkpoint.generation().eos_token_ids.clone();
+        if ids.is_empty() {
+            ids.clone_from(&checkpoint.config().eos_token_ids);
+        }
+        let own = checkpoint.chat_template()?.and_then(|t| t.eos_token).and_then(|t| tokenizer.id(&t));
+        ids.extend(own);
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Model cards, one a name.
+    pub fn cards(&self) -> impl Iterator<Item = ModelCard> {
+        let context = self.engine.context();
+        self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
+    }
+
+    /// The text that the model continues, and its tokens.
+    pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ApiError> {
+        let templates = self.templates.as_ref().ok_or_else(|| {
+            ApiError::new(ErrorKind::InvalidRequest, "this model has no chat template, so it cannot chat")
+        })?;
+        let template = match &templates.tool_use {
+            Some(tool_use) if !request.tools.is_empty() => tool_use,
+            _ => &templates.default,
+        };
+        let text = template
+            .render(&request.messages, &request.tools, &request.template_kwargs)
+            .map_err(|e| ApiError::field("messages", e.to_string()))?;
+        self.engine
+            .tokenizer()
+            .encode(&text, false)
+            .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))
+    }
+
+    /// Everything between a parsed request and the engine: name, template, tokens, defaults.
+    pub fn prepare(&self, request: &ChatRequest) -> Result<GenerateRequest, ApiError> {
+        if !self.names.contains(&request.model) {
+            return Err(ApiError {
+                param: Some("model".into()),
+                ..ApiError::new(
+                    ErrorKind::ModelNotFound,
+                    format!(
+                        "the model `{}` does not exist; served: {}",
+                        clip(&request.model),
+                        self.names.join(", ")
+                    ),
+                )
+            });
+        }
+        self.prepare_tokens(request, self.prompt(request)?)
+    }
+
+    /// As [`prepare`](Self::prepare), for a prompt that is tokens already; messages and name are not looked at.
+    pub fn prepare_tokens(
+        &self,
+        request: &ChatRequest,
+        prompt: Vec<u32>,
+    ) -> Result<GenerateRequest, ApiError> {
+        let vocab = self.engine.vocab();
+        let outside = |id: u32| id as usize >= vocab;
+        if let Some(&(id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| outside(*id)) {
+            let reason = format!("is outside the vocabulary of {vocab} tokens");
+            return Err(ApiError::field(format!("logit_bias.{id}"), reason));
+        }
+        if let Some(i) = request.stop_token_ids.iter().position(|&id| outside(id)) {
+            let reason = format!("is outside the vocabulary of {vocab} tokens");
+            return Err(ApiError::field(format!("stop_token_ids[{i}]"), reason));
+        }
+        let mut stop_token_ids = request.stop_token_ids.clone();
+        if !request.ignore_eos {
+            stop_token_ids.extend(&self.stop_ids);
+        }
+        Ok(GenerateRequest {
+            prompt,
+            choices: request.n,
+            max_tokens: request.max_tokens,
+            sampling: self.sampling(request),
+            stop: request.stop.clone(),
+            stop_token_ids,
+            logprobs: request.logprobs,
+        })
+    }
+
+    fn sampling(&self, request: &ChatRequest) -> SamplingParams {
+        let (given, defaults) = (&request.sampling, &self.defaults);
+        SamplingParams {
+            temperature: given.temperature.unwrap_or(defaults.temperature),
+            top_k: given.top_k.unwrap_or(defaults.top_k),
+            top_p: given.top_p.unwrap_or(defaults.top_p),
+            min_p: given.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: given.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: given.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: given.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            logit_bias: given.logit_bias.clone(),
+            seed: given.seed.unwrap_or_else(random_seed),
+        }
+    }
+}
+
+/// A seed for a request that brings none.
+fn random_seed() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    // Six bits of a UUID are fixed; folding the halves hides them.
+    high.rotate_left(32) ^ low
+}
+
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
+}

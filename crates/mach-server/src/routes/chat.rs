@@ -1,0 +1,178 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use mach_api::chat::{ChatCompletion, Choice, FinishReason, TokenLogprob, TopLogprob, Usage, completion_id};
+use mach_api::{ApiError, ChatRequest, ErrorKind};
+use mach_engine::{Event, Events, GenerateRequest, TextTokenizer};
+use tracing::info;
+
+use crate::chat_model::unix_time;
+use crate::failure::{Failure, from_engine};
+use crate::server::Shared;
+use crate::{ChatModel, auth, sse};
+
+pub(crate) async fn chat_completions(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    check_media_type(&headers)?;
+    let body = read_body(body, shared.config.max_body).await?;
+    let (request, generate) = parse_and_prepare(shared, Arc::clone(&model), body).await?;
+    let prompt_tokens = generate.prompt.len();
+    let events = model.engine.submit(generate).map_err(|e| from_engine(&e, request.max_tokens_field))?;
+    let answer = Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens };
+    if answer.request.stream {
+        Ok(sse::response(answer, events))
+    } else {
+        Ok(Json(collect(&answer, events).await?).into_response())
+    }
+}
+
+/// An answer in the making.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: Arc<ChatModel>,
+    pub(crate) request: ChatRequest,
+    pub(crate) prompt_tokens: usize,
+}
+
+impl Answer {
+    /// The name in responses: the one that the request used.
+    pub(crate) fn model_name(&self) -> &str {
+        &self.request.model
+    }
+
+    pub(crate) fn log_finish(&self, completion_tokens: usize) {
+        info!(id = self.id, prompt_tokens = self.prompt_tokens, completion_tokens, "answered");
+    }
+
+    /// Log probabilities in the API's terms.
+    pub(crate) fn logprobs(&self, tokens: Vec<mach_engine::TokenLogprob>) -> Option<Vec<TokenLogprob>> {
+        self.request.logprobs?;
+        let tokenizer = self.model.engine.tokenizer();
+        Some(tokens.into_iter().map(|t| describe(tokenizer, t)).collect())
+    }
+}
+
+fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> TokenLogprob {
+    let text = |id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
+    TokenLogprob {
+        token: text(token.id),
+        logprob: token.logprob,
+        bytes: tokenizer.bytes(token.id).to_vec(),
+        top_logprobs: token
+            .top
+            .into_iter()
+            .map(|(id, logprob)| TopLogprob { token: text(id), logprob, bytes: tokenizer.bytes(id).to_vec() })
+            .collect(),
+    }
+}
+
+pub(crate) fn finish_reason(reason: mach_engine::FinishReason) -> FinishReason {
+    match reason {
+        mach_engine::FinishReason::Stop => FinishReason::Stop,
+        mach_engine::FinishReason::Length => FinishReason::Length,
+    }
+}
+
+/// What a stream that ends too early says.
+pub(crate) fn lost() -> ApiError {
+    ApiError::new(ErrorKind::Internal, "the engine dropped the request")
+}
+
+/// A page of another site can make a browser send a form to this server, but not JSON.
+fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = "the request needs the header `Content-Type: application/json`";
+    Err(ApiError::new(ErrorKind::UnsupportedMediaType, message))
+}
+
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => {
+            let message = format!("the request body is larger than {limit} bytes");
+            Err(ApiError::new(ErrorKind::TooLarge, message))
+        }
+        Err(e) => Err(ApiError::new(ErrorKind::InvalidRequest, format!("the request body broke off: {e}"))),
+    }
+}
+
+/// Long prompts take long to render and tokenise, so this leaves the threads that serve sockets.
+async fn parse_and_prepare(
+    shared: Arc<Shared>,
+    model: Arc<ChatModel>,
+    body: Bytes,
+) -> Result<(ChatRequest, GenerateRequest), ApiError> {
+    let work = move || {
+        let request = ChatRequest::parse(&body, &shared.config.limits)?;
+        let generate = model.prepare(&request)?;
+        Ok((request, generate))
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::new(ErrorKind::Internal, "internal error")),
+    }
+}
+
+async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, ApiError> {
+    struct Part {
+        text: String,
+        logprobs: Vec<mach_engine::TokenLogprob>,
+        finish: Option<FinishReason>,
+    }
+    let mut parts: Vec<Part> = (0..answer.request.n)
+        .map(|_| Part { text: String::new(), logprobs: Vec::new(), finish: None })
+        .collect();
+    let mut completion_tokens = 0;
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Text { choice, text, logprobs } => {
+                if let Some(part) = parts.get_mut(choice as usize) {
+                    part.text.push_str(&text);
+                    part.logprobs.extend(logprobs);
+                }
+            }
+            Event::Finished { choice, reason, tokens, .. } => {
+                completion_tokens += tokens;
+                if let Some(part) = parts.get_mut(choice as usize) {
+                    part.finish = Some(finish_reason(reason));
+                }
+            }
+            Event::Failed(error) => return Err(from_engine(&error, answer.request.max_tokens_field)),
+        }
+    }
+    let choices = (0..)
+        .zip(parts)
+        .map(|(index, part)| {
+            let finish = part.finish.ok_or_else(lost)?;
+            Ok(Choice::new(index, part.text, answer.logprobs(part.logprobs), finish))
+        })
+        .collect::<Result<_, ApiError>>()?;
+    answer.log_finish(completion_tokens);
+    Ok(ChatCompletion {
+        id: answer.id.clone(),
+        object: "chat.completion",
+        created: answer.created,
+        model: answer.model_name().to_owned(),
+        choices,
+        usage: Usage::new(answer.prompt_tokens, completion_tokens),
+    })
+}

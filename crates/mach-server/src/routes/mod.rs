@@ -1,0 +1,40 @@
+//! The routes.
+
+mod chat;
+mod models;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use mach_api::{ApiError, ErrorKind};
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::server::Shared;
+
+pub(crate) use chat::{Answer, chat_completions, finish_reason, lost};
+pub(crate) use models::{get_model, list_models};
+
+/// `GET /health`: 200 once the model answers, 503 before. Needs no key.
+pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.model() {
+        Ok(model) => Json(json!({"status": "ok", "queued": model.engine.waiting()})).into_response(),
+        Err(_) if shared.readiness.model().is_none() => {
+            let body = json!({"status": "loading", "progress": shared.readiness.share()});
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopped"}))).into_response(),
+    }
+}
+
+pub(crate) async fn not_found(method: Method, uri: Uri) -> Failure {
+    ApiError::new(ErrorKind::NotFound, format!("no such route: {method} {}", uri.path())).into()
+}
+
+pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> Failure {
+    let message = format!("{} does not take {method}", uri.path());
+    ApiError::new(ErrorKind::MethodNotAllowed, message).into()
+}

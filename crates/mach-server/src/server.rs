@@ -1,0 +1,172 @@
+//! The server: readiness, the router, start and drain.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use mach_api::chat::Limits;
+use mach_api::{ApiError, ErrorKind};
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::{info, warn};
+
+use crate::failure::Failure;
+use crate::{ChatModel, routes};
+
+/// Settings of the server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Key that requests must bring; none accepts any.
+    pub api_key: Option<String>,
+    /// Largest request body in bytes.
+    pub max_body: usize,
+    /// Limits of a chat request's parts.
+    pub limits: Limits,
+    /// How long running generations may take to finish after the signal to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            api_key: None,
+            max_body: 32 << 20,
+            limits: Limits::default(),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Whether the model can answer yet. Shared by the loader and the routes.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    model: OnceLock<Arc<ChatModel>>,
+    bytes_done: AtomicU64,
+    bytes_total: AtomicU64,
+}
+
+impl Readiness {
+    /// Nothing loaded yet.
+    pub fn loading() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Reports progress of loading.
+    pub fn progress(&self, bytes_done: u64, bytes_total: u64) {
+        self.bytes_done.store(bytes_done, Ordering::Relaxed);
+        self.bytes_total.store(bytes_total, Ordering::Relaxed);
+    }
+
+    /// The model can answer. Only the first call counts.
+    pub fn ready(&self, model: ChatModel) -> &Arc<ChatModel> {
+        self.model.get_or_init(|| Arc::new(model))
+    }
+
+    /// The model, once it can answer.
+    pub fn model(&self) -> Option<&Arc<ChatModel>> {
+        self.model.get()
+    }
+
+    /// The share of the weights that is loaded, 0 to 1.
+    pub fn share(&self) -> f64 {
+        let total = self.bytes_total.load(Ordering::Relaxed);
+        let done = self.bytes_done.load(Ordering::Relaxed);
+        if total == 0 { 0.0 } else { (done as f64 / total as f64).min(1.0) }
+    }
+}
+
+/// What every route sees.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: ServerConfig,
+    pub(crate) readiness: Arc<Readiness>,
+}
+
+impl Shared {
+    /// The model, or a 503 while it loads or after its engine died.
+    pub(crate) fn model(&self) -> Result<&Arc<ChatModel>, ApiError> {
+        let Some(model) = self.readiness.model() else {
+            let percent = (self.readiness.share() * 100.0) as u32;
+            return Err(ApiError::new(
+                ErrorKind::Unavailable,
+                format!("the model is loading: {percent} % of the weights are in place"),
+            )
+            .retry_after(1));
+        };
+        if !model.engine.running() {
+            return Err(ApiError::new(ErrorKind::Unavailable, "the engine has stopped"));
+        }
+        Ok(model)
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/health", get(routes::health))
+        .route("/v1/models", get(routes::list_models))
+        .route("/v1/models/{*id}", get(routes::get_model))
+        .route("/v1/chat/completions", post(routes::chat_completions))
+        .fallback(routes::not_found)
+        .method_not_allowed_fallback(routes::method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(shared)
+}
+
+fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
+    Failure(ApiError::new(ErrorKind::Internal, "internal error")).into_response()
+}
+
+/// Serves until `stop` resolves, then drains: no new connections, running generations finish, for at most the drain
+/// timeout.
+pub async fn serve(
+    listener: TcpListener,
+    config: ServerConfig,
+    readiness: Arc<Readiness>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let drain_timeout = config.drain_timeout;
+    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
+    let shared = Arc::new(Shared { config, readiness: Arc::clone(&readiness) });
+    let signalled = Arc::clone(&readiness);
+    let graceful = async move {
+        stop.await;
+        if let Some(model) = signalled.model() {
+            info!(waiting = model.engine.waiting(), "draining");
+            model.engine.close();
+        }
+        let _ = stopping.send(true);
+    };
+    // A token is one small write; without this it would wait for the one before to be acknowledged.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            warn!(%error, "cannot set TCP_NODELAY");
+        }
+    });
+    let server = axum::serve(listener, router(shared)).with_graceful_shutdown(graceful).into_future();
+    let mut server = std::pin::pin!(server);
+    let deadline = async {
+        // An error means that the sender is gone, which it is only after sending.
+        let _ = stopped.wait_for(|&s| s).await;
+        tokio::time::sleep(drain_timeout).await;
+    };
+    tokio::select! {
+        result = &mut server => result?,
+        () = deadline => {
+            warn!("the drain timeout is over; running generations are cut off");
+            if let Some(model) = readiness.model() {
+                model.engine.abort();
+            }
+            // Long enough to write the errors out.
+            let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+        }
+    }
+    if let Some(model) = readiness.model() {
+        model.engine.close();
+    }
+    Ok(())
+}

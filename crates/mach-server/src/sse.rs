@@ -1,0 +1,162 @@
+//! Answers as server-sent events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use mach_api::chat::{ChatCompletionChunk, ChunkChoice, Delta, Usage};
+use mach_engine::{Event, Events};
+use serde::Serialize;
+
+use crate::failure::from_engine;
+use crate::routes::{Answer, finish_reason, lost};
+
+/// A comment line goes out when nothing else did for this long, so that proxies keep the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events that may share one write when the client is slower than the model.
+const BATCH: usize = 64;
+
+/// The streaming response. Dropping it (the client left) drops `events`, which cancels the generation.
+pub(crate) fn response(answer: Answer, events: Events) -> Response {
+    let writer = Writer {
+        answer,
+        events,
+        buffer: Vec::with_capacity(BATCH),
+        unfinished: 0,
+        tokens: 0,
+        stage: Stage::Start,
+    };
+    let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
+        let bytes = writer.next().await?;
+        Some((Ok::<_, Infallible>(bytes), writer))
+    }));
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // Tells nginx not to collect the stream.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, body).into_response()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Start,
+    Running,
+    Done,
+}
+
+#[derive(Debug)]
+struct Writer {
+    answer: Answer,
+    events: Events,
+    buffer: Vec<Event>,
+    /// Choices that have not finished.
+    unfinished: u32,
+    tokens: usize,
+    stage: Stage,
+}
+
+impl Writer {
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut out = Vec::with_capacity(512);
+        match self.stage {
+            Stage::Start => {
+                self.unfinished = self.answer.request.n;
+                for index in 0..self.answer.request.n {
+                    let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+                    self.chunk(
+                        &mut out,
+                        Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None }),
+                    );
+                }
+                self.stage = Stage::Running;
+            }
+            Stage::Running => {
+                let mut buffer = std::mem::take(&mut self.buffer);
+                let received =
+                    tokio::time::timeout(KEEP_ALIVE, self.events.recv_many(&mut buffer, BATCH)).await;
+                match received {
+                    Err(_) => out.extend_from_slice(b": keep-alive\n\n"),
+                    Ok(0) => self.fail(&mut out, &lost()),
+                    Ok(_) => {
+                        for event in buffer.drain(..) {
+                            self.event(&mut out, event);
+                        }
+                    }
+                }
+                self.buffer = buffer;
+            }
+            Stage::Done => return None,
+        }
+        Some(out.into())
+    }
+
+    fn event(&mut self, out: &mut Vec<u8>, event: Event) {
+        if self.stage == Stage::Done {
+            return;
+        }
+        match event {
+            Event::Text { choice, text, logprobs } => {
+                let logprobs = self.answer.logprobs(logprobs).map(Into::into);
+                let delta = Delta { role: None, content: Some(text) };
+                self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs, finish_reason: None }));
+            }
+            Event::Finished { choice, reason, tokens, .. } => {
+                self.tokens += tokens;
+                let finish_reason = Some(finish_reason(reason));
+                let delta = Delta::default();
+                self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason }));
+                self.unfinished = self.unfinished.saturating_sub(1);
+                if self.unfinished == 0 {
+                    if self.answer.request.include_usage {
+                        self.chunk(out, None);
+                    }
+                    out.extend_from_slice(b"data: [DONE]\n\n");
+                    self.answer.log_finish(self.tokens);
+                    self.stage = Stage::Done;
+                }
+            }
+            Event::Failed(error) => {
+                let error = from_engine(&error, self.answer.request.max_tokens_field);
+                self.fail(out, &error);
+            }
+        }
+    }
+
+    /// Writes a chunk; without a choice, the usage chunk.
+    fn chunk(&self, out: &mut Vec<u8>, choice: Option<ChunkChoice>) {
+        let usage = self
+            .answer
+            .request
+            .include_usage
+            .then(|| choice.is_none().then(|| Usage::new(self.answer.prompt_tokens, self.tokens)));
+        let chunk = ChatCompletionChunk {
+            id: &self.answer.id,
+            object: "chat.completion.chunk",
+            created: self.answer.created,
+            model: self.answer.model_name(),
+            choices: choice.into_iter().collect(),
+            usage,
+        };
+        write_data(out, &chunk);
+    }
+
+    /// The status is long sent, so the error is an event.
+    fn fail(&mut self, out: &mut Vec<u8>, error: &mach_api::ApiError) {
+        write_data(out, &error.body());
+        out.extend_from_slice(b"data: [DONE]\n\n");
+        self.stage = Stage::Done;
+    }
+}
+
+fn write_data(out: &mut Vec<u8>, value: &impl Serialize) {
+    out.extend_from_slice(b"data: ");
+    // These types hold strings and finite numbers only, and a Vec takes every write.
+    let _ = serde_json::to_writer(&mut *out, value);
+    out.extend_from_slice(b"\n\n");
+}

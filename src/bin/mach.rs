@@ -1,0 +1,35 @@
+//! `mach COMMAND`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use mach::commands::{bench, generate, serve, synth};
+
+/// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
+#[derive(Debug, Parser)]
+#[command(name = "mach", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a checkpoint over HTTP
+    Serve(serve::ServeArgs),
+    /// Generate one answer on the terminal
+    Generate(generate::GenerateArgs),
+    /// Measure speed beside this machine's ceilings
+    Bench(bench::BenchArgs),
+    /// Write a synthetic checkpoint with the shape of a real model
+    Synth(synth::SynthArgs),
+}
+
+fn main() -> ExitCode {
+    mach::run(|| match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
+        Command::Synth(args) => synth::run(args),
+    })
+}

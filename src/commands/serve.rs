@@ -1,0 +1,251 @@
+//! `mach serve`: answers over HTTP.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use mach_engine::EngineConfig;
+use mach_server::{ChatModel, Readiness, ServerConfig};
+use tokio::net::TcpListener;
+use tracing::info;
+
+use crate::Exit;
+use crate::args::{LogArgs, ModelArgs};
+use crate::loading::{Opened, Report};
+use crate::signals::Signal;
+
+/// Environment variable with the API key, for those who do not want it in the process list.
+const KEY_VARIABLE: &str = "MACH_API_KEY";
+
+/// Arguments of `mach serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The model
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Address to listen on
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 picks a free one and prints it
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+
+    /// Key that requests must bring as a bearer token (also MACH_API_KEY); without it any key is accepted
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+
+    /// Listen on an address that others can reach although there is no key
+    #[arg(long)]
+    pub allow_unauthenticated: bool,
+
+    /// Name of the model in requests; may be given more than once; the directory's name if not given
+    #[arg(long, value_name = "NAME")]
+    pub served_model_name: Vec<String>,
+
+    /// Requests that may wait; one more is refused with 429
+    #[arg(long, default_value_t = EngineConfig::default().queue_capacity, value_name = "N")]
+    pub max_queue: usize,
+
+    /// Choices of one request (`n`) that are generated together
+    #[arg(long, default_value_t = EngineConfig::default().max_sequences, value_name = "N")]
+    pub max_sequences: usize,
+
+    /// Largest request body in MiB
+    #[arg(long, default_value_t = 32, value_name = "MIB")]
+    pub max_body_mib: usize,
+
+    /// Seconds that running generations may take to finish after SIGTERM
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub drain_timeout: u64,
+
+    /// Logging
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// [`ServeArgs`], checked.
+#[derive(Debug)]
+struct ServeConfig {
+    address: SocketAddr,
+    names: Vec<String>,
+    engine: EngineConfig,
+    server: ServerConfig,
+}
+
+fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeConfig, Exit> {
+    let api_key = args.api_key.clone().or(environment_key);
+    if api_key.as_deref().is_some_and(|k| k.trim().is_empty() || k.trim() != k) {
+        return Err(Exit::input("the API key must not be empty, nor begin or end with a space"));
+    }
+    if !args.host.is_loopback() && api_key.is_none() && !args.allow_unauthenticated {
+        return Err(Exit::input(format!(
+            "--host {}: others could use this server; set --api-key (or {KEY_VARIABLE}), \
+             or say --allow-unauthenticated",
+            args.host
+        )));
+    }
+    if args.served_model_name.iter().any(|n| n.trim().is_empty()) {
+        return Err(Exit::input("--served-model-name: must not be empty"));
+    }
+    if args.max_queue == 0 || args.max_sequences == 0 || args.max_body_mib == 0 {
+        return Err(Exit::input("--max-queue, --max-sequences and --max-body-mib must be at least 1"));
+    }
+    let max_body = args.max_body_mib.checked_mul(1 << 20);
+    Ok(ServeConfig {
+        address: SocketAddr::new(args.host, args.port),
+        names: args.served_model_name.clone(),
+        engine: EngineConfig {
+            queue_capacity: args.max_queue,
+            max_sequences: args.max_sequences,
+            ..EngineConfig::default()
+        },
+        server: ServerConfig {
+            api_key,
+            max_body: max_body.ok_or_else(|| Exit::input("--max-body-mib: too large"))?,
+            drain_timeout: Duration::from_secs(args.drain_timeout),
+            ..ServerConfig::default()
+        },
+    })
+}
+
+/// Runs the command.
+pub fn run(args: ServeArgs) -> Result<(), Exit> {
+    let config = validate(&args, std::env::var(KEY_VARIABLE).ok())?;
+    crate::logging::init(&args.log);
+    let opened = Opened::open(args.model.validate()?)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Serving needs little; the cores belong to the model.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Exit::failure)?;
+    let result = runtime.block_on(serve(config, opened));
+    // The loader may still be at work; its thread ends with the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
+    let started = Instant::now();
+    // First the port, then the weights: a client that asks early is told to come back.
+    let listener = TcpListener::bind(config.address)
+        .await
+        .map_err(|e| Exit::failure(format!("cannot listen on {}: {e}", config.address)))?;
+    let address = listener.local_addr().map_err(Exit::failure)?;
+    Signal::new("listening")
+        .with("url", format!("http://{address}"))
+        .with("host", address.ip())
+        .with("port", address.port())
+        .with("api_key", if config.server.api_key.is_some() { "required" } else { "any" })
+        .emit();
+
+    let readiness = Readiness::loading();
+    let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
+    let mut loaded = load_on_thread(opened, config.engine, names, &readiness)?;
+    let server = mach_server::serve(listener, config.server, Arc::clone(&readiness), stop_signal()?);
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        result = &mut server => return result.map_err(Exit::failure),
+        result = &mut loaded => {
+            let model = result.map_err(|_| Exit::failure("the loader thread panicked"))??;
+            let model = readiness.ready(model);
+            Signal::new("ready")
+                .with("models", model.names.join(","))
+                .with("seconds", format!("{:.3}", started.elapsed().as_secs_f64()))
+                .emit();
+        }
+    }
+    server.await.map_err(Exit::failure)?;
+    info!("stopped");
+    Ok(())
+}
+
+type Loaded = tokio::sync::oneshot::Receiver<Result<ChatModel, Exit>>;
+
+fn load_on_thread(
+    opened: Opened,
+    engine: EngineConfig,
+    names: Vec<String>,
+    readiness: &Arc<Readiness>,
+) -> Result<Loaded, Exit> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let readiness = Arc::clone(readiness);
+    let work = move || {
+        let result = opened.load(engine, names, &Report { signals: true }, &mut |p| {
+            readiness.progress(p.bytes_done, p.bytes_total);
+        });
+        // Nobody listens any more if the server was stopped meanwhile.
+        let _ = sender.send(result);
+    };
+    std::thread::Builder::new().name("mach-load".into()).spawn(work).map_err(Exit::failure)?;
+    Ok(receiver)
+}
+
+/// Resolves at SIGTERM or SIGINT. A second signal ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Exit> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failure)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failure)?;
+    Ok(async move {
+        let both = async move |first: &mut _, second: &mut _| {
+            let (first, second): (&mut tokio::signal::unix::Signal, &mut tokio::signal::unix::Signal) =
+                (first, second);
+            tokio::select! {
+                _ = first.recv() => {}
+                _ = second.recv() => {}
+            }
+        };
+        both(&mut terminate, &mut interrupt).await;
+        info!("stopping");
+        tokio::spawn(async move {
+            both(&mut terminate, &mut interrupt).await;
+            std::process::exit(130);
+        });
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn check(line: &str, key: Option<&str>) -> Result<ServeConfig, Exit> {
+        let words = std::iter::once("mach-serve").chain(line.split(' '));
+        let args = Cli::try_parse_from(words).unwrap().args;
+        args.model.clone().validate()?;
+        validate(&args, key.map(str::to_owned))
+    }
+
+    #[test]
+    fn a_reachable_address_needs_a_key() {
+        assert_eq!(check("demo --host 0.0.0.0", None).unwrap_err().code, 2);
+        assert!(check("demo --host 0.0.0.0 --api-key k", None).is_ok());
+        assert!(check("demo --host 0.0.0.0", Some("k")).is_ok());
+        assert!(check("demo --host 0.0.0.0 --allow-unauthenticated", None).is_ok());
+        assert!(check("demo --host ::1", None).is_ok());
+        assert!(check("demo", Some(" ")).is_err());
+    }
+
+    #[test]
+    fn streaming_is_refused_in_words() {
+        let error = check("demo --streaming", None).unwrap_err();
+        assert!(error.message.contains("--no-streaming"), "{}", error.message);
+    }
+
+    #[test]
+    fn limits_must_not_be_zero() {
+        for flag in ["--max-queue", "--max-sequences", "--max-body-mib", "--prefill-chunk", "--max-context"] {
+            assert_eq!(check(&format!("demo {flag} 0"), None).unwrap_err().code, 2, "{flag}");
+        }
+    }
+}

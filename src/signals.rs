@@ -1,0 +1,48 @@
+//! Startup signals: one line of `key=value` pairs each, on stdout, for operators and scripts to read.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// A line in the making: `startup TOPIC key=value ...`.
+#[derive(Debug)]
+pub(crate) struct Signal {
+    line: String,
+}
+
+impl Signal {
+    pub(crate) fn new(topic: &str) -> Self {
+        Self { line: format!("startup {topic}") }
+    }
+
+    /// Adds a pair; values that hold anything but plain characters are quoted as JSON strings.
+    pub(crate) fn with(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        let value = value.to_string();
+        let plain = !value.is_empty()
+            && value.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"' && c != '=');
+        // Writing to a String cannot fail.
+        let _ = if plain {
+            write!(self.line, " {key}={value}")
+        } else {
+            write!(self.line, " {key}={}", serde_json::Value::from(value))
+        };
+        self
+    }
+
+    /// Writes the line. A closed stdout is no reason to stop.
+    pub(crate) fn emit(self) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{}", self.line);
+        let _ = out.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Signal;
+
+    #[test]
+    fn values_with_spaces_are_quoted() {
+        let line = Signal::new("x").with("a", 1).with("b", "two words").with("c", "").line;
+        assert_eq!(line, r#"startup x a=1 b="two words" c="""#);
+    }
+}
