@@ -21,7 +21,7 @@ import numpy as np
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
 BLOCK = 32  # elements of a Q4_1 block
 BLOCK_BYTES = 20  # f16 scale, f16 minimum, 16 bytes of codes
-ROWS = 8192  # matrix rows converted at a time
+PART = 1 << 19  # bytes of codes converted at a time: a part and its temporaries stay in cache
 
 
 class Checkpoint:
@@ -59,6 +59,13 @@ def widen(halves):
     return (halves.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+def spread(words):
+    """The low four bytes of each word, moved to its even bytes."""
+    words = words & np.uint64(0xFFFFFFFF)
+    words = (words | words << np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+    return (words | words << np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
+
+
 def q4_1(weight, scales, biases):
     """Q4_1 blocks, [rows, bytes], of MLX rows: packed codes u8 [rows, cols / 2], bf16 scales and biases
     u8 [rows, 2 * cols / 64]."""
@@ -72,19 +79,23 @@ def q4_1(weight, scales, biases):
             sys.exit("a scale or zero point is not exact in f16: this is not a checkpoint of mach synth")
         out[:, :, column : column + 2] = np.repeat(exact.view(np.uint8).reshape(rows, -1, 2), 2, axis=1)
     # MLX: byte i holds elements 2i and 2i + 1. Q4_1: byte i holds elements i and i + 16 of its block.
-    pairs = weight.reshape(rows, blocks, 16)
-    low, high = pairs & 15, pairs >> 4
-    first, second = out[:, :, 4::2], out[:, :, 5::2]
-    np.bitwise_or(low[:, :, :8], low[:, :, 8:] << 4, out=first)
-    np.bitwise_or(high[:, :, :8], high[:, :, 8:] << 4, out=second)
+    words = np.ascontiguousarray(weight).view("<u8").reshape(rows, blocks, 2)
+    first, second = words[:, :, 0], words[:, :, 1]
+    low = np.uint64(0x0F0F0F0F0F0F0F0F)
+    even = (first & low) | (second & low) << np.uint64(4)
+    odd = (first >> np.uint64(4)) & low | (second & ~low)
+    codes = np.empty((rows, blocks, 2), "<u8")
+    for half, shift in ((0, np.uint64(0)), (1, np.uint64(32))):
+        codes[:, :, half] = spread(even >> shift) | spread(odd >> shift) << np.uint64(8)
+    out[:, :, 4:] = codes.view(np.uint8).reshape(rows, blocks, 16)
     return out.reshape(rows, blocks * BLOCK_BYTES)
 
 
 def check_rows(blocks, weight, scales, biases):
     """Decodes rows both ways; they must agree to the bit."""
     codes = np.stack((weight & 15, weight >> 4), axis=-1).reshape(weight.shape[0], -1).astype(np.float32)
-    spread = [np.repeat(widen(np.ascontiguousarray(h)).reshape(len(h), -1), 64, axis=1) for h in (scales, biases)]
-    if not np.array_equal(gguf.quants.dequantize(blocks, Q4_1), codes * spread[0] + spread[1]):
+    values = [np.repeat(widen(np.ascontiguousarray(h)).reshape(len(h), -1), 64, axis=1) for h in (scales, biases)]
+    if not np.array_equal(gguf.quants.dequantize(blocks, Q4_1), codes * values[0] + values[1]):
         sys.exit("Q4_1 blocks differ from the checkpoint")
 
 
@@ -157,8 +168,9 @@ class Writer:
             for suffix, group_bytes in (("weight", 32), ("scales", 2), ("biases", 2)):
                 _, data = self.checkpoint.raw(f"{module}.{suffix}")
                 sources.append(data.reshape(count, cols // 64, group_bytes))
-            for start in range(0, count, ROWS):
-                pick = slice(start, start + ROWS) if rows is None else rows[start : start + ROWS]
+            step = max(1, PART // (cols // 2))
+            for start in range(0, count, step):
+                pick = slice(start, start + step) if rows is None else rows[start : start + step]
                 taken = [np.asarray(s[pick] if groups is None else s[pick][:, groups]) for s in sources]
                 taken = [t.reshape(len(t), -1) for t in taken]
                 yield start, q4_1(*taken), taken
@@ -166,7 +178,8 @@ class Writer:
         def make():
             out = np.empty((math.prod(outer), byte_shape[-1]), np.uint8)
             for start, blocks, taken in parts():
-                check_rows(blocks[:2], *(t[:2] for t in taken))
+                if start == 0:
+                    check_rows(blocks[:2], *(t[:2] for t in taken))
                 out[start : start + len(blocks)] = blocks
             return out
 

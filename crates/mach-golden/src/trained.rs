@@ -5,8 +5,8 @@ use mach_checkpoint::Checkpoint;
 use mach_models::{LogitRows, Model, NoObserver, Segment};
 use serde::Deserialize;
 
-use crate::Check;
 use crate::compare::{Extent, argmax, largest_difference};
+use crate::{Check, Options};
 
 /// The file. Its other fields are for people.
 #[derive(Debug, Deserialize)]
@@ -45,13 +45,13 @@ pub(crate) fn check(
     golden: &Golden,
     model: &mut dyn Model,
     checkpoint: &Checkpoint,
-    tolerance: f32,
+    options: &Options,
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
     let tokenizer = checkpoint.tokenizer().ok();
     for case in &golden.cases {
         let name = format!("`{}`", case.name);
-        check_case(case, &name, model, tolerance, tell).with_context(|| format!("case {name}"))?;
+        check_case(case, &name, model, options, tell).with_context(|| format!("case {name}"))?;
         if let (Some(tokenizer), Some(text)) = (&tokenizer, &case.greedy_text) {
             let ours = tokenizer.decode(&case.greedy_ids, false).unwrap_or_default();
             let wrong = f32::from(u8::from(ours != *text));
@@ -65,7 +65,7 @@ fn check_case(
     case: &Case,
     name: &str,
     model: &mut dyn Model,
-    tolerance: f32,
+    options: &Options,
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
     let prompt = case.prompt_ids.len();
@@ -88,7 +88,7 @@ fn check_case(
         let (error, at) = largest_difference(&ours, &top.logits);
         extent.add(error, || format!("position {}, token {:?}", top.position, top.ids.get(at)));
     }
-    tell(Check::compared(format!("{name} top logits"), extent.error, tolerance, extent.place));
+    tell(Check::compared(format!("{name} top logits"), extent.error, options.tolerance(), extent.place));
 
     // Another token than the golden one can only be right if the errors of two logits made up for the golden margin, which
     // is at least the smallest one of the case.
@@ -104,14 +104,20 @@ fn check_case(
             excuses.add(0.5 * (gap + margin), || format!("{picked} for {token} at step {step}{remark}"));
         }
     }
-    tell(Check::compared(format!("{name} greedy tokens"), excuses.error, tolerance, excuses.place));
+    tell(Check::compared(
+        format!("{name} greedy tokens"),
+        excuses.error,
+        options.greedy_tolerance(),
+        excuses.place,
+    ));
 
     // The same continuation decoded with a cache, which must not change a bit.
     let mut state = model.new_state();
     let segment = Segment { state: &mut state, tokens: &case.prompt_ids, logits: LogitRows::Last };
     let mut last = model.forward(&mut [segment], &mut NoObserver)?.data;
     let mut extent = Extent::default();
-    for (step, token) in case.greedy_ids.iter().enumerate() {
+    let steps = options.decode_steps.unwrap_or(usize::MAX);
+    for (step, token) in case.greedy_ids.iter().enumerate().take(steps) {
         let (error, _) = largest_difference(&last, row(prompt - 1 + step));
         extent.add(error, || format!("step {step}"));
         let segment =

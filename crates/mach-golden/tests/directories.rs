@@ -10,7 +10,11 @@ fn root() -> PathBuf {
 }
 
 fn exact() -> Options {
-    Options { load: LoadOptions { activations: Activations::F32, ..LoadOptions::default() }, tolerance: None }
+    Options {
+        load: LoadOptions { activations: Activations::F32, ..LoadOptions::default() },
+        decode_steps: Some(8),
+        ..Options::default()
+    }
 }
 
 fn run(dir: &Path) -> (bool, Vec<Check>) {
