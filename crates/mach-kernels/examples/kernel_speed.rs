@@ -47,7 +47,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             for _ in 0..3 {
                 let start = Instant::now();
                 let matrix = MatRef::new(layout, &data);
-                multiply(&mut pool, isa, &operand, &mut [Product { matrix, out: &mut out, stride: rows }]);
+                let product = Product { matrix, operand: &operand, out: &mut out, stride: rows };
+                multiply(&mut pool, isa, &mut [product]);
                 best = best.min(start.elapsed().as_secs_f64());
             }
             let speed = layout.bytes() as f64 / best;
@@ -79,7 +80,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let start = Instant::now();
                     operand.prepare(&mut pool, isa, &layout, &x, cols, m);
                     let matrix = MatRef::new(layout, &data);
-                    multiply(&mut pool, isa, &operand, &mut [Product { matrix, out: &mut out, stride: rows }]);
+                    let product = Product { matrix, operand: &operand, out: &mut out, stride: rows };
+                    multiply(&mut pool, isa, &mut [product]);
                     best = best.min(start.elapsed().as_secs_f64());
                 }
             }

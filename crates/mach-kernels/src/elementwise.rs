@@ -235,17 +235,57 @@ pub fn softmax(isa: Isa, x: &mut [f32]) {
 /// The `k` largest of `scores` by falling value, ties to the lower index.
 pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
     out.clear();
+    // What a score must exceed once `k` are held.
+    let mut least = f32::NEG_INFINITY;
     for (i, &v) in scores.iter().enumerate() {
-        let full = out.len() == k;
-        if full && out.last().is_some_and(|&last| v <= scores[last as usize]) {
+        if out.len() == k && v <= least {
             continue;
         }
-        if full {
-            out.pop();
-        }
+        out.truncate(k.saturating_sub(1));
         let at = out.partition_point(|&j| scores[j as usize] >= v);
         out.insert(at, i as u32);
+        if let Some(&last) = out.last() {
+            least = scores[last as usize];
+        }
     }
+}
+
+/// Routes rows of `scores` `[rows, experts]` (overwritten): softmax, the largest by falling weight into `experts` and
+/// `weights` `[rows, k]`, the weights divided by their sum if `norm`.
+pub fn route(
+    pool: &mut Pool,
+    isa: Isa,
+    scores: &mut [f32],
+    width: usize,
+    norm: bool,
+    experts: &mut [u32],
+    weights: &mut [f32],
+) {
+    let rows = scores.len() / width.max(1);
+    let k = experts.len() / rows.max(1);
+    assert!(weights.len() == experts.len() && k <= width);
+    let (scores, experts, weights) =
+        (SharedMut::new(scores), SharedMut::new(experts), SharedMut::new(weights));
+    over_rows(pool, rows, |first, last| {
+        let mut best = Vec::with_capacity(k);
+        for row in first..last {
+            // SAFETY: rows are disjoint between threads and inside the three slices.
+            let (scores, experts, weights) = unsafe {
+                (
+                    std::slice::from_raw_parts_mut(scores.get().add(row * width), width),
+                    std::slice::from_raw_parts_mut(experts.get().add(row * k), k),
+                    std::slice::from_raw_parts_mut(weights.get().add(row * k), k),
+                )
+            };
+            softmax(isa, scores);
+            top_k(scores, k, &mut best);
+            experts.copy_from_slice(&best);
+            let total: f32 = if norm { best.iter().map(|&e| scores[e as usize]).sum() } else { 1.0 };
+            for (w, &e) in weights.iter_mut().zip(&best) {
+                *w = scores[e as usize] / total;
+            }
+        }
+    });
 }
 
 /// Rotary frequencies (split half): pair `i` turns by `position * theta^(-2 i / dim)`, computed in f32 as the

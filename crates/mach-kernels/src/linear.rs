@@ -52,26 +52,29 @@ impl<'a> MatRef<'a> {
 pub struct Product<'a> {
     /// The weights `[rows, cols]`.
     pub matrix: MatRef<'a>,
+    /// What they are multiplied with, prepared for their layout.
+    pub operand: &'a Operand,
     /// The result, `[operand rows, stride]`, columns `0..rows` written.
     pub out: &'a mut [f32],
     /// Distance of result rows.
     pub stride: usize,
 }
 
-/// Multiplies one operand with one or more matrices of the same kind, each thread computing its own strips.
-pub fn multiply(pool: &mut Pool, isa: Isa, operand: &Operand, products: &mut [Product<'_>]) {
+/// Computes one or more products, each thread its own strips of all of them.
+pub fn multiply(pool: &mut Pool, isa: Isa, products: &mut [Product<'_>]) {
     let mut jobs = Vec::with_capacity(products.len());
     let mut total = 0;
     for p in products.iter_mut() {
-        assert!(operand.suits(&p.matrix.layout), "operand was prepared for another layout");
-        assert!(operand.rows == 0 || p.out.len() >= (operand.rows - 1) * p.stride + p.matrix.layout.rows);
-        jobs.push((p.matrix, SharedMut::new(p.out), p.stride, total));
+        let rows = p.operand.rows;
+        assert!(p.operand.suits(&p.matrix.layout), "operand was prepared for another layout");
+        assert!(rows == 0 || p.out.len() >= (rows - 1) * p.stride + p.matrix.layout.rows);
+        jobs.push((p.matrix, p.operand, SharedMut::new(p.out), p.stride, total));
         total += p.matrix.strips();
     }
     let threads = pool.threads();
     pool.run(|t| {
         let part = partition(total, threads, t);
-        for (matrix, out, stride, start) in &jobs {
+        for (matrix, operand, out, stride, start) in &jobs {
             let from = part.start.max(*start) - start;
             let to = part.end.min(start + matrix.strips()).saturating_sub(*start);
             if from < to {

@@ -80,7 +80,8 @@ fn product(isa: Isa, threads: usize, w: &Weights, x: &[f32], rows: usize) -> Vec
     operand.prepare(&mut pool, isa, &w.layout, x, w.layout.cols, rows);
     let mut out = vec![f32::NAN; rows * w.layout.rows];
     let stride = w.layout.rows;
-    multiply(&mut pool, isa, &operand, &mut [Product { matrix: w.view(), out: &mut out, stride }]);
+    let product = Product { matrix: w.view(), operand: &operand, out: &mut out, stride };
+    multiply(&mut pool, isa, &mut [product]);
     out
 }
 

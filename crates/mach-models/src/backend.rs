@@ -44,6 +44,8 @@ pub struct Routing {
     pub experts: Vec<u32>,
     /// `[rows, top_k]`, what multiplies the experts' outputs.
     pub weights: Vec<f32>,
+    /// `[rows]`, what multiplies the shared expert's output; empty without one.
+    pub shared: Vec<f32>,
 }
 
 /// Weights of a SwiGLU network that every row goes through.
@@ -154,15 +156,23 @@ pub trait Backend {
         out: &mut Self::Buf,
     );
     /// Softmax over the experts' logits (float arithmetic whatever the activation mode), the `top_k` largest,
-    /// renormalised if asked.
-    fn route(&mut self, x: &Self::Buf, router: &Self::Matrix, top_k: usize, norm: bool, out: &mut Routing);
-    /// `h += routed experts of x + shared(x) * sigmoid(x . shared_gate)`.
+    /// renormalised if asked; and the sigmoid of the shared expert's gate, if there is one.
+    fn route(
+        &mut self,
+        x: &Self::Buf,
+        router: &Self::Matrix,
+        shared_gate: Option<&Self::Matrix>,
+        top_k: usize,
+        norm: bool,
+        out: &mut Routing,
+    );
+    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`.
     fn experts(
         &mut self,
         layer: usize,
         x: &Self::Buf,
         routing: &Routing,
-        shared: Option<(&Mlp<Self::Matrix>, &Self::Matrix)>,
+        shared: Option<&Mlp<Self::Matrix>>,
         h: &mut Self::Buf,
     );
     /// `h += mlp(x)`.

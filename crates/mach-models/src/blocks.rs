@@ -247,9 +247,9 @@ impl<B: Backend> Layer<B> {
         b.rms_norm(&ws.h, &self.post_norm, eps, &mut ws.x);
         match &self.feed_forward {
             FeedForward::Moe(moe) => {
-                b.route(&ws.x, &moe.router, moe.top_k, moe.norm_topk, &mut ws.routing);
+                let (shared, gate) = moe.shared.as_ref().map(|(mlp, gate)| (mlp, gate)).unzip();
+                b.route(&ws.x, &moe.router, gate, moe.top_k, moe.norm_topk, &mut ws.routing);
                 observer.routed(index, &ws.routing.experts, &ws.routing.weights);
-                let shared = moe.shared.as_ref().map(|(mlp, gate)| (mlp, gate));
                 b.experts(index, &ws.x, &ws.routing, shared, &mut ws.h);
             }
             FeedForward::Dense(mlp) => b.mlp(mlp, &ws.x, &mut ws.h),

@@ -56,7 +56,7 @@ pub struct Cpu {
 
 #[derive(Debug, Default)]
 struct Scratch {
-    operand: Operand,
+    operands: Vec<Operand>,
     heads: [Vec<f32>; 3],
     attention: AttentionScratch,
     delta: DeltaScratch,
@@ -66,7 +66,7 @@ struct Scratch {
     pairs: Vec<f32>,
     weights: Vec<f32>,
     places: Vec<u32>,
-    small: Buf,
+    routes: [Buf; 2],
 }
 
 impl Cpu {
@@ -143,23 +143,26 @@ impl Backend for Cpu {
 
     fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
         let rows = x.rows();
-        let mut done = vec![false; matrices.len()];
-        // Products whose weights want the same operand go together.
-        while let Some(first) = done.iter().position(|d| !d) {
-            let layout = matrices[first].layout;
-            let operand = &mut self.scratch.operand;
-            operand.prepare(&mut self.pool, self.isa, &layout, &x.data, x.width, rows);
-            let mut products = Vec::with_capacity(matrices.len());
-            for ((m, out), done) in matrices.iter().zip(out.iter_mut()).zip(&mut done) {
-                if !*done && operand.suits(&m.layout) {
-                    *done = true;
-                    out.shape(rows, m.layout.rows);
-                    let matrix = weights(&self.resident, m);
-                    products.push(Product { matrix, out: &mut out.data, stride: m.layout.rows });
+        // One operand for each kind of weights, then all products in one go.
+        let operands = &mut self.scratch.operands;
+        let mut kinds = 0;
+        for m in matrices {
+            if !operands[..kinds].iter().any(|o| o.suits(&m.layout)) {
+                if operands.len() == kinds {
+                    operands.push(Operand::default());
                 }
+                operands[kinds].prepare(&mut self.pool, self.isa, &m.layout, &x.data, x.width, rows);
+                kinds += 1;
             }
-            multiply(&mut self.pool, self.isa, operand, &mut products);
         }
+        let mut products = Vec::with_capacity(matrices.len());
+        for (m, out) in matrices.iter().zip(out.iter_mut()) {
+            out.shape(rows, m.layout.rows);
+            let Some(operand) = operands[..kinds].iter().find(|o| o.suits(&m.layout)) else { continue };
+            let matrix = weights(&self.resident, m);
+            products.push(Product { matrix, operand, out: &mut out.data, stride: m.layout.rows });
+        }
+        multiply(&mut self.pool, self.isa, &mut products);
     }
 
     fn positions(&mut self, positions: &[usize], theta: f64, rotary_dim: usize) {
@@ -263,20 +266,40 @@ impl Backend for Cpu {
         }
     }
 
-    fn route(&mut self, x: &Buf, router: &Matrix, top_k: usize, norm: bool, out: &mut Routing) {
-        let mut scores = std::mem::take(&mut self.scratch.small);
-        self.linear(x, &[*router], &mut [&mut scores]);
-        out.experts.clear();
-        out.weights.clear();
-        let mut best = Vec::with_capacity(top_k);
-        for row in scores.data.chunks_exact_mut(scores.width.max(1)) {
-            elementwise::softmax(self.isa, row);
-            elementwise::top_k(row, top_k, &mut best);
-            let total: f32 = if norm { best.iter().map(|&e| row[e as usize]).sum() } else { 1.0 };
-            out.experts.extend_from_slice(&best);
-            out.weights.extend(best.iter().map(|&e| row[e as usize] / total));
+    fn route(
+        &mut self,
+        x: &Buf,
+        router: &Matrix,
+        shared_gate: Option<&Matrix>,
+        top_k: usize,
+        norm: bool,
+        out: &mut Routing,
+    ) {
+        let [mut scores, mut gates] = std::mem::take(&mut self.scratch.routes);
+        match shared_gate {
+            Some(gate) => self.linear(x, &[*router, *gate], &mut [&mut scores, &mut gates]),
+            None => self.linear(x, &[*router], &mut [&mut scores]),
         }
-        self.scratch.small = scores;
+        let rows = x.rows();
+        out.experts.clear();
+        out.experts.resize(rows * top_k, 0);
+        out.weights.clear();
+        out.weights.resize(rows * top_k, 0.0);
+        elementwise::route(
+            &mut self.pool,
+            self.isa,
+            &mut scores.data,
+            scores.width,
+            norm,
+            &mut out.experts,
+            &mut out.weights,
+        );
+        out.shared.clear();
+        if shared_gate.is_some() {
+            out.shared.resize(rows, 1.0);
+            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut out.shared, &gates.data);
+        }
+        self.scratch.routes = [scores, gates];
     }
 
     fn experts(
@@ -284,19 +307,12 @@ impl Backend for Cpu {
         layer: usize,
         x: &Buf,
         routing: &Routing,
-        shared: Option<(&Mlp<Matrix>, &Matrix)>,
+        shared: Option<&Mlp<Matrix>>,
         h: &mut Buf,
     ) {
         let (rows, hidden) = (x.rows(), x.width);
         let top_k = routing.experts.len() / rows.max(1);
         let ranks = top_k + usize::from(shared.is_some());
-        let mut gates = std::mem::take(&mut self.scratch.small);
-        if let Some((_, gate)) = shared {
-            self.linear(x, &[*gate], &mut [&mut gates]);
-            let logits = gates.data.clone();
-            gates.data.fill(1.0);
-            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut gates.data, &logits);
-        }
         let Scratch { lists, all_rows, pairs, weights: rank_weights, places, ffn, .. } = &mut self.scratch;
         let count = routing.experts.iter().map(|&e| e as usize + 1).max().unwrap_or(0);
         lists.iter_mut().for_each(Vec::clear);
@@ -319,7 +335,7 @@ impl Backend for Cpu {
             jobs.push(ExpertJob { expert, rows: list, first_pair });
             first_pair += list.len();
         }
-        if let Some((mlp, _)) = shared {
+        if let Some(mlp) = shared {
             jobs.push(ExpertJob { expert: network(&self.resident, mlp), rows: all_rows, first_pair });
         }
         places.clear();
@@ -333,13 +349,12 @@ impl Backend for Cpu {
             }
             if shared.is_some() {
                 places.push((first_pair + row) as u32);
-                rank_weights.push(gates.data[row]);
+                rank_weights.push(routing.shared[row]);
             }
         }
         pairs.resize(rows * ranks * hidden, 0.0);
         expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &jobs, pairs);
         combine(&mut self.pool, self.isa, pairs, rank_weights, places, ranks, hidden, &mut h.data);
-        self.scratch.small = gates;
     }
 
     fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {

@@ -1,7 +1,7 @@
 //! The float path over rows.
 
 use mach_quant::decode::{E2M1, e8m0};
-use mach_quant::{Codec, FloatType};
+use mach_quant::{Codec, FloatType, MatrixLayout};
 
 use super::{STRIP, Strips, row_block};
 use crate::simd::Simd;
@@ -28,11 +28,17 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
     }
 }
 
+/// Operand rows from which weight rows are widened once into a buffer instead of at each use.
+const WIDEN_ROWS: usize = 16;
+
 #[inline(always)]
 unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
-    let rows = job.operand.rows;
-    let block = row_block(4 * job.operand.cols, 4);
-    let last = (job.to * STRIP).min(job.matrix.layout.rows);
+    let layout = &job.matrix.layout;
+    let (rows, cols) = (job.operand.rows, job.operand.cols);
+    let block = row_block(4 * cols, 4);
+    let last = (job.to * STRIP).min(layout.rows);
+    let widen = rows >= WIDEN_ROWS && CODEC != F32;
+    let mut wide = vec![0.0f32; if widen { 4 * cols } else { 0 }];
     let mut start = 0;
     while start < rows {
         let end = (start + block).min(rows);
@@ -40,16 +46,42 @@ unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
         while n < last {
             // Four weight rows at once, then the rest one by one; each result is the same either way.
             let step = if last - n >= 4 { 4 } else { 1 };
+            // SAFETY: rows n..n+step exist.
+            let data = unsafe { job.matrix.data.as_ptr().add(n * layout.unit_bytes()) };
+            if widen {
+                for i in 0..step {
+                    // SAFETY: `wide` has four rows.
+                    unsafe {
+                        widen_row::<S, CODEC>(
+                            s,
+                            layout,
+                            data.add(i * layout.unit_bytes()),
+                            wide.as_mut_ptr().add(i * cols),
+                        )
+                    };
+                }
+            }
             let mut m = start;
             while m < end {
                 let take = if end - m >= 4 { 4 } else { 1 };
                 // SAFETY: rows n..n+step and m..m+take exist.
                 unsafe {
-                    match (step, take) {
-                        (4, 4) => tile::<S, 4, 4, CODEC>(s, job, n, m),
-                        (4, _) => tile::<S, 4, 1, CODEC>(s, job, n, m),
-                        (_, 4) => tile::<S, 1, 4, CODEC>(s, job, n, m),
-                        _ => tile::<S, 1, 1, CODEC>(s, job, n, m),
+                    if widen {
+                        let data = wide.as_ptr().cast::<u8>();
+                        match (step, take) {
+                            (4, 4) => tile::<S, 4, 4, F32>(s, job, data, 4 * cols, n, m),
+                            (4, _) => tile::<S, 4, 1, F32>(s, job, data, 4 * cols, n, m),
+                            (_, 4) => tile::<S, 1, 4, F32>(s, job, data, 4 * cols, n, m),
+                            _ => tile::<S, 1, 1, F32>(s, job, data, 4 * cols, n, m),
+                        }
+                    } else {
+                        let unit = layout.unit_bytes();
+                        match (step, take) {
+                            (4, 4) => tile::<S, 4, 4, CODEC>(s, job, data, unit, n, m),
+                            (4, _) => tile::<S, 4, 1, CODEC>(s, job, data, unit, n, m),
+                            (_, 4) => tile::<S, 1, 4, CODEC>(s, job, data, unit, n, m),
+                            _ => tile::<S, 1, 1, CODEC>(s, job, data, unit, n, m),
+                        }
                     }
                 }
                 m += take;
@@ -60,24 +92,49 @@ unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
     }
 }
 
-/// `N` weight rows times `M` operand rows.
+/// Widens a row into `out`, the same values as `tile` computes.
+#[inline(always)]
+unsafe fn widen_row<S: Simd, const CODEC: u8>(s: S, layout: &MatrixLayout, row: *const u8, out: *mut f32) {
+    let cols = layout.cols;
+    let group = layout.codec.group().unwrap_or(cols);
+    let whole = group / 16 * 16;
+    // SAFETY: reads stay inside the row, writes inside `cols`.
+    unsafe {
+        for g in 0..(cols / group.max(1)) {
+            let scale = group_scale::<S, CODEC>(s, layout, row, g);
+            for c in (0..whole).step_by(16) {
+                let at = g * group + c;
+                s.store(out.add(at), widen::<S, CODEC>(s, row, at, scale));
+            }
+        }
+        if whole < group {
+            let bytes = std::slice::from_raw_parts(row, layout.unit_bytes());
+            for k in whole..cols {
+                out.add(k).write(FloatType::Bf16.read(bytes, k));
+            }
+        }
+    }
+}
+
+/// `N` weight rows, `unit` bytes apart from `data` on, times `M` operand rows; results from row `m`, column `n` on.
 #[inline(always)]
 unsafe fn tile<S: Simd, const N: usize, const M: usize, const CODEC: u8>(
     s: S,
     job: &Strips<'_>,
+    data: *const u8,
+    unit: usize,
     n: usize,
     m: usize,
 ) {
     let (layout, cols) = (&job.matrix.layout, job.operand.cols);
-    let unit = layout.unit_bytes();
-    let group = layout.codec.group().unwrap_or(cols);
+    let group = if CODEC == F32 || CODEC == BF16 { cols } else { layout.codec.group().unwrap_or(cols) };
     let whole = group / 16 * 16;
     let mut acc = [[s.splat(0.0); M]; N];
     // SAFETY: all reads stay inside the rows that the layout and the operand describe.
     unsafe {
-        let mut w = [job.matrix.data.as_ptr(); N];
+        let mut w = [data; N];
         for i in 0..N {
-            w[i] = w[i].add((n + i) * unit);
+            w[i] = w[i].add(i * unit);
         }
         let mut x = [job.operand.float.as_ptr(); M];
         for j in 0..M {
@@ -146,11 +203,14 @@ unsafe fn tile<S: Simd, const N: usize, const M: usize, const CODEC: u8>(
 #[inline(always)]
 unsafe fn group_scale<S: Simd, const CODEC: u8>(
     s: S,
-    layout: &mach_quant::MatrixLayout,
+    layout: &MatrixLayout,
     row: *const u8,
     g: usize,
 ) -> (S::F, S::F) {
     let zero = s.splat(0.0);
+    if CODEC == F32 || CODEC == BF16 {
+        return (zero, zero);
+    }
     match layout.codec {
         Codec::Dense(_) => (zero, zero),
         // SAFETY: scales follow the codes, biases the scales, one for each group.

@@ -144,9 +144,7 @@ unsafe fn strip8<S: Simd, const W: usize, const A: usize, const CODEC: u8, const
             for l in 0..4 {
                 // SAFETY: the tile has `4 * steps` lines, the panel a quad of columns for each.
                 unsafe {
-                    if W <= 2 {
-                        s.prefetch(lines.wrapping_add(PREFETCH + 64 * l));
-                    }
+                    s.prefetch(lines.wrapping_add(PREFETCH + 64 * l));
                     let line = s.load_bytes(lines.add(64 * l));
                     if CODEC == AFFINE8 {
                         for m in 0..W {
@@ -208,7 +206,7 @@ unsafe fn strip8<S: Simd, const W: usize, const A: usize, const CODEC: u8, const
     y
 }
 
-/// How far ahead single-row products ask for weights: past the 4 KiB page at which hardware prefetchers stop.
+/// How far ahead weights are asked for: past the 4 KiB page at which hardware prefetchers stop.
 const PREFETCH: usize = 4096;
 
 #[inline(always)]
