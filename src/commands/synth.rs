@@ -41,7 +41,8 @@ pub fn run(args: SynthArgs) -> Result<(), Exit> {
         out: args.out,
     };
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("writing {bytes}/{total_bytes} {bar:32} {bytes_per_sec}") {
+    if let Ok(style) = ProgressStyle::with_template("writing {bytes}/{total_bytes} {bar:32} {bytes_per_sec}")
+    {
         bar.set_style(style);
     }
     let report = synth::write(&options, &mut |p| {

@@ -92,7 +92,10 @@ fn everywhere(f: impl Fn(Isa, usize) -> Vec<f32>) -> Vec<f32> {
     let expected = f(Isa::SCALAR, 1);
     for isa in Isa::available() {
         for threads in [1, 3] {
-            assert!(bits(&f(isa, threads)) == bits(&expected), "{isa} with {threads} threads differs from scalar");
+            assert!(
+                bits(&f(isa, threads)) == bits(&expected),
+                "{isa} with {threads} threads differs from scalar"
+            );
         }
     }
     expected
