@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds for Linux on 64-bit Arm and runs the tests of the arithmetic under qemu, on a processor with every extension
-# and on one that has the dot product only. Installs what it needs; says `SKIPPED: why` where that cannot be had.
+# and on one that has the dot product only; then compares the bits of logits with those of this machine. Installs
+# what it needs; says `SKIPPED: why` where that cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/cross.sh
@@ -13,8 +14,27 @@ apt_install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 prepare_std "$target"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 
+# The logits of every checkpoint in the project, as digests of their bits.
+digests() {
+    cargo run --release -q -p mach-models --example digest "$@" -- fixtures/qwen3*_moe/*/ &&
+        cargo run --release -q -p mach-models --example digest "$@" -- --vector demo
+}
+here=$(mktemp)
+there=$(mktemp)
+trap 'rm -f "$here" "$there"' EXIT
+echo "== digests of logits on $(uname -m)"
+(unset RUSTC_BOOTSTRAP; digests) >"$here"
+cat "$here"
+
 for cpu in max cortex-a76; do
     echo "== tests under qemu, cpu $cpu"
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L /usr/aarch64-linux-gnu" \
-        cargo test --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" "${packages[@]/#/--package=}" --lib --tests "$@"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L /usr/aarch64-linux-gnu"
+    cargo test --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" "${packages[@]/#/--package=}" --lib --tests
+    echo "== digests of logits under qemu, cpu $cpu"
+    digests ${std_flags[@]+"${std_flags[@]}"} --target "$target" >"$there"
+    if ! diff "$here" "$there"; then
+        echo "logits differ between $(uname -m) and aarch64, cpu $cpu"
+        exit 1
+    fi
+    echo "the same $(wc -l <"$there") digests"
 done

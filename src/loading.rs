@@ -71,11 +71,13 @@ impl Opened {
         engine.state_budget = crate::memory::available().map(|bytes| (bytes as f64 * STATE_SHARE) as usize);
         let facts = model.facts();
         let architecture = model.config().model_type.clone();
+        let experts =
+            model.config().moe.num_experts * model.config().moe_layers.iter().filter(|&&m| m).count();
         let engine_config = engine.clone();
         let engine = Engine::start(model, self.tokenizer, engine).map_err(Exit::failure)?;
         let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
         if report.signals {
-            mode_signal(&self.config, &facts).emit();
+            mode_signal(&self.config, &facts, experts).emit();
             let mut signal = Signal::new("model")
                 .with("name", names.join(","))
                 .with("checkpoint", self.config.checkpoint.display())
@@ -114,7 +116,9 @@ pub(crate) struct Report {
     pub(crate) signals: bool,
 }
 
-fn mode_signal(config: &ModelConfig, facts: &[(&'static str, String)]) -> Signal {
+/// `experts`: routed experts of all layers together.
+fn mode_signal(config: &ModelConfig, facts: &[(&'static str, String)], experts: usize) -> Signal {
+    let fact = |wanted: &str| facts.iter().find(|(key, _)| *key == wanted).map(|(_, value)| value.as_str());
     // int8 activations are the path that serves; f32 is the one that is held to references.
     let profile = match config.load.activations {
         Activations::Int8 => "production",
@@ -123,8 +127,12 @@ fn mode_signal(config: &ModelConfig, facts: &[(&'static str, String)]) -> Signal
     let mut signal = Signal::new("mode")
         .with("profile", profile)
         .with("production_streaming_mode", config.streaming.as_str());
-    for wanted in ["expert_residency", "activations", "isa", "threads"] {
-        if let Some((key, value)) = facts.iter().find(|(key, _)| *key == wanted) {
+    if let Some(slots) = fact("expert_slots").and_then(|v| v.parse::<usize>().ok()) {
+        // Stacked: one allocation with a slot for every expert of every layer.
+        signal = signal.with("expert_residency", if slots >= experts { "stacked" } else { "banked" });
+    }
+    for key in ["activations", "isa", "threads"] {
+        if let Some(value) = fact(key) {
             signal = signal.with(key, value);
         }
     }

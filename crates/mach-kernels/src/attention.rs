@@ -254,10 +254,12 @@ impl Attend<'_> {
                 for j in (0..most).step_by(4) {
                     let mut acc = [s.splat(0.0); 16];
                     for d in (0..head_dim).step_by(16) {
-                        let k: [S::F; 4] =
-                            std::array::from_fn(|c| load::<S, BF16>(s, base, keys + (j + c) * head_dim + d));
-                        for (i, at) in offsets.iter().enumerate() {
-                            let q = s.load(self.q.add(at + d));
+                        let mut k = [s.splat(0.0); 4];
+                        for c in 0..4 {
+                            k[c] = load::<S, BF16>(s, base, keys + (j + c) * head_dim + d);
+                        }
+                        for i in 0..QUERIES {
+                            let q = s.load(self.q.add(offsets[i] + d));
                             for c in 0..4 {
                                 acc[4 * i + c] = s.fma(q, k[c], acc[4 * i + c]);
                             }
@@ -387,8 +389,10 @@ unsafe fn weighted<S: Simd, const BF16: bool, const N: usize>(
     // SAFETY: forwarded.
     unsafe {
         for j in 0..shared {
-            let v: [S::F; N] =
-                std::array::from_fn(|n| load::<S, BF16>(s, base, values + j * head_dim + 16 * n));
+            let mut v = [s.splat(0.0); N];
+            for n in 0..N {
+                v[n] = load::<S, BF16>(s, base, values + j * head_dim + 16 * n);
+            }
             for i in 0..QUERIES {
                 let w = s.splat(*scores[i].get_unchecked(j));
                 for n in 0..N {

@@ -300,8 +300,10 @@ impl Recur<'_> {
                         m[n] = s.fma(ki, s.load(matrix.add(i * value_dim + 16 * n)), m[n]);
                     }
                 }
-                let d: [S::F; N] =
-                    std::array::from_fn(|n| s.mul(s.sub(s.load(v.add(16 * n)), s.mul(decay, m[n])), beta));
+                let mut d = [s.splat(0.0); N];
+                for n in 0..N {
+                    d[n] = s.mul(s.sub(s.load(v.add(16 * n)), s.mul(decay, m[n])), beta);
+                }
                 let mut o = [s.splat(0.0); N];
                 for i in 0..key_dim {
                     let (ki, qi) = (s.splat(k.add(i).read()), s.splat(q.add(i).read()));
@@ -313,8 +315,8 @@ impl Recur<'_> {
                     }
                 }
                 let out = self.out.add((row * value_heads + h) * value_dim + c);
-                for (n, v) in o.into_iter().enumerate() {
-                    s.store(out.add(16 * n), v);
+                for n in 0..N {
+                    s.store(out.add(16 * n), o[n]);
                 }
             }
         }

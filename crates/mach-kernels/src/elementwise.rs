@@ -21,29 +21,55 @@ pub(crate) fn over_rows(pool: &mut Pool, rows: usize, f: impl Fn(usize, usize) +
     });
 }
 
-/// Applies `f` to 16 values at a time of `n` starting at `x` and `y`, result into `x`; the tail is padded with zeros.
+/// A function of two vectors. Not a closure: a closure is compiled without the target features unless it happens to be
+/// inlined, and then every vector operation in it is a call.
+pub(crate) trait Pairwise: Copy {
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F;
+}
+
+macro_rules! pairwise {
+    ($($name:ident { $($field:ident)? } |$s:ident, $a:ident, $b:ident| $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name {
+            $(pub(crate) $field: f32,)?
+        }
+        impl Pairwise for $name {
+            #[inline(always)]
+            fn apply<S: Simd>(self, $s: S, $a: S::F, $b: S::F) -> S::F {
+                let $name { $($field)? } = self;
+                $body
+            }
+        }
+    )*};
+}
+
+pairwise! {
+    Add {} |s, a, b| s.add(a, b);
+    SiluMul {} |s, a, b| s.mul(silu(s, a), b);
+    SigmoidMul {} |s, a, b| s.mul(a, sigmoid(s, b));
+    ScaleMul { factor } |s, a, b| s.mul(s.mul(a, s.splat(factor)), b);
+    Weighted { weight } |s, a, b| s.fma(s.splat(weight), b, a);
+    ExpMinus { top } |s, a, _b| math::exp(s, s.sub(a, s.splat(top)));
+    DivideBy { total } |s, a, _b| s.div(a, s.splat(total));
+}
+
+/// `x = f(x, y)`, 16 values at a time; the tail is padded with zeros.
 ///
 /// # Safety
 /// `x` and `y` have `n` values, `x` writable.
 #[inline(always)]
-pub(crate) unsafe fn map2<S: Simd>(
-    s: S,
-    x: *mut f32,
-    y: *const f32,
-    n: usize,
-    f: impl Fn(S::F, S::F) -> S::F,
-) {
+pub(crate) unsafe fn map2<S: Simd, P: Pairwise>(s: S, x: *mut f32, y: *const f32, n: usize, f: P) {
     let whole = n / 16 * 16;
     // SAFETY: the caller vouches for n values; the tail goes through local arrays.
     unsafe {
         for i in (0..whole).step_by(16) {
-            s.store(x.add(i), f(s.load(x.add(i)), s.load(y.add(i))));
+            s.store(x.add(i), f.apply(s, s.load(x.add(i)), s.load(y.add(i))));
         }
         if whole < n {
             let (mut a, mut b) = ([0.0f32; 16], [0.0f32; 16]);
             std::ptr::copy_nonoverlapping(x.add(whole), a.as_mut_ptr(), n - whole);
             std::ptr::copy_nonoverlapping(y.add(whole), b.as_mut_ptr(), n - whole);
-            s.store(a.as_mut_ptr(), f(s.load(a.as_ptr()), s.load(b.as_ptr())));
+            s.store(a.as_mut_ptr(), f.apply(s, s.load(a.as_ptr()), s.load(b.as_ptr())));
             std::ptr::copy_nonoverlapping(a.as_ptr(), x.add(whole), n - whole);
         }
     }
@@ -88,11 +114,11 @@ pub(crate) unsafe fn norm_row<S: Simd>(
 ) {
     // SAFETY: forwarded.
     unsafe {
-        let inverse = s.splat(1.0 / (sum_of_squares(s, x, n) / n as f32 + eps).sqrt());
+        let factor = 1.0 / (sum_of_squares(s, x, n) / n as f32 + eps).sqrt();
         if !std::ptr::eq(x, out) {
             std::ptr::copy_nonoverlapping(x, out, n);
         }
-        map2(s, out, w, n, |v, w| s.mul(s.mul(v, inverse), w));
+        map2(s, out, w, n, ScaleMul { factor });
     }
 }
 
@@ -145,9 +171,9 @@ impl Kernel for Binary {
         // SAFETY: `binary` checked the lengths.
         unsafe {
             match self.op {
-                Op::Add => map2(s, self.x, self.y, self.n, |a, b| s.add(a, b)),
-                Op::SiluMul => map2(s, self.x, self.y, self.n, |a, b| s.mul(silu(s, a), b)),
-                Op::SigmoidMul => map2(s, self.x, self.y, self.n, |a, b| s.mul(a, sigmoid(s, b))),
+                Op::Add => map2(s, self.x, self.y, self.n, Add {}),
+                Op::SiluMul => map2(s, self.x, self.y, self.n, SiluMul {}),
+                Op::SigmoidMul => map2(s, self.x, self.y, self.n, SigmoidMul {}),
             }
         }
     }
@@ -188,15 +214,15 @@ impl Kernel for Softmax<'_> {
         let (n, p) = (x.len(), x.as_mut_ptr());
         // SAFETY: n values at p; the tail's padding is not stored.
         unsafe {
-            map2(s, p, p, n, |a, _| math::exp(s, s.sub(a, s.splat(top))));
+            map2(s, p, p, n, ExpMinus { top });
             let mut acc = s.splat(0.0);
             for i in (0..n).step_by(16) {
                 let mut part = [0.0f32; 16];
                 std::ptr::copy_nonoverlapping(p.add(i), part.as_mut_ptr(), 16.min(n - i));
                 acc = s.add(acc, s.load(part.as_ptr()));
             }
-            let total = s.splat(s.reduce_add(acc));
-            map2(s, p, p, n, |a, _| s.div(a, total));
+            let total = s.reduce_add(acc);
+            map2(s, p, p, n, DivideBy { total });
         }
     }
 }
@@ -267,15 +293,12 @@ unsafe fn rotate<S: Simd>(s: S, x: *mut f32, angles: *const f32, half: usize) {
         while i < half {
             let n = 16.min(half - i);
             let mut part = [[0.0f32; 16]; 4];
-            for (p, from) in part.iter_mut().zip([
-                x.add(i),
-                x.add(half + i),
-                angles.add(i).cast_mut(),
-                angles.add(half + i).cast_mut(),
-            ]) {
-                std::ptr::copy_nonoverlapping(from, p.as_mut_ptr(), n);
-            }
-            let [a, b, cos, sin] = part.map(|p| s.load(p.as_ptr()));
+            std::ptr::copy_nonoverlapping(x.add(i), part[0].as_mut_ptr(), n);
+            std::ptr::copy_nonoverlapping(x.add(half + i), part[1].as_mut_ptr(), n);
+            std::ptr::copy_nonoverlapping(angles.add(i), part[2].as_mut_ptr(), n);
+            std::ptr::copy_nonoverlapping(angles.add(half + i), part[3].as_mut_ptr(), n);
+            let (a, b) = (s.load(part[0].as_ptr()), s.load(part[1].as_ptr()));
+            let (cos, sin) = (s.load(part[2].as_ptr()), s.load(part[3].as_ptr()));
             let minus = s.sub(s.splat(0.0), s.mul(b, sin));
             let mut out = [0.0f32; 16];
             s.store(out.as_mut_ptr(), s.fma(a, cos, minus));

@@ -1,8 +1,7 @@
 //! Expert feed-forward networks, expert-major: each expert's weights are read once for all the rows routed to it.
 
-use crate::elementwise::{map2, over_rows};
+use crate::elementwise::{Add, SiluMul, Weighted, map2, over_rows};
 use crate::linear::{MatRef, STRIP, Strips};
-use crate::math::silu;
 use crate::pool::SharedMut;
 use crate::quantize::{Operand, Rows};
 use crate::simd::Simd;
@@ -176,7 +175,7 @@ impl Kernel for GateUp<'_> {
                     .run(s);
                 for r in 0..rows {
                     let at = r * self.width + first;
-                    map2(s, out.add(at), up_rows.as_ptr().add(at), last - first, |g, u| s.mul(silu(s, g), u));
+                    map2(s, out.add(at), up_rows.as_ptr().add(at), last - first, SiluMul {});
                 }
             }
         }
@@ -232,14 +231,14 @@ impl Kernel for Combine<'_> {
         for row in self.first..self.last {
             sum.fill(0.0);
             for rank in 0..self.ranks {
-                let w = s.splat(self.weights[row * self.ranks + rank]);
+                let weight = self.weights[row * self.ranks + rank];
                 let place = self.places[row * self.ranks + rank] as usize;
                 let y = &self.pairs[place * n..(place + 1) * n];
                 // SAFETY: both have n values.
-                unsafe { map2(s, sum.as_mut_ptr(), y.as_ptr(), n, |a, b| s.fma(w, b, a)) };
+                unsafe { map2(s, sum.as_mut_ptr(), y.as_ptr(), n, Weighted { weight }) };
             }
             // SAFETY: `combine` checked the length of `out`; rows are disjoint between threads.
-            unsafe { map2(s, self.out.add(row * n), sum.as_ptr(), n, |a, b| s.add(a, b)) };
+            unsafe { map2(s, self.out.add(row * n), sum.as_ptr(), n, Add {}) };
         }
     }
 }

@@ -5,6 +5,10 @@
 //! implementation for each instruction set. Because the twins agree operation by operation (IEEE arithmetic, exact
 //! integer sums, one fixed reduction tree), kernels agree bit by bit.
 
+// Index loops over small arrays of registers, where iterators would put closures between the target features and the
+// vector operations.
+#![allow(clippy::needless_range_loop)]
+
 pub mod attention;
 pub mod ceiling;
 pub mod delta;

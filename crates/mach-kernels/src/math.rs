@@ -16,9 +16,11 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let r = s.fma(nf, s.splat(-0.693_359_4), clamped);
     let r = s.fma(nf, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = s.fma(p, r, s.splat(c));
-    }
+    p = s.fma(p, r, s.splat(1.398_199_9e-3));
+    p = s.fma(p, r, s.splat(8.333_452e-3));
+    p = s.fma(p, r, s.splat(4.166_579_6e-2));
+    p = s.fma(p, r, s.splat(0.166_666_65));
+    p = s.fma(p, r, s.splat(0.5));
     let p = s.fma(p, s.mul(r, r), s.add(r, s.splat(1.0)));
     s.zero_below(x, EXP_MIN, s.mul(p, s.exp2_int(n)))
 }

@@ -75,16 +75,27 @@ unsafe fn tile<S: Simd, const N: usize, const M: usize, const CODEC: u8>(
     let mut acc = [[s.splat(0.0); M]; N];
     // SAFETY: all reads stay inside the rows that the layout and the operand describe.
     unsafe {
-        let w: [*const u8; N] = std::array::from_fn(|i| job.matrix.data.as_ptr().add((n + i) * unit));
-        let x: [*const f32; M] = std::array::from_fn(|i| job.operand.float.as_ptr().add((m + i) * cols));
+        let mut w = [job.matrix.data.as_ptr(); N];
+        for i in 0..N {
+            w[i] = w[i].add((n + i) * unit);
+        }
+        let mut x = [job.operand.float.as_ptr(); M];
+        for j in 0..M {
+            x[j] = x[j].add((m + j) * cols);
+        }
         for g in 0..(cols / group.max(1)) {
-            let scale: [(S::F, S::F); N] =
-                std::array::from_fn(|i| group_scale::<S, CODEC>(s, layout, w[i], g));
+            let mut scale = [(s.splat(0.0), s.splat(0.0)); N];
+            for i in 0..N {
+                scale[i] = group_scale::<S, CODEC>(s, layout, w[i], g);
+            }
             for c in (0..whole).step_by(16) {
                 let at = g * group + c;
-                let v: [S::F; N] = std::array::from_fn(|i| widen::<S, CODEC>(s, w[i], at, scale[i]));
-                for (j, x) in x.iter().enumerate() {
-                    let xv = s.load(x.add(at));
+                let mut v = [s.splat(0.0); N];
+                for i in 0..N {
+                    v[i] = widen::<S, CODEC>(s, w[i], at, scale[i]);
+                }
+                for j in 0..M {
+                    let xv = s.load(x[j].add(at));
                     for i in 0..N {
                         acc[i][j] = s.fma(v[i], xv, acc[i][j]);
                     }
@@ -109,7 +120,10 @@ unsafe fn tile<S: Simd, const N: usize, const M: usize, const CODEC: u8>(
             }
         }
         if N == 4 && M == 4 {
-            let flat: [S::F; 16] = std::array::from_fn(|k| acc[k % 4 % N][k / 4 % M]);
+            let mut flat = [s.splat(0.0); 16];
+            for k in 0..16 {
+                flat[k] = acc[k % 4 % N][k / 4 % M];
+            }
             let mut sums = [0.0f32; 16];
             s.store(sums.as_mut_ptr(), s.reduce_add_16(flat));
             for j in 0..M {
@@ -143,14 +157,15 @@ unsafe fn group_scale<S: Simd, const CODEC: u8>(
         Codec::Affine { scales, .. } => unsafe {
             let at = row.add(layout.cols * layout.codec.bits() / 8);
             let groups = layout.groups();
-            let read = |i: usize| {
-                if scales == FloatType::Bf16 {
-                    f32::from_bits(u32::from(at.cast::<u16>().add(i).read_unaligned()) << 16)
-                } else {
-                    at.cast::<f32>().add(i).read_unaligned()
-                }
+            let (scale, bias) = if scales == FloatType::Bf16 {
+                let at = at.cast::<u16>();
+                let wide = [at.add(g).read_unaligned(), at.add(groups + g).read_unaligned()];
+                (f32::from_bits(u32::from(wide[0]) << 16), f32::from_bits(u32::from(wide[1]) << 16))
+            } else {
+                let at = at.cast::<f32>();
+                (at.add(g).read_unaligned(), at.add(groups + g).read_unaligned())
             };
-            (s.splat(read(g)), s.splat(read(groups + g)))
+            (s.splat(scale), s.splat(bias))
         },
         // SAFETY: as above, one byte a group.
         Codec::Mxfp4 => unsafe { (s.splat(e8m0(row.add(layout.cols / 2 + g).read())), zero) },

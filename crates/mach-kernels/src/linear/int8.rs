@@ -109,14 +109,14 @@ struct Shape {
 /// Stores `W` results of `width` (up to 16) columns.
 #[inline(always)]
 unsafe fn put<S: Simd, const W: usize>(s: S, y: [S::F; W], out: *mut f32, stride: usize, width: usize) {
-    for (m, v) in y.into_iter().enumerate() {
+    for m in 0..W {
         // SAFETY: `out` has `width` columns at each of `W` rows.
         unsafe {
             if width == STRIP {
-                s.store(out.add(m * stride), v);
+                s.store(out.add(m * stride), y[m]);
             } else {
                 let mut all = [0.0f32; STRIP];
-                s.store(all.as_mut_ptr(), v);
+                s.store(all.as_mut_ptr(), y[m]);
                 std::ptr::copy_nonoverlapping(all.as_ptr(), out.add(m * stride), width);
             }
         }
@@ -187,8 +187,8 @@ unsafe fn strip8<S: Simd, const W: usize, const A: usize, const CODEC: u8, const
             };
             for m in 0..W {
                 let mut total = d[0][m];
-                for part in d.iter().skip(1) {
-                    total = s.add_int(total, part[m]);
+                for a in 1..A {
+                    total = s.add_int(total, d[a][m]);
                 }
                 let (sx, sq) = (scale.add(m).read(), sum.add(m).read());
                 let total = s.to_float(total);

@@ -17,16 +17,41 @@ impl Avx2 {
     }
 }
 
-/// Both halves through one function.
-#[inline(always)]
-fn each<A: Copy, R>(x: [A; 2], f: impl Fn(A) -> R) -> [R; 2] {
-    [f(x[0]), f(x[1])]
+// Macros, not functions that take closures: a closure is compiled without the target features unless it happens to be
+// inlined, and then every intrinsic in it is a call.
+
+/// Both halves through one expression.
+macro_rules! each {
+    ($x:expr, |$a:ident| $body:expr) => {{
+        let both = $x;
+        [
+            {
+                let $a = both[0];
+                $body
+            },
+            {
+                let $a = both[1];
+                $body
+            },
+        ]
+    }};
 }
 
-/// Both halves of two vectors through one function.
-#[inline(always)]
-fn both<A: Copy, B: Copy, R>(x: [A; 2], y: [B; 2], f: impl Fn(A, B) -> R) -> [R; 2] {
-    [f(x[0], y[0]), f(x[1], y[1])]
+/// Both halves of two vectors through one expression.
+macro_rules! both {
+    ($x:expr, $y:expr, |$a:ident, $b:ident| $body:expr) => {{
+        let (first, second) = ($x, $y);
+        [
+            {
+                let ($a, $b) = (first[0], second[0]);
+                $body
+            },
+            {
+                let ($a, $b) = (first[1], second[1]);
+                $body
+            },
+        ]
+    }};
 }
 
 /// `acc + bytes(w) . bytes(a)` for `w` up to 127: two products of at most 127 * 128 fit 16 bits.
@@ -64,15 +89,17 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> Self::F {
-        let half = |at: usize| unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(at).cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        };
-        [half(0), half(8)]
+        unsafe {
+            let wide = [
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast())),
+            ];
+            each!(wide, |w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)))
+        }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, x: Self::F) {
-        let y = each(x, |x| unsafe {
+        let y = each!(x, |x| unsafe {
             let bits = _mm256_castps_si256(x);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
@@ -87,19 +114,19 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_add_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_add_ps(a, b) })
     }
     #[inline(always)]
     fn sub(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_sub_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_sub_ps(a, b) })
     }
     #[inline(always)]
     fn mul(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_mul_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_mul_ps(a, b) })
     }
     #[inline(always)]
     fn div(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_div_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_div_ps(a, b) })
     }
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
@@ -107,19 +134,19 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn min(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_min_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_min_ps(a, b) })
     }
     #[inline(always)]
     fn max(self, a: Self::F, b: Self::F) -> Self::F {
-        both(a, b, |a, b| unsafe { _mm256_max_ps(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_max_ps(a, b) })
     }
     #[inline(always)]
     fn zero_below(self, x: Self::F, limit: f32, v: Self::F) -> Self::F {
-        both(x, v, |x, v| unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, _mm256_set1_ps(limit)), v) })
+        both!(x, v, |x, v| unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, _mm256_set1_ps(limit)), v) })
     }
     #[inline(always)]
     fn abs(self, x: Self::F) -> Self::F {
-        each(x, |x| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) })
+        each!(x, |x| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) })
     }
     #[inline(always)]
     fn reduce_add(self, x: Self::F) -> f32 {
@@ -142,27 +169,33 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn reduce_add_16(self, x: [Self::F; 16]) -> Self::F {
         // Each step adds the two halves that the tree pairs while keeping two vectors' sums in one register.
-        let eight = |first: usize| unsafe {
-            // Distances 8 and 4: 4 lanes each of x_i and x_{i+4}.
-            let b: [__m256; 4] = std::array::from_fn(|i| {
-                let p = _mm256_add_ps(x[first + i][0], x[first + i][1]);
-                let q = _mm256_add_ps(x[first + i + 4][0], x[first + i + 4][1]);
-                let low = _mm256_permute2f128_ps::<0x20>(p, q);
-                let high = _mm256_permute2f128_ps::<0x31>(p, q);
-                _mm256_add_ps(low, high)
-            });
-            // Distance 2: pairs of x_i and x_{i+1}.
-            let c: [__m256; 2] = std::array::from_fn(|i| {
-                let low = _mm256_shuffle_ps::<0x44>(b[2 * i], b[2 * i + 1]);
-                let high = _mm256_shuffle_ps::<0xEE>(b[2 * i], b[2 * i + 1]);
-                _mm256_add_ps(low, high)
-            });
-            // Distance 1.
-            let low = _mm256_shuffle_ps::<0x88>(c[0], c[1]);
-            let high = _mm256_shuffle_ps::<0xDD>(c[0], c[1]);
-            _mm256_add_ps(low, high)
-        };
-        [eight(0), eight(8)]
+        let mut sums = [unsafe { _mm256_setzero_ps() }; 2];
+        for (h, sum) in sums.iter_mut().enumerate() {
+            unsafe {
+                // Distances 8 and 4: 4 lanes each of x_i and x_{i+4}.
+                let mut b = [_mm256_setzero_ps(); 4];
+                for i in 0..4 {
+                    let at = 8 * h + i;
+                    let p = _mm256_add_ps(x[at][0], x[at][1]);
+                    let q = _mm256_add_ps(x[at + 4][0], x[at + 4][1]);
+                    let low = _mm256_permute2f128_ps::<0x20>(p, q);
+                    let high = _mm256_permute2f128_ps::<0x31>(p, q);
+                    b[i] = _mm256_add_ps(low, high);
+                }
+                // Distance 2: pairs of x_i and x_{i+1}.
+                let mut c = [_mm256_setzero_ps(); 2];
+                for i in 0..2 {
+                    let low = _mm256_shuffle_ps::<0x44>(b[2 * i], b[2 * i + 1]);
+                    let high = _mm256_shuffle_ps::<0xEE>(b[2 * i], b[2 * i + 1]);
+                    c[i] = _mm256_add_ps(low, high);
+                }
+                // Distance 1.
+                let low = _mm256_shuffle_ps::<0x88>(c[0], c[1]);
+                let high = _mm256_shuffle_ps::<0xDD>(c[0], c[1]);
+                *sum = _mm256_add_ps(low, high);
+            }
+        }
+        sums
     }
     #[inline(always)]
     fn splat_int(self, x: i32) -> Self::I {
@@ -170,21 +203,21 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn add_int(self, a: Self::I, b: Self::I) -> Self::I {
-        both(a, b, |a, b| unsafe { _mm256_add_epi32(a, b) })
+        both!(a, b, |a, b| unsafe { _mm256_add_epi32(a, b) })
     }
     #[inline(always)]
     fn to_int(self, x: Self::F) -> Self::I {
-        each(x, |x| unsafe {
+        each!(x, |x| unsafe {
             _mm256_cvtps_epi32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
         })
     }
     #[inline(always)]
     fn to_float(self, x: Self::I) -> Self::F {
-        each(x, |x| unsafe { _mm256_cvtepi32_ps(x) })
+        each!(x, |x| unsafe { _mm256_cvtepi32_ps(x) })
     }
     #[inline(always)]
     fn exp2_int(self, n: Self::I) -> Self::F {
-        each(n, |n| unsafe {
+        each!(n, |n| unsafe {
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
         })
     }
@@ -202,28 +235,28 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn low_nibbles(self, b: Self::B) -> Self::B {
-        each(b, |b| unsafe { _mm256_and_si256(b, _mm256_set1_epi8(15)) })
+        each!(b, |b| unsafe { _mm256_and_si256(b, _mm256_set1_epi8(15)) })
     }
     #[inline(always)]
     fn high_nibbles(self, b: Self::B) -> Self::B {
-        each(b, |b| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)) })
+        each!(b, |b| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)) })
     }
     #[inline(always)]
     fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B {
         let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
-        each(b, |b| unsafe { _mm256_shuffle_epi8(table, b) })
+        each!(b, |b| unsafe { _mm256_shuffle_epi8(table, b) })
     }
     #[inline(always)]
     fn dot_small(self, acc: Self::I, w: Self::B, a: i32) -> Self::I {
         let a = unsafe { _mm256_set1_epi32(a) };
-        both(acc, w, |acc, w| dot_half(acc, w, a, 1))
+        both!(acc, w, |acc, w| dot_half(acc, w, a, 1))
     }
     #[inline(always)]
     fn dot(self, acc: Self::I, w: Self::B, a: i32) -> Self::I {
         // In nibbles: two products of a whole unsigned byte would not fit 16 bits.
         let a = unsafe { _mm256_set1_epi32(a) };
-        let low = both(acc, self.low_nibbles(w), |acc, w| dot_half(acc, w, a, 1));
-        both(low, self.high_nibbles(w), |acc, w| dot_half(acc, w, a, 16))
+        let low = both!(acc, self.low_nibbles(w), |acc, w| dot_half(acc, w, a, 1));
+        both!(low, self.high_nibbles(w), |acc, w| dot_half(acc, w, a, 16))
     }
     #[inline(always)]
     unsafe fn load_nibbles(self, p: *const u8) -> Self::I {
@@ -243,7 +276,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn lookup(self, table: &[f32; 16], i: Self::I) -> Self::F {
-        each(i, |i| unsafe {
+        each!(i, |i| unsafe {
             let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), i);
             let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), i);
             // Bit 3 of the index, moved to the sign, chooses.

@@ -117,23 +117,26 @@ impl Simd for Avx512 {
         unsafe {
             // Each step adds the two halves that the tree pairs while keeping two vectors' sums in one register.
             // Distance 8: register i holds [x_i sums | x_{i+8} sums], 8 lanes each.
-            let a: [__m512; 8] = std::array::from_fn(|i| {
+            let mut a = [_mm512_setzero_ps(); 8];
+            for i in 0..8 {
                 let low = _mm512_shuffle_f32x4::<0x44>(x[i], x[i + 8]);
                 let high = _mm512_shuffle_f32x4::<0xEE>(x[i], x[i + 8]);
-                _mm512_add_ps(low, high)
-            });
+                a[i] = _mm512_add_ps(low, high);
+            }
             // Distance 4: 4 lanes each of x_i, x_{i+8} (from a_i) and x_{i+4}, x_{i+12} (from a_{i+4}).
-            let b: [__m512; 4] = std::array::from_fn(|i| {
+            let mut b = [_mm512_setzero_ps(); 4];
+            for i in 0..4 {
                 let low = _mm512_shuffle_f32x4::<0x88>(a[i], a[i + 4]);
                 let high = _mm512_shuffle_f32x4::<0xDD>(a[i], a[i + 4]);
-                _mm512_add_ps(low, high)
-            });
+                b[i] = _mm512_add_ps(low, high);
+            }
             // Distance 2, inside 128-bit lanes: pairs of x_i.. and x_{i+2}..
-            let c: [__m512; 2] = std::array::from_fn(|i| {
+            let mut c = [_mm512_setzero_ps(); 2];
+            for i in 0..2 {
                 let low = _mm512_shuffle_ps::<0x44>(b[i], b[i + 2]);
                 let high = _mm512_shuffle_ps::<0xEE>(b[i], b[i + 2]);
-                _mm512_add_ps(low, high)
-            });
+                c[i] = _mm512_add_ps(low, high);
+            }
             // Distance 1.
             let low = _mm512_shuffle_ps::<0x88>(c[0], c[1]);
             let high = _mm512_shuffle_ps::<0xDD>(c[0], c[1]);
