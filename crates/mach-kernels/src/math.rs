@@ -39,15 +39,34 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// `1 / k!`.
+const INVERSE_FACTORIALS: [f64; 18] = {
+    let mut table = [1.0; 18];
+    let mut k = 1;
+    while k < table.len() {
+        table[k] = table[k - 1] / k as f64;
+        k += 1;
+    }
+    table
+};
+
+/// `1 / (2 k + 1)`.
+const INVERSE_ODD: [f64; 14] = {
+    let mut table = [1.0; 14];
+    let mut k = 1;
+    while k < table.len() {
+        table[k] = 1.0 / (2 * k + 1) as f64;
+        k += 1;
+    }
+    table
+};
+
 /// `e^x` in f64 by plain arithmetic; relative error about 1e-16 for |x| < 700.
 pub fn exp64(x: f64) -> f64 {
     let x = x.clamp(-700.0, 700.0);
     let n = (x * std::f64::consts::LOG2_E).round_ties_even();
     let r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;
-    let mut p = 1.0;
-    for k in (1..=15).rev() {
-        p = 1.0 + p * r / f64::from(k);
-    }
+    let p = INVERSE_FACTORIALS[..15].iter().rev().fold(0.0, |p, c| p * r + c);
     p * f64::from_bits(((1023 + n as i64) as u64) << 52)
 }
 
@@ -69,10 +88,7 @@ pub fn ln64(x: f64) -> f64 {
     // ln m = 2 artanh((m - 1) / (m + 1))
     let t = (m - 1.0) / (m + 1.0);
     let t2 = t * t;
-    let mut sum = 0.0;
-    for k in (0..14).rev() {
-        sum = sum * t2 + 1.0 / f64::from(2 * k + 1);
-    }
+    let sum = INVERSE_ODD.iter().rev().fold(0.0, |sum, c| sum * t2 + c);
     e as f64 * 6.931_471_803_691_238e-1 + (2.0 * t * sum + e as f64 * 1.908_214_929_270_587_7e-10)
 }
 
@@ -98,10 +114,10 @@ pub fn sin_cos(x: f64) -> (f64, f64) {
         ((x - n * 1.570_796_326_734_125_6) - n * 6.077_100_506_303_966e-11) - n * 2.022_266_248_795_950_7e-21;
     let r2 = r * r;
     let (mut s, mut c) = (0.0, 0.0);
-    for k in (0..9).rev() {
-        let (a, b) = (f64::from(2 * k + 2), f64::from(2 * k + 1));
-        s = 1.0 - r2 / (a * (a + 1.0)) * if k == 8 { 1.0 } else { s };
-        c = 1.0 - r2 / (a * b) * if k == 8 { 1.0 } else { c };
+    for k in (0..8).rev() {
+        // Alternating signs: 1/(2k+1)! - r^2 (...), 1/(2k)! - r^2 (...).
+        s = INVERSE_FACTORIALS[2 * k + 1] - r2 * s;
+        c = INVERSE_FACTORIALS[2 * k] - r2 * c;
     }
     let s = s * r;
     match (n as i64).rem_euclid(4) {

@@ -126,6 +126,6 @@ impl Model for Decoder {
         let shape = delta_shape(self.config.gdn.as_ref()?);
         let (channels, rows) = (shape.channels(), shape.taps - 1);
         let conv = (0..channels * rows).map(|i| delta.conv[i % rows * channels + i / rows]).collect();
-        Some((conv, delta.state.clone()))
+        Some((conv, delta.matrices(&shape)))
     }
 }
