@@ -79,7 +79,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let start = Instant::now();
                     operand.prepare(&mut pool, isa, &layout, &x, cols, m);
                     let matrix = MatRef::new(layout, &data);
-                    multiply(&mut pool, isa, &operand, &mut [Product { matrix, out: &mut out, stride: rows }]);
+                    multiply(
+                        &mut pool,
+                        isa,
+                        &operand,
+                        &mut [Product { matrix, out: &mut out, stride: rows }],
+                    );
                     best = best.min(start.elapsed().as_secs_f64());
                 }
             }
