@@ -133,6 +133,8 @@ impl<'a> Layer<'a> {
             let writer = scope.spawn(move || -> std::io::Result<()> {
                 for buffer in to_write {
                     file.write_all(&buffer)?;
+                    // The drive writes while the next batch is packed, instead of all at the end.
+                    file.sync_data()?;
                     // The packing side may have ended early.
                     let _ = empty.send(buffer);
                 }
