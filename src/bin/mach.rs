@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mach::commands::{bench, generate, serve, synth};
+use mach::commands::{bench, convert, generate, serve, synth};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -23,6 +23,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write a synthetic checkpoint with the shape of a real model
     Synth(synth::SynthArgs),
+    /// Convert a checkpoint to the engine format: laid out weights, one record an expert
+    Convert(convert::ConvertArgs),
+    /// Write the experts of a checkpoint as records beside its tensors, for streaming
+    ExportSidecar(convert::ExportArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,5 +35,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
         Command::Synth(args) => synth::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::ExportSidecar(args) => convert::export(args),
     })
 }

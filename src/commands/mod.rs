@@ -1,6 +1,7 @@
 //! One module a subcommand.
 
 pub mod bench;
+pub mod convert;
 pub mod generate;
 pub mod serve;
 pub mod synth;

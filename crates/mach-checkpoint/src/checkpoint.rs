@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::architecture::Architecture;
 use crate::config::Quantization;
 use crate::config::parse::parse_config;
+use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
 use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, finite, json};
 
@@ -87,6 +88,21 @@ impl Checkpoint {
         self.dir.join("synthetic.json").is_file()
     }
 
+    /// The index of `resident.safetensors`, if `mach convert` wrote this checkpoint: its experts are in the sidecar only.
+    pub fn resident_index(&self) -> Option<&ResidentIndex> {
+        self.shards.files.iter().find_map(|s| s.resident.as_ref())
+    }
+
+    /// Compares a tensor of `resident.safetensors` with its checksum. Other files have none.
+    fn check_sum(&self, view: &TensorView<'_>) -> Result<(), CheckpointError> {
+        match self.resident_index().and_then(|index| index.tensors.get(view.name)) {
+            Some(entry) if crc32c::crc32c(view.data) != entry.crc32c => {
+                Err(view.error("damaged: its checksum differs"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn quantization(&self) -> &Quantization {
         &self.quantization
     }
@@ -128,6 +144,7 @@ impl Checkpoint {
         if view.shape != shape {
             return Err(view.error(format!("shape {:?}, but config.json implies {shape:?}", view.shape)));
         }
+        self.check_sum(&view)?;
         finite_floats(&view)
     }
 
@@ -147,6 +164,7 @@ impl Checkpoint {
                 view.shape
             )));
         }
+        self.check_sum(&view)?;
         finite_floats(&view)
     }
 
@@ -169,8 +187,9 @@ impl Checkpoint {
         if published { 1.0 } else { 0.0 }
     }
 
-    /// A hash over `config.json` and every shard's name, length, header and a sample of its data; equal for equal
-    /// checkpoints wherever they lie, and cheap for any size.
+    /// A hash over `config.json` and every shard's name, length, header and a sample of its data (for a converted
+    /// checkpoint also the manifest of its experts, checksums included); equal for equal checkpoints wherever they lie, and
+    /// cheap for any size.
     pub fn fingerprint(&self) -> [u8; 32] {
         const SAMPLES: usize = 64;
         const SAMPLE_BYTES: usize = 4096;
@@ -181,6 +200,10 @@ impl Checkpoint {
         };
         field(b"mach checkpoint fingerprint 1");
         field(&self.config_bytes);
+        if self.resident_index().is_some() {
+            // A manifest that cannot be read makes no experts: what is loaded without one fails.
+            field(&json::read_bytes(&self.dir.join(MANIFEST_FILE)).unwrap_or_default());
+        }
         for shard in &self.shards.files {
             field(shard.path.file_name().unwrap_or_default().as_encoded_bytes());
             field(&(shard.map.len() as u64).to_le_bytes());

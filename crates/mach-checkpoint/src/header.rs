@@ -84,7 +84,7 @@ pub struct TensorEntry {
 #[derive(Deserialize)]
 struct Header {
     #[serde(rename = "__metadata__")]
-    _metadata: Option<HashMap<String, String>>,
+    metadata: Option<HashMap<String, String>>,
     #[serde(flatten)]
     tensors: HashMap<String, TensorInfo>,
 }
@@ -97,6 +97,14 @@ const MAX_HEADER: u64 = 100_000_000;
 ///
 /// Returns the entries in file order and the length of the header, its 8-byte length field included.
 pub fn parse_header(bytes: &[u8]) -> Result<(Vec<TensorEntry>, usize), String> {
+    parse_header_and_metadata(bytes).map(|(entries, length, _)| (entries, length))
+}
+
+/// The `__metadata__` object.
+pub(crate) type Metadata = HashMap<String, String>;
+
+/// As [`parse_header`], with the file's `__metadata__`.
+pub(crate) fn parse_header_and_metadata(bytes: &[u8]) -> Result<(Vec<TensorEntry>, usize, Metadata), String> {
     let Some(length) = bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
         return Err(format!("{} bytes is too short for a safetensors file", bytes.len()));
     };
@@ -152,5 +160,5 @@ pub fn parse_header(bytes: &[u8]) -> Result<(Vec<TensorEntry>, usize), String> {
     if offset != available {
         return Err(format!("the header describes {offset} bytes of data but the file has {available}"));
     }
-    Ok((entries, data_start))
+    Ok((entries, data_start, header.metadata.unwrap_or_default()))
 }

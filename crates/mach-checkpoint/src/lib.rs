@@ -12,10 +12,12 @@ mod finite;
 mod header;
 mod json;
 mod quantized;
+mod resident;
 mod shards;
 mod source;
 pub mod synth;
 mod tokenizer;
+mod weights;
 
 pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};
 pub use checkpoint::{Checkpoint, TensorView};
@@ -24,4 +26,8 @@ pub use error::CheckpointError;
 pub use experts::ExpertSource;
 pub use header::{Dtype, TensorEntry, parse_header};
 pub use quantized::{LinearSource, Packing};
+pub use resident::{
+    MANIFEST_FILE, RESIDENT_FILE, RESIDENT_FORMAT, ResidentIndex, ResidentTensor, SIDECAR_DIR,
+};
 pub use tokenizer::ChatTemplate;
+pub use weights::{PackedMatrix, WeightSource};

@@ -7,7 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use memmap2::Mmap;
 use serde::Deserialize;
 
-use crate::header::{TensorEntry, parse_header};
+use crate::header::{TensorEntry, parse_header_and_metadata};
+use crate::resident::{RESIDENT_FILE, ResidentIndex};
 use crate::{CheckpointError, json};
 
 /// One mapped safetensors file.
@@ -17,6 +18,8 @@ pub(crate) struct Shard {
     pub(crate) map: Mmap,
     /// Bytes before the data: length field and header.
     pub(crate) header_len: usize,
+    /// What `mach convert` says of its own file.
+    pub(crate) resident: Option<ResidentIndex>,
 }
 
 /// All shards, and where each tensor lies.
@@ -33,8 +36,8 @@ struct Index {
 }
 
 impl Shards {
-    /// Maps the shards that `model.safetensors.index.json` lists, else `model.safetensors`, else every
-    /// `*.safetensors` of the directory.
+    /// Maps the shards that `model.safetensors.index.json` lists, else `model.safetensors`, else
+    /// `resident.safetensors` of a converted checkpoint, else every `*.safetensors` of the directory.
     pub(crate) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let index_path = dir.join("model.safetensors.index.json");
         let single = dir.join("model.safetensors");
@@ -42,6 +45,8 @@ impl Shards {
             Self::from_index(dir, &index_path)
         } else if single.is_file() {
             Self::from_files(vec![single])
+        } else if dir.join(RESIDENT_FILE).is_file() {
+            Self::from_files(vec![dir.join(RESIDENT_FILE)])
         } else {
             let mut paths = Vec::new();
             for entry in std::fs::read_dir(dir).map_err(CheckpointError::io(dir))? {
@@ -121,7 +126,12 @@ fn map_shard(path: PathBuf) -> Result<(Shard, Vec<TensorEntry>), CheckpointError
     // SAFETY: the mapping is read-only and lives as long as its `Mmap`. Another process that shortens the file while it
     // is mapped can still fault a read; a checkpoint is taken to be immutable while it is served.
     let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(&path))?;
-    let (entries, header_len) =
-        parse_header(&map).map_err(|reason| CheckpointError::invalid(&path, reason))?;
-    Ok((Shard { path, map, header_len }, entries))
+    let (entries, header_len, metadata) =
+        parse_header_and_metadata(&map).map_err(|reason| CheckpointError::invalid(&path, reason))?;
+    let resident = if path.file_name().is_some_and(|name| name == RESIDENT_FILE) {
+        Some(ResidentIndex::parse(&path, &metadata, &entries)?)
+    } else {
+        None
+    };
+    Ok((Shard { path, map, header_len, resident }, entries))
 }

@@ -4,10 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mach_checkpoint::{Checkpoint, CheckpointError};
-use mach_io::{HugeBuf, MemoryError};
+use mach_io::{HugeBuf, MemoryError, Read, ReadError, Reader, Slot};
 use mach_quant::Order;
 
 use crate::record::{ExpertView, RecordLayout};
+use crate::sidecar::{Sidecar, SidecarError};
 
 /// Why a bank cannot be filled.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum BankError {
     /// The checkpoint's experts are unusable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The sidecar's experts are unusable.
+    #[error(transparent)]
+    Sidecar(#[from] SidecarError),
     /// No memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -25,8 +29,7 @@ pub enum BankError {
 /// `rank of the layer among MoE layers * experts + expert`.
 #[derive(Debug)]
 pub struct Bank {
-    memory: HugeBuf,
-    stride: usize,
+    slots: Vec<Slot>,
     experts: usize,
     /// One entry a layer; `None` for dense layers.
     layers: Vec<Option<(usize, RecordLayout)>>,
@@ -72,13 +75,109 @@ impl Bank {
             layers.push(Some((sources.len(), record)));
             sources.push((record, these));
         }
-        let mut memory = HugeBuf::zeroed(sources.len() * experts * stride)?;
-        let jobs: Vec<_> = memory
-            .chunks_exact_mut(stride.max(1))
+        let mut slots = HugeBuf::zeroed(sources.len() * experts * stride)?.into_slots(stride);
+        let jobs: Vec<_> = slots
+            .iter_mut()
+            .map(|slot| &mut slot[..])
             .zip(sources.iter().flat_map(|(record, these)| these.iter().map(move |e| (record, e))))
             .collect();
         fill(jobs, threads, progress)?;
-        Ok(Bank { memory, stride, experts, layers, weight_bytes })
+        Ok(Bank { slots, experts, layers, weight_bytes })
+    }
+
+    /// Reads every expert of a sidecar into the bank and checks its record. Records that lie in `order` are read straight
+    /// into their slots. `progress` hears how many bytes of weights are placed.
+    pub fn from_sidecar(
+        sidecar: &Sidecar,
+        order: Order,
+        reader: &mut Reader,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Bank, BankError> {
+        let experts = sidecar.manifest().num_experts;
+        let (mut layers, mut stride, mut rank, mut straight) = (Vec::new(), 0, 0, true);
+        for entry in &sidecar.manifest().layers {
+            let stored = entry.record();
+            let record = stored.in_order(order);
+            if !record.repacks_from(&stored) {
+                return Err(SidecarError::Invalid {
+                    file: sidecar.files().get(rank).cloned().unwrap_or_default(),
+                    reason: format!("records are row-major where {order:?} is needed; convert again"),
+                }
+                .into());
+            }
+            straight &= record == stored;
+            stride = stride.max(record.stride());
+            layers.resize(entry.layer, None);
+            layers.push(Some((rank, record)));
+            rank += 1;
+        }
+        let slots = HugeBuf::zeroed(rank * experts * stride)?.into_slots(stride);
+        let mut bank = Bank { slots, experts, layers, weight_bytes: 0 };
+        if straight {
+            bank.read_straight(sidecar, reader, progress)?;
+        } else {
+            bank.read_repacked(sidecar, reader, progress)?;
+        }
+        Ok(bank)
+    }
+
+    fn read_straight(
+        &mut self,
+        sidecar: &Sidecar,
+        reader: &mut Reader,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), SidecarError> {
+        let which: Vec<_> = sidecar.experts().collect();
+        let mut placed: Vec<Option<Slot>> = which.iter().map(|_| None).collect();
+        reader.submit(which.iter().zip(self.slots.drain(..)).enumerate().filter_map(
+            |(i, (&(layer, expert), slot))| {
+                let at = sidecar.location(layer, expert)?;
+                Some(Read { file: at.file, offset: at.offset, len: at.len, slot, tag: i as u64 })
+            },
+        ));
+        let mut result = Ok(());
+        while let Some(done) = reader.wait_any() {
+            let index = done.tag as usize;
+            match (done.result, which.get(index), placed.get_mut(index)) {
+                (Ok(slot), Some(&(layer, expert)), Some(place)) if result.is_ok() => {
+                    result = sidecar.check_record(layer, expert, &slot);
+                    *place = Some(slot);
+                    self.weight_bytes += sidecar.record(layer).map_or(0, |r| r.weight_bytes() as u64);
+                    progress(self.weight_bytes);
+                }
+                (Err(failure), ..) => result = result.and(Err(failure.error.into())),
+                _ => {}
+            }
+        }
+        result?;
+        let all = placed.into_iter().collect::<Option<Vec<_>>>();
+        self.slots = all.ok_or_else(|| ReadError::Setup("a read did not complete".to_owned()))?;
+        Ok(())
+    }
+
+    fn read_repacked(
+        &mut self,
+        sidecar: &Sidecar,
+        reader: &mut Reader,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), BankError> {
+        let stride = sidecar.max_stride();
+        let memory = HugeBuf::zeroed(reader.depth() * stride)?.into_slots(stride);
+        let (layers, slots, experts) = (&self.layers, &mut self.slots, self.experts);
+        let mut bytes = 0;
+        sidecar.read_each(reader, memory, sidecar.experts(), &mut |layer, expert, data| {
+            sidecar.check_record(layer, expert, data)?;
+            if let (Some(Some((rank, record))), Some(stored)) = (layers.get(layer), sidecar.record(layer))
+                && let Some(slot) = slots.get_mut(rank * experts + expert)
+            {
+                record.repack(&stored, data, slot);
+                bytes += record.weight_bytes() as u64;
+                progress(bytes);
+            }
+            Ok(())
+        })?;
+        self.weight_bytes = bytes;
+        Ok(())
     }
 
     /// The weights of an expert; `None` if the layer is dense or the expert out of range.
@@ -87,8 +186,7 @@ impl Bank {
         if expert >= self.experts {
             return None;
         }
-        let slot = rank * self.experts + expert;
-        Some(record.view(self.memory.get(slot * self.stride..(slot + 1) * self.stride)?))
+        Some(record.view(self.slots.get(rank * self.experts + expert)?))
     }
 
     /// The record layout of a layer.
@@ -98,7 +196,7 @@ impl Bank {
 
     /// Slots.
     pub fn slots(&self) -> usize {
-        self.memory.len().checked_div(self.stride).unwrap_or(0)
+        self.slots.len()
     }
 
     /// Bytes of weights, padding not counted.
@@ -108,12 +206,12 @@ impl Bank {
 
     /// Bytes allocated.
     pub fn allocated_bytes(&self) -> usize {
-        self.memory.len()
+        self.slots.first().map_or(0, |slot| slot.region().len())
     }
 
     /// Bytes of the bank on huge pages.
     pub fn huge_bytes(&self) -> Option<usize> {
-        self.memory.huge_bytes()
+        self.slots.first().map_or(Some(0), |slot| slot.region().huge_bytes())
     }
 }
 

@@ -1,12 +1,23 @@
 //! Expert residency: where the weights of routed experts are while the model runs.
 //!
-//! An expert is one contiguous record (gate, up, down) in a [`Bank`], the single allocation that holds experts. With
-//! all experts resident every (layer, expert) has a slot of its own.
+//! On disk experts lie in a [`Sidecar`], one file a layer, described by a [`Manifest`]. An expert is one contiguous record (gate, up, down) in a [`Bank`], the single allocation that holds experts. With
+//! all experts resident every (layer, expert) has a slot of its own. A [`StreamingBank`] has fewer: experts are read into
+//! it when they are asked for, and an [`Eviction`] policy says which make room.
 
 #![forbid(unsafe_code)]
 
 mod bank;
+mod eviction;
+mod manifest;
 mod record;
+mod residency;
+mod sidecar;
+mod streaming;
 
 pub use bank::{Bank, BankError};
+pub use eviction::{Eviction, EvictionPolicy, ExpertKey};
+pub use manifest::{LayerEntry, MANIFEST_FORMAT, Manifest, ManifestError};
 pub use record::{ExpertView, MatrixView, RECORD_ALIGN, RecordLayout};
+pub use residency::{BankFull, LayerStats, Place, Residency};
+pub use sidecar::{Location, Sidecar, SidecarError, source_id};
+pub use streaming::{Landed, StreamingBank, StreamingError};

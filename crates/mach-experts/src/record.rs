@@ -48,10 +48,38 @@ impl RecordLayout {
     pub fn of(expert: &ExpertSource<'_>, order: Order) -> Result<Self, CheckpointError> {
         let [gate, up, down] =
             [&expert.gate, &expert.up, &expert.down].map(|m| m.source().map(|s| MatrixLayout::of(&s, order)));
-        let (gate, up, down) = (gate?, up?, down?);
+        Ok(Self::new(gate?, up?, down?))
+    }
+
+    /// The layout of a record that holds these matrices.
+    pub fn new(gate: MatrixLayout, up: MatrixLayout, down: MatrixLayout) -> Self {
         let up_at = gate.bytes().next_multiple_of(MATRIX_ALIGN);
         let down_at = (up_at + up.bytes()).next_multiple_of(MATRIX_ALIGN);
-        Ok(RecordLayout { gate, up, down, up_at, down_at, len: down_at + down.bytes() })
+        RecordLayout { gate, up, down, up_at, down_at, len: down_at + down.bytes() }
+    }
+
+    /// The record of the same experts in another order.
+    pub fn in_order(&self, order: Order) -> Self {
+        Self::new(self.gate.in_order(order), self.up.in_order(order), self.down.in_order(order))
+    }
+
+    /// Whether [`repack`](Self::repack) can make this record from one in the layout `from`.
+    pub fn repacks_from(&self, from: &RecordLayout) -> bool {
+        self.gate.repacks_from(&from.gate)
+            && self.up.repacks_from(&from.up)
+            && self.down.repacks_from(&from.down)
+    }
+
+    /// Writes into `record` what `data` holds in the layout `from`.
+    pub fn repack(&self, from: &RecordLayout, data: &[u8], record: &mut [u8]) {
+        let view = from.view(data);
+        for (matrix, layout, at) in [
+            (view.gate, &self.gate, 0),
+            (view.up, &self.up, self.up_at),
+            (view.down, &self.down, self.down_at),
+        ] {
+            layout.repack(&matrix.layout, matrix.data, 0, &mut record[at..at + layout.bytes()]);
+        }
     }
 
     /// Bytes from one record to the next.
@@ -75,6 +103,17 @@ impl RecordLayout {
             layout.pack(&source.source()?, 0, &mut record[at..at + layout.bytes()]);
         }
         Ok(())
+    }
+
+    /// The matrices inside a record's bytes (at least `stride`), to be written: gate, up, down.
+    pub fn parts_mut<'a>(&self, record: &'a mut [u8]) -> [(MatrixLayout, &'a mut [u8]); 3] {
+        let (gate, rest) = record.split_at_mut(self.up_at);
+        let (up, down) = rest.split_at_mut(self.down_at - self.up_at);
+        [
+            (self.gate, &mut gate[..self.gate.bytes()]),
+            (self.up, &mut up[..self.up.bytes()]),
+            (self.down, &mut down[..self.down.bytes()]),
+        ]
     }
 
     /// The matrices inside a record's bytes.

@@ -13,12 +13,15 @@ pub mod backend;
 mod blocks;
 pub mod cpu;
 mod decoder;
+mod fill;
+mod inventory;
 mod loader;
 mod model;
 pub mod qwen3_5_moe;
 pub mod qwen3_moe;
 mod state;
 
+pub use inventory::{ResidentWeight, resident_weights};
 pub use loader::load;
 pub use model::{
     Activations, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError, NoObserver, Observer,

@@ -1,17 +1,15 @@
 //! Loading: first every matrix is found, checked and given its place, then one allocation is filled by all threads.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use mach_checkpoint::{Checkpoint, CheckpointError, Family, LinearSource, ModelConfig};
-use mach_experts::{Bank, BankError};
-use mach_io::HugeBuf;
+use mach_checkpoint::{Checkpoint, CheckpointError, Family, ModelConfig, WeightSource};
+use mach_experts::{Bank, BankError, RecordLayout, Sidecar};
+use mach_io::ReaderOptions;
 use mach_kernels::{Isa, Pool};
-use mach_quant::{MatrixLayout, Order};
+use mach_quant::Order;
 
 use crate::backend::Loader;
 use crate::cpu::{Cpu, Matrix};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Parts};
+use crate::fill::fill;
 use crate::model::{Activations, LoadOptions, LoadProgress, Model, ModelError};
 use crate::{qwen3_5_moe, qwen3_moe};
 
@@ -22,6 +20,7 @@ impl From<BankError> for ModelError {
     fn from(error: BankError) -> Self {
         match error {
             BankError::Checkpoint(e) => ModelError::Checkpoint(e),
+            BankError::Sidecar(e) => ModelError::Sidecar(e),
             other => ModelError::Memory(other.to_string()),
         }
     }
@@ -43,31 +42,60 @@ pub fn load(
         Activations::F32 => Order::Rows,
     };
     let mut plan = Plan { checkpoint, order, items: Vec::new(), bytes: 0 };
-    let config = checkpoint.config();
-    let parts = match config.family {
-        Family::Qwen3Moe => qwen3_moe::load(&mut plan)?,
-        Family::Qwen3_5Moe => qwen3_5_moe::load(&mut plan)?,
+    let parts = family_parts(checkpoint, &mut plan)?;
+    // A converted checkpoint has its experts in the sidecar only.
+    let sidecar = match checkpoint.resident_index() {
+        Some(_) => Some(Sidecar::open(checkpoint)?),
+        None => None,
     };
-    let expert_bytes = expert_bytes(checkpoint, order)?;
+    let expert_bytes = expert_bytes(checkpoint, sidecar.as_ref(), order)?;
     let bytes_total = plan.weight_bytes() + expert_bytes;
     let resident_bytes = plan.weight_bytes();
-    let resident =
-        plan.fill(pool.threads(), &mut |bytes_done| progress(LoadProgress { bytes_done, bytes_total }))?;
-    let bank = Bank::resident(checkpoint, order, pool.threads(), &mut |bytes| {
-        progress(LoadProgress { bytes_done: resident_bytes + bytes, bytes_total });
+    let resident = fill(&plan.items, plan.bytes, pool.threads(), &mut |bytes_done| {
+        progress(LoadProgress { bytes_done, bytes_total });
     })?;
+    let mut experts_done = |bytes| {
+        progress(LoadProgress { bytes_done: resident_bytes + bytes, bytes_total });
+    };
+    let bank = match sidecar {
+        Some(sidecar) => {
+            let mut reader = sidecar.reader(&ReaderOptions::default())?;
+            Bank::from_sidecar(&sidecar, order, &mut reader, &mut experts_done)?
+        }
+        None => Bank::resident(checkpoint, order, pool.threads(), &mut experts_done)?,
+    };
     progress(LoadProgress { bytes_done: bytes_total, bytes_total });
     let cpu = Cpu::new(pool, isa, options.activations, resident, resident_bytes, bank);
-    Ok(Box::new(Decoder::new(config.clone(), parts, cpu)))
+    Ok(Box::new(Decoder::new(checkpoint.config().clone(), parts, cpu)))
 }
 
-/// Bytes of all experts' weights, from the first record of each layer.
-fn expert_bytes(checkpoint: &Checkpoint, order: Order) -> Result<u64, CheckpointError> {
+/// Asks `loader` for every weight of the checkpoint's family.
+pub(crate) fn family_parts(
+    checkpoint: &Checkpoint,
+    loader: &mut impl Loader<Matrix = Matrix, Vector = Vec<f32>>,
+) -> Result<Parts<Cpu>, CheckpointError> {
+    match checkpoint.config().family {
+        Family::Qwen3Moe => qwen3_moe::load(loader),
+        Family::Qwen3_5Moe => qwen3_5_moe::load(loader),
+    }
+}
+
+/// Bytes of all experts' weights: the sidecar's, or from the first record of each layer.
+fn expert_bytes(
+    checkpoint: &Checkpoint,
+    sidecar: Option<&Sidecar>,
+    order: Order,
+) -> Result<u64, CheckpointError> {
     let mut total = 0;
+    if let Some(sidecar) = sidecar {
+        let experts = sidecar.manifest().num_experts as u64;
+        let records = sidecar.manifest().layers.iter().map(|e| e.record().in_order(order));
+        return Ok(records.map(|r| r.weight_bytes() as u64 * experts).sum());
+    }
     for layer in (0..checkpoint.config().layers.len()).filter(|&l| checkpoint.config().moe_layers[l]) {
         let experts = checkpoint.experts(layer)?;
         if let Some(first) = experts.first() {
-            let record = mach_experts::RecordLayout::of(first, order)?;
+            let record = RecordLayout::of(first, order)?;
             total += (record.weight_bytes() * experts.len()) as u64;
         }
     }
@@ -77,13 +105,13 @@ fn expert_bytes(checkpoint: &Checkpoint, order: Order) -> Result<u64, Checkpoint
 struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     order: Order,
-    items: Vec<(LinearSource<'a>, Matrix)>,
+    items: Vec<(WeightSource<'a>, Matrix)>,
     bytes: usize,
 }
 
 impl<'a> Plan<'a> {
-    fn place(&mut self, source: LinearSource<'a>, order: Order) -> Result<Matrix, CheckpointError> {
-        let layout = MatrixLayout::of(&source.source()?, order);
+    fn place(&mut self, source: WeightSource<'a>, order: Order) -> Result<Matrix, CheckpointError> {
+        let layout = source.layout(order)?;
         let matrix = Matrix { layout, offset: self.bytes };
         self.bytes = (self.bytes + layout.bytes()).next_multiple_of(ALIGN);
         self.items.push((source, matrix));
@@ -97,53 +125,6 @@ impl<'a> Plan<'a> {
     fn weight_bytes(&self) -> u64 {
         self.items.iter().map(|(_, m)| m.layout.bytes() as u64).sum()
     }
-
-    /// Packs every matrix into one allocation, in chunks of some units so that all threads have work.
-    fn fill(self, threads: usize, progress: &mut dyn FnMut(u64)) -> Result<HugeBuf, ModelError> {
-        const CHUNK: usize = 1 << 20;
-        let mut memory = HugeBuf::zeroed(self.bytes).map_err(|e| ModelError::Memory(e.to_string()))?;
-        let mut jobs = Vec::new();
-        let mut rest: &mut [u8] = &mut memory;
-        let mut at = 0;
-        for (source, matrix) in &self.items {
-            source.check_finite()?;
-            let layout = matrix.layout;
-            let (_, tail) = std::mem::take(&mut rest).split_at_mut(matrix.offset - at);
-            let (mut mine, tail) = tail.split_at_mut(layout.bytes());
-            rest = tail;
-            at = matrix.offset + layout.bytes();
-            let units = (CHUNK / layout.unit_bytes().max(1)).max(1);
-            let mut first = 0;
-            while !mine.is_empty() {
-                let take = (units * layout.unit_bytes()).min(mine.len());
-                let (chunk, others) = std::mem::take(&mut mine).split_at_mut(take);
-                mine = others;
-                jobs.push((source.source()?, layout, first, chunk));
-                first += units;
-            }
-        }
-        let workers = threads.clamp(1, jobs.len().max(1));
-        let queue = Mutex::new(jobs.into_iter());
-        let (done, finished) = (AtomicU64::new(0), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some((source, layout, first, chunk)) =
-                        queue.lock().ok().and_then(|mut q| q.next())
-                    {
-                        layout.pack(&source, first, chunk);
-                        done.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                    }
-                    finished.fetch_add(1, Ordering::Release);
-                });
-            }
-            while finished.load(Ordering::Acquire) < workers {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-                progress(done.load(Ordering::Relaxed));
-            }
-        });
-        Ok(memory)
-    }
 }
 
 impl Loader for Plan<'_> {
@@ -155,12 +136,12 @@ impl Loader for Plan<'_> {
     }
 
     fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Matrix, CheckpointError> {
-        let source = self.checkpoint.linear(&self.name(module), rows, cols)?;
+        let source = self.checkpoint.weights(&self.name(module), rows, cols)?;
         self.place(source, self.order)
     }
 
     fn float_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Matrix, CheckpointError> {
-        let source = self.checkpoint.linear(&self.name(module), rows, cols)?;
+        let source = self.checkpoint.weights(&self.name(module), rows, cols)?;
         self.place(source, Order::Rows)
     }
 
@@ -169,7 +150,7 @@ impl Loader for Plan<'_> {
         if config.tie_word_embeddings {
             return Ok(*embedding);
         }
-        let source = self.checkpoint.linear(&config.head_module, config.vocab_size, config.hidden_size)?;
+        let source = self.checkpoint.weights(&config.head_module, config.vocab_size, config.hidden_size)?;
         self.place(source, self.order)
     }
 
@@ -188,11 +169,15 @@ impl Loader for Plan<'_> {
     }
 
     fn conv1d(&mut self, layer: usize, channels: usize, taps: usize) -> Result<Vec<f32>, CheckpointError> {
-        let stored = self.checkpoint.conv1d(layer)?;
-        let mut out = vec![0.0; channels * taps];
-        for (i, w) in stored.into_iter().enumerate() {
-            out[i % taps * channels + i / taps] = w;
-        }
-        Ok(out)
+        Ok(taps_first(self.checkpoint.conv1d(layer)?, channels, taps))
     }
+}
+
+/// `[channels, taps]` transposed.
+fn taps_first(stored: Vec<f32>, channels: usize, taps: usize) -> Vec<f32> {
+    let mut out = vec![0.0; channels * taps];
+    for (i, w) in stored.into_iter().enumerate() {
+        out[i % taps * channels + i / taps] = w;
+    }
+    out
 }

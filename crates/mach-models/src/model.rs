@@ -41,6 +41,9 @@ pub enum ModelError {
     /// The checkpoint is unusable.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The experts on disk are unusable.
+    #[error(transparent)]
+    Sidecar(#[from] mach_experts::SidecarError),
     /// Memory for weights or state could not be had.
     #[error("out of memory: {0}")]
     Memory(String),

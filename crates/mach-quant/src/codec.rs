@@ -1,7 +1,10 @@
 //! How the elements of a matrix are encoded.
 
+use serde::{Deserialize, Serialize};
+
 /// Floating point types of dense weights and of scales.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FloatType {
     /// IEEE single.
     F32,
@@ -32,6 +35,19 @@ impl FloatType {
         }
     }
 
+    /// Writes `value` as element `i` of little-endian `bytes`, rounded to nearest even. Out of range writes nothing.
+    #[inline]
+    pub fn write(self, bytes: &mut [u8], i: usize, value: f32) {
+        let at = i * self.size();
+        if let Some(out) = bytes.get_mut(at..at + self.size()) {
+            match self {
+                FloatType::F32 => out.copy_from_slice(&value.to_le_bytes()),
+                FloatType::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                FloatType::Bf16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+            }
+        }
+    }
+
     /// The type that a layout stores for this source type.
     pub const fn stored(self) -> FloatType {
         match self {
@@ -42,7 +58,8 @@ impl FloatType {
 }
 
 /// Encoding of a matrix, groups running along the columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Codec {
     /// Plain floats.
     Dense(FloatType),

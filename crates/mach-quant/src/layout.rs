@@ -1,11 +1,14 @@
 //! A matrix as the kernels read it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::codec::Codec;
-use crate::source::{Source, widen};
-use crate::tile::{TILE_ROWS, decode_tile_row, pack_tile, tile_bytes};
+use crate::source::{Source, SourceError, widen};
+use crate::tile::{TILE_ROWS, decode_tile_row, pack_tile, tile_bytes, untile_row};
 
 /// Order of a matrix in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Order {
     /// Tiles of 16 rows x one group, all groups of a row tile together: for int8 activations.
     Tiles,
@@ -14,7 +17,8 @@ pub enum Order {
 }
 
 /// Shape, encoding and order of a matrix in memory. The same bytes may lie in a sidecar file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MatrixLayout {
     /// Output features.
     pub rows: usize,
@@ -32,6 +36,57 @@ impl MatrixLayout {
         let codec = source.codec().stored();
         let order = if codec.group().is_some() { order } else { Order::Rows };
         MatrixLayout { rows: source.rows(), cols: source.cols(), codec, order }
+    }
+
+    /// Checks a layout that was read from a file: an encoding that layouts hold, whole groups, a size that can be counted.
+    pub fn validate(&self) -> Result<(), SourceError> {
+        let supported = match self.codec {
+            Codec::Dense(t) => t.stored() == t && self.order == Order::Rows,
+            Codec::Affine { bits, group, scales } => {
+                matches!(bits, 4 | 8) && matches!(group, 32 | 64 | 128) && scales.stored() == scales
+            }
+            Codec::Mxfp4 => true,
+        };
+        if !supported {
+            return Err(SourceError::Codec(self.codec));
+        }
+        if let Some(group) = self.codec.group()
+            && !self.cols.is_multiple_of(group)
+        {
+            return Err(SourceError::Columns { cols: self.cols, group });
+        }
+        // 16 bytes an element is more than any encoding takes.
+        let countable = |rows: usize| rows.checked_mul(self.cols)?.checked_mul(16);
+        match self.rows.checked_next_multiple_of(TILE_ROWS).and_then(countable) {
+            Some(_) => Ok(()),
+            None => Err(SourceError::Size { rows: self.rows, cols: self.cols }),
+        }
+    }
+
+    /// The layout for the same matrix in another order, as [`of`](Self::of) chooses it.
+    pub fn in_order(&self, order: Order) -> Self {
+        MatrixLayout { order: if self.codec.group().is_some() { order } else { Order::Rows }, ..*self }
+    }
+
+    /// Whether [`repack`](Self::repack) can make this layout from `from`.
+    pub fn repacks_from(&self, from: &MatrixLayout) -> bool {
+        self == from || (self.order == Order::Rows && from.in_order(Order::Rows) == *self)
+    }
+
+    /// Writes units `first..` into `out`, as many as `out` holds, from `data` that lies in the layout `from`: the same, or
+    /// tiles where this one is row-major. Every bit is kept. Writes nothing if `repacks_from` is false.
+    pub fn repack(&self, from: &MatrixLayout, data: &[u8], first: usize, out: &mut [u8]) {
+        let unit = self.unit_bytes().max(1);
+        if self == from {
+            out.copy_from_slice(&data[first * unit..first * unit + out.len()]);
+        } else if self.repacks_from(from) {
+            let tiles = from.unit_bytes();
+            for (i, out) in out.chunks_exact_mut(unit).enumerate() {
+                let row = first + i;
+                let data = &data[row / TILE_ROWS * tiles..(row / TILE_ROWS + 1) * tiles];
+                untile_row(self.codec, data, row % TILE_ROWS, out);
+            }
+        }
     }
 
     /// Groups of a row; 0 for dense.

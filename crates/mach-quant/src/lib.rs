@@ -2,6 +2,7 @@
 //!
 //! * [`Codec`]: how elements are encoded (floats, MLX affine codes, MXFP4).
 //! * [`decode`]: scalar reference decoders of every MLX format, the truth that everything else is tested against.
+//! * [`affine`]: quantization of floats to MLX affine codes.
 //! * [`Source`]: a matrix as a checkpoint stores it; [`MatrixLayout`]: a matrix as the kernels read it, in tiles of
 //!   16 rows for int8 activations or row-major for float activations.
 //!
@@ -9,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod affine;
 mod codec;
 pub mod decode;
 mod layout;

@@ -18,6 +18,14 @@ pub enum SourceError {
         /// Group.
         group: usize,
     },
+    /// More elements than can be addressed.
+    #[error("{rows} x {cols} is too large")]
+    Size {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+    },
     /// A byte slice has a wrong length.
     #[error("{what}: {found} bytes where {expected} are needed")]
     Length {

@@ -85,28 +85,59 @@ fn write_scale(float: FloatType, out: &mut [u8], i: usize, value: f32) {
     }
 }
 
-/// Decodes row `r` (0..16) of a tile into `out` (one group of columns).
-pub(crate) fn decode_tile_row(codec: Codec, tile: &[u8], r: usize, out: &mut [f32]) {
-    let columns = codec.group().unwrap_or(1);
-    let (lines, tail) = tile.split_at(code_bytes(codec.bits(), columns));
-    let words = columns * codec.bits() / 32;
+/// The codes of row `r` of a tile as one packed bit string, in the first `group * bits / 8` bytes.
+fn row_codes(codec: Codec, lines: &[u8], r: usize) -> [u8; 128] {
+    let words = codec.group().unwrap_or(1) * codec.bits() / 32;
     let mut packed = [0u8; 128];
-    for l in 0..words {
+    for (l, out) in packed.chunks_exact_mut(4).enumerate().take(words) {
         let w = word(lines, l * 16 + r);
         let original = if codec.bits() == 4 {
             gather(w & 0x0F0F_0F0F) | (gather((w >> 4) & 0x0F0F_0F0F) << 16)
         } else {
             w
         };
-        packed[4 * l..4 * l + 4].copy_from_slice(&original.to_le_bytes());
+        out.copy_from_slice(&original.to_le_bytes());
     }
+    packed
+}
+
+/// The scale of row `r`, as stored, and for affine codes its bias, from what follows a tile's lines.
+fn row_scales(codec: Codec, tail: &[u8], r: usize) -> (&[u8], &[u8]) {
+    match codec {
+        Codec::Affine { scales, .. } => {
+            let n = scales.size();
+            (&tail[r * n..(r + 1) * n], &tail[(TILE_ROWS + r) * n..(TILE_ROWS + r + 1) * n])
+        }
+        _ => (&tail[r..r + 1], &[]),
+    }
+}
+
+/// Decodes row `r` (0..16) of a tile into `out` (one group of columns).
+pub(crate) fn decode_tile_row(codec: Codec, tile: &[u8], r: usize, out: &mut [f32]) {
+    let (lines, tail) = tile.split_at(code_bytes(codec.bits(), codec.group().unwrap_or(1)));
+    let packed = row_codes(codec, lines, r);
+    let (s, b) = row_scales(codec, tail, r);
     match codec {
         Codec::Affine { bits, group, scales } => {
-            let n = scales.size();
-            let (s, b) = (&tail[r * n..(r + 1) * n], &tail[(TILE_ROWS + r) * n..(TILE_ROWS + r + 1) * n]);
             crate::decode::affine_row(bits, group, scales, &packed, s, b, out);
         }
-        Codec::Mxfp4 => crate::decode::mxfp4_row(&packed, &tail[r..r + 1], out),
+        Codec::Mxfp4 => crate::decode::mxfp4_row(&packed, s, out),
         Codec::Dense(_) => {}
+    }
+}
+
+/// Writes row `r` of a row of tiles in row-major order: codes, then scales, then biases.
+pub(crate) fn untile_row(codec: Codec, tiles: &[u8], r: usize, out: &mut [u8]) {
+    let Some(group) = codec.group() else { return };
+    let code_len = group * codec.bits() / 8;
+    let groups = tiles.len() / tile_bytes(codec);
+    let (weight, rest) = out.split_at_mut(groups * code_len);
+    for (g, tile) in tiles.chunks_exact(tile_bytes(codec)).enumerate() {
+        let (lines, tail) = tile.split_at(code_bytes(codec.bits(), group));
+        weight[g * code_len..(g + 1) * code_len].copy_from_slice(&row_codes(codec, lines, r)[..code_len]);
+        let (s, b) = row_scales(codec, tail, r);
+        rest[g * s.len()..(g + 1) * s.len()].copy_from_slice(s);
+        let biases = groups * s.len();
+        rest[biases + g * b.len()..biases + (g + 1) * b.len()].copy_from_slice(b);
     }
 }

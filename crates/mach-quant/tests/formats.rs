@@ -127,6 +127,22 @@ proptest! {
                 }
             }
         }
+        // Tiles and row-major order hold the same bits.
+        let (tiles, plain) = (MatrixLayout::of(&source, Order::Tiles), MatrixLayout::of(&source, Order::Rows));
+        let (mut a, mut b) = (vec![0xAA; tiles.bytes()], vec![0x55; plain.bytes()]);
+        tiles.pack(&source, 0, &mut a);
+        plain.pack(&source, 0, &mut b);
+        prop_assert!(plain.repacks_from(&tiles) && tiles.repacks_from(&tiles));
+        prop_assert!(tiles == plain || !tiles.repacks_from(&plain));
+        let first = seed as usize % rows;
+        let mut c = vec![0; plain.bytes() - first * plain.unit_bytes()];
+        plain.repack(&tiles, &a, first, &mut c);
+        prop_assert!(c == b[first * plain.unit_bytes()..]);
+        let mut d = vec![0; tiles.bytes()];
+        tiles.repack(&tiles, &a, 0, &mut d);
+        prop_assert!(a == d);
+        tiles.validate().unwrap();
+        plain.validate().unwrap();
     }
 
     #[test]

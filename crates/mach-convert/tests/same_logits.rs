@@ -1,0 +1,129 @@
+//! A converted checkpoint computes what its source computes, bit by bit.
+
+mod common;
+
+use common::{converted, copy_of, logits, project};
+use mach_checkpoint::Checkpoint;
+use mach_convert::{Quantize, export_sidecar, verify};
+use mach_experts::{Bank, Sidecar};
+use mach_io::{Caching, ReaderOptions, Submission};
+use mach_models::Activations;
+use mach_quant::Order;
+
+const CHECKPOINTS: [&str; 7] = [
+    "fixtures/qwen3_5_moe/bf16",
+    "fixtures/qwen3_5_moe/mlx-4bit",
+    "fixtures/qwen3_moe/bf16",
+    "fixtures/qwen3_moe/mlx-4bit",
+    "fixtures/qwen3_moe/mlx-8bit-g32",
+    "fixtures/qwen3_moe/mlx-mxfp4",
+    "demo",
+];
+
+#[test]
+fn conversion_changes_no_logit() {
+    for name in CHECKPOINTS {
+        let source = project(name);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("converted");
+        let report = converted(&source, &out, None).unwrap();
+        assert!(!report.unchanged && report.layers > 0 && report.expert_bytes > 0);
+        for activations in [Activations::Int8, Activations::F32] {
+            let (a, b) = (logits(&source, activations).unwrap(), logits(&out, activations).unwrap());
+            assert!(a == b, "{name} {activations:?}");
+        }
+        let checkpoint = Checkpoint::open(&out).unwrap();
+        verify(&checkpoint, &mut |_| ()).unwrap();
+        assert!(!out.with_file_name("converted.partial").exists());
+        let mut names: Vec<String> = std::fs::read_dir(out.join("expert_sidecar"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names.len(), report.layers + 1, "{names:?}");
+        assert_eq!(names.last().unwrap(), "manifest.json");
+        // Again: nothing to do.
+        assert!(converted(&source, &out, None).unwrap().unchanged);
+        // The converted one is no source.
+        let again = converted(&out, &dir.path().join("again"), None).unwrap_err();
+        assert!(again.to_string().contains("already in engine format"), "{again}");
+    }
+}
+
+#[test]
+fn a_sidecar_beside_the_tensors_holds_the_same_experts() {
+    let source = project("fixtures/qwen3_5_moe/mlx-4bit");
+    let dir = copy_of(&source);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    // Twice: the second replaces the first.
+    for _ in 0..2 {
+        let report = export_sidecar(&checkpoint, 2, &mut |_| ()).unwrap();
+        assert!(report.layers > 0);
+    }
+    let sidecar = Sidecar::open(&checkpoint).unwrap();
+    let config = checkpoint.config();
+    for order in [Order::Tiles, Order::Rows] {
+        let from_tensors = Bank::resident(&checkpoint, order, 2, &mut |_| ()).unwrap();
+        for submission in [Submission::Auto, Submission::Pread] {
+            for caching in [Caching::Direct, Caching::Buffered] {
+                let options = ReaderOptions { submission, caching, depth: 3, ..Default::default() };
+                let mut reader = sidecar.reader(&options).unwrap();
+                let from_sidecar = Bank::from_sidecar(&sidecar, order, &mut reader, &mut |_| ()).unwrap();
+                assert_eq!(from_sidecar.weight_bytes(), from_tensors.weight_bytes());
+                for layer in 0..config.layers.len() {
+                    for expert in 0..config.moe.num_experts {
+                        let a = from_tensors.expert(layer, expert).unwrap();
+                        let b = from_sidecar.expert(layer, expert).unwrap();
+                        for (a, b) in [(a.gate, b.gate), (a.up, b.up), (a.down, b.down)] {
+                            assert_eq!(a.layout, b.layout);
+                            assert!(a.data == b.data, "layer {layer} expert {expert}");
+                        }
+                    }
+                }
+                assert!(from_sidecar.expert(0, config.moe.num_experts).is_none());
+            }
+        }
+    }
+    let mut reader = sidecar.reader(&ReaderOptions::default()).unwrap();
+    sidecar.verify_sample(&mut reader).unwrap();
+    verify(&checkpoint, &mut |_| ()).unwrap();
+    // Another checkpoint's sidecar is not taken.
+    let other = project("fixtures/qwen3_5_moe/mlx-4bit");
+    let copy = copy_of(&other);
+    std::fs::rename(dir.path().join("expert_sidecar"), copy.path().join("expert_sidecar")).unwrap();
+    let path = copy.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{config}\n")).unwrap();
+    let error = Sidecar::open(&Checkpoint::open(copy.path()).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("another checkpoint"), "{error}");
+}
+
+/// Quantizing the published form gives what MLX made of it, wherever both quantize.
+#[test]
+fn quantized_experts_equal_those_of_mlx() {
+    let dir = tempfile::tempdir().unwrap();
+    for (family, mlx, quantize) in [
+        ("qwen3_moe", "mlx-4bit", Quantize { bits: 4, group: 64 }),
+        ("qwen3_5_moe", "mlx-4bit", Quantize { bits: 4, group: 64 }),
+        ("qwen3_moe", "mlx-8bit-g32", Quantize { bits: 8, group: 32 }),
+    ] {
+        let (ours, theirs) =
+            (dir.path().join(format!("{family}-{mlx}-ours")), dir.path().join(format!("{family}-{mlx}")));
+        converted(&project(&format!("fixtures/{family}/bf16")), &ours, Some(quantize)).unwrap();
+        converted(&project(&format!("fixtures/{family}/{mlx}")), &theirs, None).unwrap();
+        for entry in std::fs::read_dir(ours.join("expert_sidecar")).unwrap() {
+            let name = entry.unwrap().file_name();
+            if name != "manifest.json" {
+                let read =
+                    |dir: &std::path::Path| std::fs::read(dir.join("expert_sidecar").join(&name)).unwrap();
+                assert!(read(&ours) == read(&theirs), "{family} {mlx} {name:?}");
+            }
+        }
+        assert!(!logits(&ours, Activations::Int8).unwrap().is_empty());
+        let again =
+            converted(&project(&format!("fixtures/{family}/{mlx}")), &dir.path().join("x"), Some(quantize));
+        assert!(again.unwrap_err().to_string().contains("already quantized"));
+    }
+    let bad = converted(&project("demo"), &dir.path().join("y"), Some(Quantize { bits: 3, group: 64 }));
+    assert!(bad.unwrap_err().to_string().contains("3 bits"));
+}
