@@ -297,7 +297,7 @@ proptest! {
             .map(|_| [(width, hidden), (width, hidden), (hidden, width)].map(|(n, c)| Weights::new(&mut r, codec, n, c, order)))
             .collect();
         let x = r.floats(tokens * hidden);
-        let lists: Vec<Vec<u32>> = (0..experts).map(|_| (0..tokens as u32).filter(|_| r.next() % 3 != 0).collect()).collect();
+        let lists: Vec<Vec<u32>> = (0..experts).map(|_| (0..tokens as u32).filter(|_| !r.next().is_multiple_of(3)).collect()).collect();
         let run = |isa, threads| {
             let mut first_pair = 0;
             let jobs: Vec<ExpertJob<'_>> = nets.iter().zip(&lists).filter(|(_, l)| !l.is_empty()).map(|([g, u, d], rows)| {

@@ -57,7 +57,7 @@ unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
                             layout,
                             data.add(i * layout.unit_bytes()),
                             wide.as_mut_ptr().add(i * cols),
-                        )
+                        );
                     };
                 }
             }

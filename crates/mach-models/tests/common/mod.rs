@@ -6,19 +6,24 @@ use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions, LogitRows, Model, NoObserver, Segment, SequenceState, load};
 
 /// A path below the project's root.
-pub fn project(path: &str) -> PathBuf {
+pub(crate) fn project(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
 /// A model from a checkpoint of the project.
-pub fn model(path: &str, activations: Activations, threads: usize, isa: Option<&str>) -> Box<dyn Model> {
+pub(crate) fn model(
+    path: &str,
+    activations: Activations,
+    threads: usize,
+    isa: Option<&str>,
+) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(&project(path)).expect("checkpoint");
     let options = LoadOptions { activations, threads, isa: isa.map(str::to_owned) };
     load(&checkpoint, &options, &mut |_| {}).expect("model")
 }
 
 /// Logits of every row of `tokens`, run in chunks of `chunk` tokens.
-pub fn all_logits(
+pub(crate) fn all_logits(
     model: &mut dyn Model,
     state: &mut SequenceState,
     tokens: &[u32],
@@ -30,16 +35,4 @@ pub fn all_logits(
         out.extend(model.forward(&mut segments, &mut NoObserver).expect("forward").data);
     }
     out
-}
-
-/// Pseudo-random token ids below `vocab`.
-pub fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x
-    };
-    (0..n).map(|_| (next() % vocab as u64) as u32).collect()
 }
