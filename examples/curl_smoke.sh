@@ -49,6 +49,13 @@ model=$(sed -n 's/.*"data":\[{"id":"\([^"]*\)".*/\1/p' "$out")
 call "GET /v1/models/$model" 200 "$url/v1/models/$model"
 has "GET /v1/models/$model" '"object":"model"'
 
+call "GET /v1/stats" 200 "$url/v1/stats"
+has "GET /v1/stats" '"adaptive_block_policy"'
+
+call "GET /v1/cache/stats" 200 "$url/v1/cache/stats"
+has "GET /v1/cache/stats" '"streaming_summary"'
+has "GET /v1/cache/stats" '"generation_in_flight"'
+
 hello="\"model\":\"$model\",\"max_tokens\":16,\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]"
 
 chat "chat" 200 "{$hello,\"temperature\":0}"
@@ -66,6 +73,21 @@ has "chat, content parts, stop and penalties" '"finish_reason"'
 
 chat "chat, tools" 200 "{$hello,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_time\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}]}"
 has "chat, tools" '"finish_reason"'
+
+chat "chat, speculation preset" 200 "{$hello,\"temperature\":0,\"speculation\":{\"preset\":\"summarization\"}}"
+has "chat, speculation preset" '"finish_reason"'
+
+chat "chat, again" 200 "{$hello,\"temperature\":0}"
+has "chat, again: nothing is computed twice" '"cached_tokens":'
+
+call "POST /v1/cache/warm_prefix" 200 "$url/v1/cache/warm_prefix" -H 'Content-Type: application/json' -d '{"messages":[{"role":"system","content":"Be brief."}]}'
+has "POST /v1/cache/warm_prefix" '"levels":["l1"'
+
+call "GET /v1/cache/warm_prefix" 200 "$url/v1/cache/warm_prefix"
+has "GET /v1/cache/warm_prefix" '"object":"list"'
+
+call "GET /v1/cache/stats" 200 "$url/v1/cache/stats"
+has "GET /v1/cache/stats" '"prefix_cache"'
 
 chat "a field out of range is named" 400 "{$hello,\"temperature\":-1}"
 has "a field out of range is named" '"param":"temperature"'

@@ -6,11 +6,12 @@ cd "$(dirname "$0")/.."
 
 command -v curl >/dev/null || { echo "SKIPPED: there is no curl here"; exit 0; }
 cargo build --release --bin mach-serve
-log=$(mktemp)
+work=$(mktemp -d)
+log=$work/log
 port=$((20000 + RANDOM % 20000))
-target/release/mach-serve demo --no-streaming --port "$port" >"$log" 2>&1 &
+target/release/mach-serve demo --no-streaming --port "$port" --disk-kv-dir "$work/kv" >"$log" 2>&1 &
 server=$!
-trap 'kill "$server" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 ready=no
 for _ in $(seq 300); do

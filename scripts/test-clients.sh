@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 cargo build --release --bin mach-serve
 work=$(mktemp -d)
-target/release/mach-serve demo --no-streaming --port 0 >"$work/out" 2>"$work/log" &
+target/release/mach-serve demo --no-streaming --port 0 --disk-kv-dir "$work/kv" >"$work/out" 2>"$work/log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
 

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use mach_engine::EngineConfig;
 use mach_models::{Activations, LoadOptions};
+use mach_specdec::DecodePath;
+use mach_specdec::policy::PolicySpec;
 
 use crate::Exit;
+use crate::experts::ExpertArgs;
 
 /// Which checkpoint, and how it is loaded.
 #[derive(Debug, Clone, Args)]
@@ -15,13 +18,9 @@ pub struct ModelArgs {
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
 
-    /// Keep all experts in memory (the only mode so far, and the default)
-    #[arg(long, conflicts_with = "streaming")]
-    pub no_streaming: bool,
-
-    /// Stream experts from the drive
-    #[arg(long)]
-    pub streaming: bool,
+    /// Where experts live
+    #[command(flatten)]
+    pub experts: ExpertArgs,
 
     /// Compute threads; 0 uses all cores
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -42,6 +41,35 @@ pub struct ModelArgs {
     /// Prompt tokens that one pass of the model takes
     #[arg(long, default_value_t = EngineConfig::default().prefill_chunk, value_name = "TOKENS")]
     pub prefill_chunk: usize,
+
+    /// Speculative decoding
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
+}
+
+/// How tokens are proposed ahead of the model. Changes the speed, never the answer.
+#[derive(Debug, Clone, Args)]
+pub struct SpeculationArgs {
+    /// specdec-v7 (a draft proposes, where there is one) or target-only
+    #[arg(long, default_value_t = DecodePath::default(), value_name = "PATH")]
+    pub decode_path: DecodePath,
+
+    /// Directory of the DFlash draft; `draft` inside the checkpoint if it is there and this is not given
+    #[arg(long, value_name = "DIR")]
+    pub draft_dir: Option<PathBuf>,
+
+    /// Fail at the start if the draft cannot be used, instead of decoding without it
+    #[arg(long)]
+    pub require_draft: bool,
+
+    /// Bits of the draft's matrices: unquantized ones are quantized to 4 or 8 while loading, 16 leaves them as stored;
+    /// 8 if not given, 16 with f32 activations
+    #[arg(long, value_name = "BITS", value_parser = ["4", "8", "16"])]
+    pub draft_bits: Option<String>,
+
+    /// Size of the blocks: opencode-sampled-v1, cost-aware, fixed-N (rows) or off
+    #[arg(long, default_value_t = EngineConfig::default().speculation.policy, value_name = "POLICY")]
+    pub serving_adaptive_block_policy: PolicySpec,
 }
 
 /// Values of `--activations`.
@@ -62,58 +90,61 @@ impl From<ActivationsArg> for Activations {
     }
 }
 
-/// Where experts live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Streaming {
-    /// All in memory.
-    Resident,
-}
-
-impl Streaming {
-    /// Name in startup signals.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Resident => "resident",
-        }
-    }
-}
-
 /// [`ModelArgs`], checked.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// The checkpoint.
     pub checkpoint: PathBuf,
     /// Where experts live.
-    pub streaming: Streaming,
-    /// How the model is loaded.
+    pub experts: ExpertArgs,
+    /// How the model is loaded, the place of its experts aside.
     pub load: LoadOptions,
     /// Bound of the context.
     pub max_context: Option<usize>,
     /// Prompt tokens a pass.
     pub prefill_chunk: usize,
+    /// The decode path asked for.
+    pub decode_path: DecodePath,
+    /// The draft's directory, if given.
+    pub draft_dir: Option<PathBuf>,
+    /// A draft that cannot be used is an error.
+    pub require_draft: bool,
+    /// Bits that the draft's unquantized matrices are quantized to.
+    pub draft_bits: Option<u8>,
+    /// Size of the blocks.
+    pub policy: PolicySpec,
 }
 
 impl ModelArgs {
     /// Checks the arguments.
     pub fn validate(self) -> Result<ModelConfig, Exit> {
-        if self.streaming {
-            return Err(Exit::input(
-                "--streaming: streaming experts from the drive is not supported by this version; \
-                 use --no-streaming, which keeps all experts in memory",
-            ));
-        }
         if self.max_context.is_some_and(|c| c < 2) {
             return Err(Exit::input("--max-context: must be at least 2"));
         }
         if self.prefill_chunk == 0 {
             return Err(Exit::input("--prefill-chunk: must be at least 1"));
         }
+        let speculation = self.speculation;
         Ok(ModelConfig {
             checkpoint: self.checkpoint,
-            streaming: Streaming::Resident,
-            load: LoadOptions { activations: self.activations.into(), threads: self.threads, isa: self.isa },
+            experts: self.experts,
+            load: LoadOptions {
+                activations: self.activations.into(),
+                threads: self.threads,
+                isa: self.isa,
+                ..LoadOptions::default()
+            },
             max_context: self.max_context,
             prefill_chunk: self.prefill_chunk,
+            decode_path: speculation.decode_path,
+            draft_dir: speculation.draft_dir,
+            require_draft: speculation.require_draft,
+            draft_bits: match (speculation.draft_bits.as_deref(), self.activations) {
+                (Some("4"), _) => Some(4),
+                (Some("8"), _) | (None, ActivationsArg::Int8) => Some(8),
+                (Some(_), _) | (None, ActivationsArg::F32) => None,
+            },
+            policy: speculation.serving_adaptive_block_policy,
         })
     }
 }

@@ -5,11 +5,15 @@
 
 pub mod args;
 pub mod bench;
+mod budget;
 pub mod commands;
 mod exit;
+pub mod experts;
 mod loading;
 mod logging;
 mod memory;
+pub mod prefix;
 mod signals;
+pub mod trace;
 
 pub use exit::{Exit, run};

@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_checkpoint::Checkpoint;
-use mach_engine::{Engine, EngineConfig, SamplingParams, TextTokenizer};
-use mach_models::{Activations, LoadProgress};
-use mach_server::{ChatModel, Templates};
-use tracing::info;
+use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
+use mach_models::{Activations, LoadProgress, Model};
+use mach_prefix::PrefixConfig;
+use mach_server::{ChatModel, Decoding, Templates};
+use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
+use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::signals::Signal;
-
-/// Share of the memory left after loading that the state of sequences may take.
-const STATE_SHARE: f64 = 0.8;
 
 /// A checkpoint whose files have been read and checked, weights aside.
 #[derive(Debug)]
@@ -50,6 +49,16 @@ impl Opened {
         full.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
     }
 
+    /// The files.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Whether chats can be rendered.
+    pub(crate) fn can_chat(&self) -> bool {
+        self.templates.is_some()
+    }
+
     /// Loads the weights and starts the engine.
     pub(crate) fn load(
         self,
@@ -60,15 +69,33 @@ impl Opened {
     ) -> Result<ChatModel, Exit> {
         let started = Instant::now();
         let mut display = Display::new(&self.config.checkpoint);
-        let model = mach_models::load(&self.checkpoint, &self.config.load, &mut |p| {
+        let draft = draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir));
+        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_sequences, draft)?;
+        if report.signals {
+            prepared.signals.into_iter().for_each(Signal::emit);
+        }
+        let mut model = mach_models::load(&self.checkpoint, &prepared.load, &mut |p| {
             display.update(p);
             progress(p);
         })
         .map_err(Exit::input)?;
         display.finish();
+        let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
+        let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
+        engine.speculation =
+            Speculation { draft: draft.map(|d| d as Arc<dyn Draft>), policy: decoding.policy };
         engine.max_context = self.config.max_context;
         engine.prefill_chunk = self.config.prefill_chunk;
-        engine.state_budget = crate::memory::available().map(|bytes| (bytes as f64 * STATE_SHARE) as usize);
+        engine.state_budget = Some(prepared.budget.state);
+        if let Some(prefix) = &mut engine.prefix {
+            let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
+            let activations = self.config.load.activations;
+            crate::prefix::complete(prefix, &self.checkpoint, activations, draft.as_deref());
+            let spare = prepared.budget.state - prepared.budget.needs.least_state.min(prepared.budget.state);
+            let cached = crate::prefix::share(prefix.max_bytes, spare);
+            prefix.max_bytes = cached;
+            engine.state_budget = Some(prepared.budget.state - cached);
+        }
         let facts = model.facts();
         let architecture = model.config().model_type.clone();
         let experts =
@@ -77,7 +104,7 @@ impl Opened {
         let engine = Engine::start(model, self.tokenizer, engine).map_err(Exit::failure)?;
         let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
         if report.signals {
-            mode_signal(&self.config, &facts, experts).emit();
+            mode_signal(&self.config, prepared.mode, &facts, experts).emit();
             let mut signal = Signal::new("model")
                 .with("name", names.join(","))
                 .with("checkpoint", self.config.checkpoint.display())
@@ -95,6 +122,16 @@ impl Opened {
                 signal = signal.with("state_budget_bytes", bytes);
             }
             signal.emit();
+            prefix_signal(engine_config.prefix.as_ref()).emit();
+            let mut signal = Signal::pairs()
+                .with("decode_path", decoding.path)
+                .with("adaptive_block_policy", decoding.policy)
+                .with("effective_decode_path", decoding.gate.effective)
+                .with("reason", &decoding.gate.reason);
+            if let Some(bytes) = draft_bytes {
+                signal = signal.with("draft_weight_bytes", bytes);
+            }
+            signal.emit();
             Signal::new("sampling")
                 .with("temperature", defaults.temperature)
                 .with("top_p", defaults.top_p)
@@ -105,7 +142,66 @@ impl Opened {
                 .emit();
         }
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
-        Ok(ChatModel::new(engine, self.templates, defaults, self.stop_ids, names))
+        Ok(ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding))
+    }
+}
+
+/// Where the draft is, if there is one.
+fn draft_dir(config: &ModelConfig) -> Option<std::path::PathBuf> {
+    let inside = config.checkpoint.join("draft");
+    config.draft_dir.clone().or_else(|| inside.join("config.json").is_file().then_some(inside))
+}
+
+/// Bytes of the safetensors of a directory.
+fn safetensors_bytes(dir: &Path) -> usize {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let shards = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+    shards.filter_map(|f| Some(f.metadata().ok()?.len() as usize)).sum()
+}
+
+/// Loads the draft, if there is one, and decides how tokens are decoded.
+pub(crate) fn load_draft(
+    config: &ModelConfig,
+    model: &mut dyn Model,
+) -> Result<(Option<Arc<DFlash>>, Decoding), Exit> {
+    let dir = draft_dir(config);
+    let taps = model.draft_host().is_some();
+    // What would be decided with a sound draft: one that is not wanted is not loaded.
+    let wanted = dir.filter(|_| {
+        let gate = resolve(config.decode_path, config.policy, taps, DraftState::Ready);
+        gate.effective == EffectivePath::SpecdecV7
+    });
+    let options = DraftOptions { activations: config.load.activations, quantize_bits: config.draft_bits };
+    let loaded = wanted.as_ref().map(|dir| DFlash::open(dir, model.config(), options));
+    let loaded = loaded.map(|result| result.map_err(|error| error.to_string()));
+    let state = match &loaded {
+        None => DraftState::Absent,
+        Some(Err(reason)) => DraftState::Unusable(reason),
+        Some(Ok(_)) => DraftState::Ready,
+    };
+    let gate = resolve(config.decode_path, config.policy, taps, state);
+    if config.require_draft && gate.effective != EffectivePath::SpecdecV7 {
+        return Err(Exit::input(format!("--require-draft: {}", gate.reason)));
+    }
+    if let DraftState::Unusable(reason) = state {
+        warn!(reason, "decoding without the draft");
+    }
+    let draft = loaded.and_then(Result::ok).map(Arc::new);
+    Ok((draft, Decoding { path: config.decode_path, gate, policy: config.policy }))
+}
+
+fn prefix_signal(config: Option<&PrefixConfig>) -> Signal {
+    let Some(config) = config else { return Signal::new("prefix_cache").with("enabled", false) };
+    let signal = Signal::new("prefix_cache")
+        .with("enabled", true)
+        .with("max_bytes", config.max_bytes)
+        .with("max_entries", config.max_entries)
+        .with("block_size", config.block);
+    match &config.directory {
+        Some(directory) => {
+            signal.with("disk_kv_dir", directory.display()).with("disk_budget_bytes", config.disk_budget)
+        }
+        None => signal.with("disk_kv_dir", "none"),
     }
 }
 
@@ -117,16 +213,19 @@ pub(crate) struct Report {
 }
 
 /// `experts`: routed experts of all layers together.
-fn mode_signal(config: &ModelConfig, facts: &[(&'static str, String)], experts: usize) -> Signal {
+fn mode_signal(
+    config: &ModelConfig,
+    mode: &'static str,
+    facts: &[(&'static str, String)],
+    experts: usize,
+) -> Signal {
     let fact = |wanted: &str| facts.iter().find(|(key, _)| *key == wanted).map(|(_, value)| value.as_str());
     // int8 activations are the path that serves; f32 is the one that is held to references.
     let profile = match config.load.activations {
         Activations::Int8 => "production",
         Activations::F32 => "exact",
     };
-    let mut signal = Signal::new("mode")
-        .with("profile", profile)
-        .with("production_streaming_mode", config.streaming.as_str());
+    let mut signal = Signal::new("mode").with("profile", profile).with("production_streaming_mode", mode);
     if let Some(slots) = fact("expert_slots").and_then(|v| v.parse::<usize>().ok()) {
         // Stacked: one allocation with a slot for every expert of every layer.
         signal = signal.with("expert_residency", if slots >= experts { "stacked" } else { "banked" });

@@ -10,6 +10,11 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
+    /// A line without a topic: `startup key=value ...`.
+    pub(crate) fn pairs() -> Self {
+        Self { line: "startup".to_owned() }
+    }
+
     pub(crate) fn new(topic: &str) -> Self {
         Self { line: format!("startup {topic}") }
     }

@@ -81,7 +81,8 @@ fn exact_answers_begin_as_the_goldens() {
 
 #[test]
 fn streams_say_what_whole_answers_say() {
-    let server = Server::demo(&[]);
+    // The counts are compared too, and a cache would make the second differ.
+    let server = Server::demo(&["--no-prefix-cache"]);
     for case in goldens() {
         let fields =
             json!({"messages": case["messages"], "tools": case["tools"], "seed": 1, "max_tokens": 60});
@@ -289,9 +290,14 @@ fn half_a_request_does_not_disturb() {
 
 /// Runs the server on a checkpoint that it must refuse.
 fn refused(dir: &std::path::Path) -> (i32, String, String) {
+    refused_with(dir, &["--no-streaming"])
+}
+
+fn refused_with(dir: &std::path::Path, arguments: &[&str]) -> (i32, String, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_mach-serve"))
         .arg(dir)
-        .args(["--no-streaming", "--port", "0"])
+        .args(["--port", "0"])
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -367,4 +373,141 @@ fn hosts_read_the_reply_as_plain_http() {
     let answer: Answer = server.chat(json!({"messages": user("hi"), "max_tokens": 1, "stream": true}));
     assert!(answer.head.contains("cache-control: no-cache"));
     assert!(answer.events().len() >= 3);
+}
+
+fn streamed(arguments: &[&str]) -> Server {
+    Server::start(DEMO.as_ref(), &[&["--streaming"], arguments].concat())
+}
+
+/// The text of one greedy answer.
+fn greedy(server: &Server) -> (u16, Value) {
+    let body =
+        json!({"messages": user("Write a binary search in Python"), "max_tokens": 24, "temperature": 0});
+    let answer = server.chat(body);
+    (answer.status, answer.json())
+}
+
+#[test]
+fn streamed_experts_answer_as_resident_ones() {
+    let (status, resident) = greedy(&Server::demo(&[]));
+    assert_eq!(status, 200);
+    for arguments in [
+        &["--expert-cache-gb", "0"][..],
+        &["--expert-cache-gb", "0.004", "--bank-eviction", "lookahead"],
+        &["--memory-gb", "1", "--io", "pread", "--bank-eviction", "lfu"],
+    ] {
+        let server = streamed(arguments);
+        let line = |topic: &str| {
+            let found = server.signals.iter().find(|l| l.starts_with(&format!("startup {topic} ")));
+            found.unwrap_or_else(|| panic!("no {topic}: {:?}", server.signals)).clone()
+        };
+        assert_eq!(value(&line("mode"), "production_streaming_mode"), Some("streaming"));
+        let drive = line("direct-pread");
+        for (key, wanted) in [
+            ("expected", "1"),
+            ("sidecar_present", "1"),
+            ("sidecar_valid", "1"),
+            ("native_extension", "ready"),
+            ("fallback_policy", "fail-fast"),
+        ] {
+            assert_eq!(value(&drive, key), Some(wanted), "{drive}");
+        }
+        let budget: usize = value(&line("memory"), "budget_bytes").unwrap().parse().unwrap();
+        let (status, answer) = greedy(&server);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["message"], resident["choices"][0]["message"]);
+        let stats = server.get("/v1/cache/stats").json();
+        let summary = &stats["streaming_summary"];
+        assert!(stats["generation_in_flight"].is_boolean());
+        assert!(summary["bytes_read"].as_u64().unwrap() > 0, "{stats}");
+        assert_eq!(summary["layers"].as_array().unwrap().len(), 8);
+        for key in ["hits", "misses", "evictions", "resident_slots", "stall_seconds"] {
+            assert!(summary["total"][key].is_number() && summary["layers"][7][key].is_number(), "{key}");
+        }
+        for key in ["active", "mode", "depth", "read_kib"] {
+            assert!(!summary["direct_pread"][key].is_null(), "{key}");
+        }
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap_or_default();
+        let peak =
+            status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        if let Some(kib) = peak {
+            let kib: usize = kib;
+            assert!(kib * 1024 <= budget + budget / 33, "{kib} KiB held, {budget} announced");
+        }
+    }
+    assert!(Server::demo(&[]).get("/v1/cache/stats").json()["streaming_summary"].is_null());
+}
+
+#[test]
+fn statistics_answer_while_something_is_generated() {
+    let server = streamed(&["--expert-cache-gb", "0"]);
+    let body = json!({"model": "demo", "messages": user("Tell me a story"), "max_tokens": 3000,
+        "ignore_eos": true, "stream": true});
+    let body = body.to_string();
+    let headers = [("content-type", "application/json")];
+    let running = server.send("POST", "/v1/chat/completions", &headers, body.as_bytes());
+    let mut seen = false;
+    for _ in 0..200 {
+        let stats = server.get("/v1/cache/stats").json();
+        seen |=
+            stats["generation_in_flight"] == true && stats["streaming_summary"]["reads"].as_u64() > Some(0);
+        if seen {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(seen, "a snapshot during a generation");
+    drop(running);
+}
+
+#[test]
+fn a_drive_that_fails_is_500_with_names_and_the_next_request_is_right() {
+    let dir = copy_of_demo(|_, bytes| Some(bytes));
+    let sidecar = dir.path().join("expert_sidecar");
+    std::fs::create_dir(&sidecar).unwrap();
+    for entry in std::fs::read_dir(format!("{DEMO}/expert_sidecar")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), sidecar.join(entry.file_name())).unwrap();
+    }
+    let server =
+        Server::start(dir.path(), &["--streaming", "--expert-cache-gb", "0", "--served-model-name", "demo"]);
+    let (status, right) = greedy(&server);
+    assert_eq!(status, 200, "{right}");
+    let file = sidecar.join("layer-003.experts");
+    let good = std::fs::read(&file).unwrap();
+
+    let mut flipped = good.clone();
+    for at in (100..flipped.len()).step_by(16 << 10) {
+        flipped[at] ^= 1;
+    }
+    std::fs::write(&file, &flipped).unwrap();
+    let (status, answer) = greedy(&server);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 500);
+    assert!(message.contains("layer-003.experts") && message.contains("of layer 3 is damaged"), "{message}");
+    std::fs::write(&file, &good[..good.len() / 64]).unwrap();
+    let (status, answer) = greedy(&server);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 500);
+    assert!(message.contains("layer-003.experts: truncated"), "{message}");
+    std::fs::write(&file, &good).unwrap();
+    let (status, answer) = greedy(&server);
+    assert_eq!((status, &answer["choices"][0]["message"]), (200, &right["choices"][0]["message"]));
+    drop(server);
+
+    std::fs::write(&file, &good[..good.len() - 1]).unwrap();
+    let (code, stdout, stderr) = refused_with(dir.path(), &["--streaming"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stdout.contains("sidecar_present=1 sidecar_valid=0"), "{stdout}");
+    assert!(stderr.contains("layer-003.experts") && stderr.contains("mach export-sidecar"), "{stderr}");
+    std::fs::write(&file, &good).unwrap();
+    let (code, _, stderr) = refused_with(dir.path(), &["--streaming", "--memory-gb", "0.01"]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("streaming needs at least") && stderr.contains("--memory-gb allows 0.01 GB"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = refused_with(dir.path(), &["--no-streaming", "--memory-gb", "0.02"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("all experts in memory need") && stderr.contains("--streaming"), "{stderr}");
 }

@@ -24,7 +24,10 @@ for chunk in client.chat.completions.create(**ask, stream=True, stream_options={
     if chunk.choices:
         pieces.append(chunk.choices[0].delta.content or "")
     usage = chunk.usage or usage
-assert "".join(pieces) == text and usage == whole.usage
+assert "".join(pieces) == text
+for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+    assert getattr(usage, count) == getattr(whole.usage, count), (usage, whole.usage)
+assert usage.prompt_tokens_details.cached_tokens > 0, "the second time, the prompt is in the prefix cache"
 print("ok   stream:", len(pieces), "chunks")
 
 with client.chat.completions.stream(**ask, logprobs=True, top_logprobs=2) as stream:

@@ -1,11 +1,15 @@
 //! Measuring: a speed is printed beside the limit that the machine sets to it, both from the same run.
 //!
 //! [`Ceilings`] says what memory and the integer units can do, [`TokenWork`] what one token needs of them,
-//! [`measure`] what the model did; [`Report`] puts the three together.
+//! [`measure`] what the model did; [`Report`] puts the three together. [`specdec`] compares decoding with and without
+//! speculation.
 
 mod ceilings;
 mod machine;
+pub mod prefix;
 mod report;
+pub mod specdec;
+pub mod stream;
 mod timing;
 mod work;
 

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result};
 use mach_checkpoint::{Checkpoint, Dtype, LayerKind, ModelConfig};
+use mach_experts::Sidecar;
+use mach_quant::{Codec, FloatType, MatrixLayout};
 use serde::Serialize;
 
 /// Bytes that one decoded token must touch, and multiply-accumulates that one token costs.
@@ -50,16 +52,33 @@ impl TokenWork {
     /// The work of one token of `checkpoint` after `context` others.
     pub fn of(checkpoint: &Checkpoint, context: usize) -> Result<Self> {
         let mut tensors = Vec::new();
+        let index = checkpoint.resident_index();
         for name in checkpoint.names() {
             let view = checkpoint.tensor(name)?;
-            tensors.push(TensorFacts {
-                name: view.name,
-                dtype: view.dtype,
-                shape: view.shape,
-                bytes: view.data.len() as u64,
+            // What `mach convert` laid out is a tensor of bytes; its index knows the matrix.
+            let layout = index.and_then(|index| index.tensors.get(name)).and_then(|tensor| tensor.layout);
+            tensors.push(match layout {
+                Some(layout) => laid_out(name.to_owned(), &layout, None),
+                None => Tensor {
+                    name: name.to_owned(),
+                    dtype: view.dtype,
+                    shape: view.shape.to_vec(),
+                    bytes: view.data.len() as u64,
+                },
             });
         }
-        Self::count(checkpoint.config(), &tensors, context)
+        if index.is_some() {
+            let sidecar = Sidecar::open(checkpoint)?;
+            let prefix = &checkpoint.config().tensor_prefix;
+            for entry in &sidecar.manifest().layers {
+                for (part, layout) in [("gate", entry.gate), ("up", entry.up), ("down", entry.down)] {
+                    let name = format!("{prefix}layers.{}.mlp.experts.{part}_proj.weight", entry.layer);
+                    tensors.push(laid_out(name, &layout, Some(sidecar.manifest().num_experts)));
+                }
+            }
+        }
+        let facts: Vec<_> = tensors.iter().map(Tensor::facts).collect();
+        Self::count(checkpoint.config(), &facts, context)
     }
 
     /// Adds up the text model's tensors; those outside its prefix and its head (vision, draft layers) do not count.
@@ -122,6 +141,31 @@ impl TokenWork {
             + self.kv_bytes
             + self.recurrent_bytes
     }
+}
+
+/// [`TensorFacts`] that own what they name.
+struct Tensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: u64,
+}
+
+impl Tensor {
+    fn facts(&self) -> TensorFacts<'_> {
+        TensorFacts { name: &self.name, dtype: self.dtype, shape: &self.shape, bytes: self.bytes }
+    }
+}
+
+/// A matrix, or a stack of them, in the engine format.
+fn laid_out(name: String, layout: &MatrixLayout, stack: Option<usize>) -> Tensor {
+    let dtype = match layout.codec {
+        Codec::Dense(FloatType::Bf16) => Dtype::BF16,
+        Codec::Dense(_) => Dtype::F32,
+        _ => Dtype::U32,
+    };
+    let shape = stack.into_iter().chain([layout.rows, layout.cols]).collect();
+    Tensor { name, dtype, shape, bytes: (layout.bytes() * stack.unwrap_or(1)) as u64 }
 }
 
 struct StateBytes {

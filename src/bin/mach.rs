@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mach::commands::{bench, convert, generate, serve, synth};
+use mach::commands::{bench, convert, generate, serve, synth, trace};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measure speed beside this machine's ceilings
     Bench(bench::BenchArgs),
+    /// Record which experts a text uses, and replay that against eviction policies
+    Trace(trace::TraceArgs),
     /// Write a synthetic checkpoint with the shape of a real model
     Synth(synth::SynthArgs),
     /// Convert a checkpoint to the engine format: laid out weights, one record an expert
@@ -30,10 +32,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    mach::run(|| match Cli::parse().command {
+    mach::run(|| match Cli::parse_from(trace::spell_out(std::env::args_os().collect())).command {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
+        Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
         Command::Synth(args) => synth::run(args),
         Command::Convert(args) => convert::run(args),
         Command::ExportSidecar(args) => convert::export(args),

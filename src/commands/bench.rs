@@ -7,6 +7,9 @@ use clap::{Args, Subcommand};
 use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions};
 
+use super::bench_prefix::PrefixArgs;
+use super::bench_specdec::SpecdecArgs;
+use super::bench_stream::StreamArgs;
 use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
 
 /// Arguments of `mach bench`.
@@ -47,6 +50,12 @@ pub struct BenchArgs {
 enum What {
     /// Measure the ceilings only: memory read bandwidth and 8-bit products.
     Ceilings(CommonArgs),
+    /// Speculation: the cost of a verify pass by its rows, and answers with and without it.
+    Specdec(Box<SpecdecArgs>),
+    /// Streaming: decoding and prompts beside what the drive can do.
+    Stream(Box<StreamArgs>),
+    /// The prefix cache: time to the first token cold, from memory, from disk; what saving costs.
+    Prefix(Box<PrefixArgs>),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -77,6 +86,12 @@ impl CommonArgs {
 
 /// Runs `mach bench`.
 pub fn run(args: BenchArgs) -> Result<()> {
+    match args.what {
+        Some(What::Specdec(args)) => return super::bench_specdec::run(*args),
+        Some(What::Stream(args)) => return super::bench_stream::run(*args),
+        Some(What::Prefix(args)) => return super::bench_prefix::run(*args),
+        _ => {}
+    }
     if let Some(What::Ceilings(common)) = &args.what {
         let machine = Machine::this();
         let ceilings = Ceilings::measure(&common.ceiling_options())?;
@@ -109,6 +124,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         activations: if args.f32_activations { Activations::F32 } else { Activations::Int8 },
         threads: options.threads,
         isa: args.isa.clone(),
+        ..LoadOptions::default()
     };
     let mut model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
     let samples = measure(model.as_mut(), &plan)?;

@@ -102,7 +102,7 @@ pub fn run(args: GenerateArgs) -> Result<(), Exit> {
             let tokens = model.engine.tokenizer().encode(text, true).map_err(Exit::failure)?;
             model.prepare_tokens(&request, tokens)
         }
-        None => model.prepare(&request),
+        None => model.prepare(&request).map(|prepared| prepared.generate),
     }
     .map_err(Exit::input)?;
     let prompt_tokens = generate.prompt.len();

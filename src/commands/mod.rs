@@ -1,7 +1,11 @@
 //! One module a subcommand.
 
 pub mod bench;
+mod bench_prefix;
+mod bench_specdec;
+mod bench_stream;
 pub mod convert;
 pub mod generate;
 pub mod serve;
 pub mod synth;
+pub mod trace;

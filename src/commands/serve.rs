@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use mach_api::chat::WarmRequest;
 use mach_engine::EngineConfig;
 use mach_server::{ChatModel, Readiness, ServerConfig};
 use tokio::net::TcpListener;
@@ -13,6 +14,7 @@ use tracing::info;
 use crate::Exit;
 use crate::args::{LogArgs, ModelArgs};
 use crate::loading::{Opened, Report};
+use crate::prefix::PrefixArgs;
 use crate::signals::Signal;
 
 /// Environment variable with the API key, for those who do not want it in the process list.
@@ -61,6 +63,10 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
 
+    /// Prefix cache
+    #[command(flatten)]
+    pub prefix: PrefixArgs,
+
     /// Logging
     #[command(flatten)]
     pub log: LogArgs,
@@ -73,6 +79,8 @@ struct ServeConfig {
     names: Vec<String>,
     engine: EngineConfig,
     server: ServerConfig,
+    /// Prefixes to be warm before the server is ready.
+    warm: Vec<WarmRequest>,
 }
 
 fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeConfig, Exit> {
@@ -100,6 +108,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
         engine: EngineConfig {
             queue_capacity: args.max_queue,
             max_sequences: args.max_sequences,
+            prefix: args.prefix.validate()?,
             ..EngineConfig::default()
         },
         server: ServerConfig {
@@ -108,6 +117,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
             drain_timeout: Duration::from_secs(args.drain_timeout),
             ..ServerConfig::default()
         },
+        warm: args.prefix.prefixes()?,
     })
 }
 
@@ -144,7 +154,7 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
 
     let readiness = Readiness::loading();
     let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
-    let mut loaded = load_on_thread(opened, config.engine, names, &readiness)?;
+    let mut loaded = load_on_thread(opened, config.engine, names, config.warm, &readiness)?;
     let server = mach_server::serve(listener, config.server, Arc::clone(&readiness), stop_signal()?);
     let mut server = std::pin::pin!(server);
     tokio::select! {
@@ -159,6 +169,11 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
         }
     }
     server.await.map_err(Exit::failure)?;
+    if let Some(model) = readiness.model().map(Arc::clone) {
+        // What the prefix cache holds is saved before the process ends.
+        let done = tokio::task::spawn_blocking(move || model.engine.join()).await;
+        done.map_err(Exit::failure)?;
+    }
     info!("stopped");
     Ok(())
 }
@@ -169,6 +184,7 @@ fn load_on_thread(
     opened: Opened,
     engine: EngineConfig,
     names: Vec<String>,
+    warm: Vec<WarmRequest>,
     readiness: &Arc<Readiness>,
 ) -> Result<Loaded, Exit> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -177,11 +193,29 @@ fn load_on_thread(
         let result = opened.load(engine, names, &Report { signals: true }, &mut |p| {
             readiness.progress(p.bytes_done, p.bytes_total);
         });
+        let result = result.and_then(|model| {
+            warm_up(&model, &warm)?;
+            Ok(model)
+        });
         // Nobody listens any more if the server was stopped meanwhile.
         let _ = sender.send(result);
     };
     std::thread::Builder::new().name("mach-load".into()).spawn(work).map_err(Exit::failure)?;
     Ok(receiver)
+}
+
+fn warm_up(model: &ChatModel, prefixes: &[WarmRequest]) -> Result<(), Exit> {
+    for prefix in prefixes {
+        let report = mach_server::warm(model, prefix)
+            .map_err(|e| Exit::input(format!("--warm-prefix: {}", e.message)))?;
+        Signal::new("warm_prefix")
+            .with("key", report.prefix.key)
+            .with("tokens", report.prefix.tokens)
+            .with("already_warm", report.already_warm)
+            .with("seconds", format!("{:.3}", report.seconds))
+            .emit();
+    }
+    Ok(())
 }
 
 /// Resolves at SIGTERM or SIGINT. A second signal ends the process at once.
@@ -237,9 +271,19 @@ mod tests {
     }
 
     #[test]
-    fn streaming_is_refused_in_words() {
-        let error = check("demo --streaming", None).unwrap_err();
-        assert!(error.message.contains("--no-streaming"), "{}", error.message);
+    fn amounts_of_memory_are_numbers() {
+        assert!(check("demo --streaming --expert-cache-gb 0.5 --wired-gb 3 --memory-gb 4", None).is_ok());
+        let words = |line: &'static str| std::iter::once("mach-serve").chain(line.split(' '));
+        for line in [
+            "demo --memory-gb lots",
+            "demo --expert-cache-gb -1",
+            "demo --wired-gb NaN",
+            "demo --streaming --no-streaming",
+            "demo --bank-eviction belady",
+            "demo --io mmap",
+        ] {
+            assert!(Cli::try_parse_from(words(line)).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -19,10 +19,18 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the demo and waits until it is ready.
+    /// Starts the demo, all experts in memory, and waits until it is ready.
     pub(crate) fn demo(arguments: &[&str]) -> Self {
+        Self::start(DEMO.as_ref(), &[&["--no-streaming"], arguments].concat())
+    }
+
+    /// Starts a checkpoint and waits until it is ready.
+    pub(crate) fn start(checkpoint: &std::path::Path, arguments: &[&str]) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_mach-serve"))
-            .args([DEMO, "--no-streaming", "--port", "0", "--log-level", "warn", "--threads", "1"])
+            .arg(checkpoint)
+            .args(["--port", "0", "--log-level", "warn", "--threads", "1"])
+            // Nothing of a test is to be found by the next one.
+            .args(if arguments.contains(&"--disk-kv-dir") { &[] } else { &["--disk-kv-budget-gb", "0"][..] })
             .args(arguments)
             .env_remove("MACH_API_KEY")
             .stdout(Stdio::piped())

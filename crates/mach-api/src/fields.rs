@@ -11,9 +11,11 @@ use crate::ApiError;
 pub(crate) fn json(bytes: &[u8]) -> Result<Value, ApiError> {
     let mut de = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize::<_, Value>(&mut de).map_err(|e| {
+        // The last segment of a path is `?` where not even a key could be read.
         let path = e.path().to_string();
+        let path = path.trim_end_matches('?').trim_end_matches('.').to_owned();
         let reason = e.into_inner();
-        if path == "." {
+        if path.is_empty() {
             ApiError::new(crate::ErrorKind::InvalidRequest, format!("the body is not valid JSON: {reason}"))
         } else {
             ApiError::field(path, format!("not valid JSON: {reason}"))

@@ -1,13 +1,13 @@
 //! The checkpoint directory and its mapped shards.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::architecture::Architecture;
-use crate::config::Quantization;
 use crate::config::parse::parse_config;
 use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
-use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, finite, json};
+use crate::tensors::{Tensors, finite_floats};
+use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, json};
 
 /// A tensor as it lies in its mapped shard. `data` may be unaligned for its type.
 #[derive(Debug, Clone, Copy)]
@@ -34,13 +34,11 @@ impl TensorView<'_> {
 /// An opened checkpoint: configuration parsed, shards mapped, headers checked.
 #[derive(Debug)]
 pub struct Checkpoint {
-    dir: PathBuf,
     config_bytes: Vec<u8>,
     config: ModelConfig,
     generation: GenerationConfig,
     architecture: &'static Architecture,
-    quantization: Quantization,
-    shards: Shards,
+    tensors: Tensors,
 }
 
 impl Checkpoint {
@@ -60,12 +58,13 @@ impl Checkpoint {
         };
         config.tensor_prefix = naming.prefix.to_owned();
         config.head_module = naming.head.to_owned();
-        Ok(Self { dir: dir.to_owned(), config_bytes, config, generation, architecture, quantization, shards })
+        let tensors = Tensors { dir: dir.to_owned(), quantization, shards };
+        Ok(Self { config_bytes, config, generation, architecture, tensors })
     }
 
     /// The directory.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.tensors.dir()
     }
 
     /// The model's settings.
@@ -85,12 +84,12 @@ impl Checkpoint {
 
     /// Whether the directory was written by [`synth`](crate::synth): random weights, meaningless text.
     pub fn is_synthetic(&self) -> bool {
-        self.dir.join("synthetic.json").is_file()
+        self.dir().join("synthetic.json").is_file()
     }
 
     /// The index of `resident.safetensors`, if `mach convert` wrote this checkpoint: its experts are in the sidecar only.
     pub fn resident_index(&self) -> Option<&ResidentIndex> {
-        self.shards.files.iter().find_map(|s| s.resident.as_ref())
+        self.tensors.shards.files.iter().find_map(|s| s.resident.as_ref())
     }
 
     /// Compares a tensor of `resident.safetensors` with its checksum. Other files have none.
@@ -103,49 +102,77 @@ impl Checkpoint {
         }
     }
 
-    pub(crate) fn quantization(&self) -> &Quantization {
-        &self.quantization
+    /// The tensors of all shards.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
     }
 
     /// Whether a tensor of this full name exists.
     pub fn has(&self, name: &str) -> bool {
-        self.shards.tensors.contains_key(name)
+        self.tensors.has(name)
     }
 
     /// All tensor names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.shards.tensors.keys().map(String::as_str)
+        self.tensors.shards.tensors.keys().map(String::as_str)
     }
 
     /// Bytes of tensor data in all shards, tensors that no family asks for included.
     pub fn data_bytes(&self) -> u64 {
-        self.shards.tensors.values().map(|(_, entry)| (entry.end - entry.start) as u64).sum()
+        self.tensors.shards.tensors.values().map(|(_, entry)| (entry.end - entry.start) as u64).sum()
     }
 
     /// The tensor of this full name.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
-        let Some((name, (shard, entry))) = self.shards.tensors.get_key_value(name) else {
-            return Err(CheckpointError::tensor(&self.dir, name, "missing from every shard"));
-        };
-        let shard = self.shards.files.get(*shard);
-        let Some((shard, data)) = shard.and_then(|s| Some((s, s.map.get(entry.start..entry.end)?))) else {
-            return Err(CheckpointError::tensor(&self.dir, name, "lies outside its shard"));
-        };
-        let Some(dtype) = entry.dtype else {
-            let reason = format!("type {} is not supported", entry.stored_dtype);
-            return Err(CheckpointError::tensor(&shard.path, name, reason));
-        };
-        Ok(TensorView { name, file: &shard.path, dtype, shape: &entry.shape, data })
+        self.tensors.tensor(name)
+    }
+
+    /// The shard that tensor data lie in, and their offset in that file; `None` for other memory.
+    pub fn locate(&self, data: &[u8]) -> Option<(&Path, u64)> {
+        let at = data.as_ptr().addr();
+        self.tensors.shards.files.iter().find_map(|shard| {
+            let offset = at.checked_sub(shard.map.as_ptr().addr())?;
+            let inside = !data.is_empty() && offset + data.len() <= shard.map.len();
+            inside.then_some((shard.path.as_path(), offset as u64))
+        })
+    }
+
+    /// Tells the system that tensor data will be looked at soon, so that it begins to read them.
+    pub fn will_need(&self, data: &[u8]) {
+        let at = data.as_ptr().addr();
+        for shard in &self.tensors.shards.files {
+            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
+                && offset + data.len() <= shard.map.len()
+                && let Err(error) = shard.map.advise_range(memmap2::Advice::WillNeed, offset, data.len())
+            {
+                tracing::debug!(%error, "{} is not read ahead", shard.path.display());
+            }
+        }
+    }
+
+    /// Tells the system that the memory behind tensor data is not needed for now: the pages leave this process and are
+    /// read from the file again when they are touched.
+    pub fn let_go(&self, data: &[u8]) {
+        let at = data.as_ptr().addr();
+        for shard in &self.tensors.shards.files {
+            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
+                && offset + data.len() <= shard.map.len()
+            {
+                // SAFETY: the mapping is of a file, shared and read-only: dropped pages come back with the same bytes.
+                let advised = unsafe {
+                    shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len())
+                };
+                if let Err(error) = advised {
+                    tracing::debug!(%error, "pages of {} stay mapped", shard.path.display());
+                }
+            }
+        }
     }
 
     /// The tensor, as f32 values (F32, F16, BF16 widened), its shape checked, every value finite.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        let view = self.tensor(name)?;
-        if view.shape != shape {
-            return Err(view.error(format!("shape {:?}, but config.json implies {shape:?}", view.shape)));
-        }
-        self.check_sum(&view)?;
-        finite_floats(&view)
+        self.check_sum(&self.tensor(name)?)?;
+        self.tensors.floats(name, shape)
     }
 
     /// Weights of a Gated DeltaNet layer's causal convolution, `[channels * taps]`, taps of a channel adjacent, oldest
@@ -176,7 +203,7 @@ impl Checkpoint {
         }
         let suffix = ".linear_attn.conv1d.weight";
         let conv =
-            self.shards.tensors.iter().find(|(name, _)| {
+            self.tensors.shards.tensors.iter().find(|(name, _)| {
                 name.starts_with(self.config.tensor_prefix.as_str()) && name.ends_with(suffix)
             });
         let published = match conv {
@@ -202,9 +229,9 @@ impl Checkpoint {
         field(&self.config_bytes);
         if self.resident_index().is_some() {
             // A manifest that cannot be read makes no experts: what is loaded without one fails.
-            field(&json::read_bytes(&self.dir.join(MANIFEST_FILE)).unwrap_or_default());
+            field(&json::read_bytes(&self.dir().join(MANIFEST_FILE)).unwrap_or_default());
         }
-        for shard in &self.shards.files {
+        for shard in &self.tensors.shards.files {
             field(shard.path.file_name().unwrap_or_default().as_encoded_bytes());
             field(&(shard.map.len() as u64).to_le_bytes());
             field(shard.map.get(..shard.header_len).unwrap_or_default());
@@ -220,15 +247,5 @@ impl Checkpoint {
             }
         }
         *hasher.finalize().as_bytes()
-    }
-}
-
-fn finite_floats(view: &TensorView<'_>) -> Result<Vec<f32>, CheckpointError> {
-    let Some(values) = finite::widen(view.dtype, view.data) else {
-        return Err(view.error(format!("type {:?} where floats are needed", view.dtype)));
-    };
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(values),
-        Some(at) => Err(view.error(format!("element {at} is {}", values[at]))),
     }
 }

@@ -16,6 +16,7 @@ mod resident;
 mod shards;
 mod source;
 pub mod synth;
+mod tensors;
 mod tokenizer;
 mod weights;
 
@@ -29,5 +30,6 @@ pub use quantized::{LinearSource, Packing};
 pub use resident::{
     MANIFEST_FILE, RESIDENT_FILE, RESIDENT_FORMAT, ResidentIndex, ResidentTensor, SIDECAR_DIR,
 };
+pub use tensors::Tensors;
 pub use tokenizer::ChatTemplate;
 pub use weights::{PackedMatrix, WeightSource};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::TensorView;
 use crate::config::Scheme;
-use crate::{Checkpoint, CheckpointError, Dtype, finite};
+use crate::{Checkpoint, CheckpointError, Dtype, Tensors, finite};
 
 /// How the elements of a weight matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +103,29 @@ impl<'a> LinearSource<'a> {
 }
 
 impl Checkpoint {
+    /// See [`Tensors::linear`].
+    pub fn linear(
+        &self,
+        module: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<LinearSource<'_>, CheckpointError> {
+        self.tensors().linear(module, rows, cols)
+    }
+
+    /// See [`Tensors::linear_stack`].
+    pub fn linear_stack(
+        &self,
+        module: &str,
+        experts: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<LinearSource<'_>>, CheckpointError> {
+        self.tensors().linear_stack(module, experts, rows, cols)
+    }
+}
+
+impl Tensors {
     /// The weight of a linear layer or embedding table: module path without `.weight`, logical shape `[rows, cols]`.
     /// The shapes in the file settle bits, group and mode; a contradiction with `config.json` is an error.
     pub fn linear(
@@ -113,6 +136,11 @@ impl Checkpoint {
     ) -> Result<LinearSource<'_>, CheckpointError> {
         let weight = self.tensor(&format!("{module}.weight"))?;
         self.matrix(module, weight, &[], rows, cols)
+    }
+
+    /// A matrix whose tensor has no `.weight` suffix.
+    pub fn table(&self, name: &str, rows: usize, cols: usize) -> Result<LinearSource<'_>, CheckpointError> {
+        self.matrix(name, self.tensor(name)?, &[], rows, cols)
     }
 
     /// A stack `[experts, rows, cols]` as one source per expert. `module` as in `linear`; bf16 stacks may have no
@@ -165,7 +193,7 @@ impl Checkpoint {
                 return Err(weight.error(reason));
             }
             expect_shape(&weight, &shape(cols))?;
-            if let Some(Some(scheme)) = self.quantization().explicit(module) {
+            if let Some(Some(scheme)) = self.quantization.explicit(module) {
                 return Err(
                     weight.error(format!("unquantized, but config.json says {} bits for it", scheme.bits))
                 );
@@ -217,10 +245,10 @@ impl Checkpoint {
         group: usize,
         mode: &str,
     ) -> Result<(), CheckpointError> {
-        if self.quantization().explicit(module) == Some(None) {
+        if self.quantization.explicit(module) == Some(None) {
             return Err(weight.error("quantized, but config.json says it is not"));
         }
-        let Some(Scheme { group_size, bits: said, mode: said_mode }) = self.quantization().expected(module)
+        let Some(Scheme { group_size, bits: said, mode: said_mode }) = self.quantization.expected(module)
         else {
             return Ok(());
         };

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{demo, fixture};
-use mach_checkpoint::{Checkpoint, Dtype, Family, LayerKind, Packing};
+use mach_checkpoint::{Checkpoint, Dtype, Family, LayerKind, Packing, WeightSource};
 
 #[test]
 fn every_fixture_opens_with_all_its_experts() {
@@ -60,8 +60,11 @@ fn settings_of_the_demo() {
     assert_eq!((generation.temperature, generation.top_k), (Some(0.7), Some(20)));
     assert_eq!(checkpoint.conv1d(0).unwrap().len(), 1024 * 4);
     assert!(checkpoint.conv1d(3).is_err());
-    let gate = checkpoint.linear("language_model.model.layers.0.mlp.gate", 32, 512).unwrap();
-    assert_eq!(gate.packing, affine(8, 64));
+    // It is in the engine format: matrices are laid out, only their layout tells what they hold.
+    let gate = checkpoint.weights("language_model.model.layers.0.mlp.gate", 32, 512).unwrap();
+    let WeightSource::Packed(gate) = gate else { panic!("not laid out") };
+    assert!(matches!(gate.layout.codec, mach_quant::Codec::Affine { bits: 8, group: 64, .. }));
+    assert!(checkpoint.linear("language_model.model.layers.0.mlp.gate", 32, 512).is_err());
 }
 
 #[test]

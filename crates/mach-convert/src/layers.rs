@@ -7,6 +7,7 @@ use std::sync::mpsc::{channel, sync_channel};
 
 use mach_checkpoint::{Checkpoint, CheckpointError};
 use mach_experts::{LayerEntry, RecordLayout};
+use mach_io::HugeBuf;
 use mach_quant::Order;
 
 use crate::ConvertError;
@@ -21,6 +22,7 @@ type Expert<'a> = [Conversion<'a>; 3];
 
 /// What the file of a layer will hold.
 pub(crate) struct Layer<'a> {
+    checkpoint: &'a Checkpoint,
     pub(crate) layer: usize,
     pub(crate) record: RecordLayout,
     experts: Vec<Expert<'a>>,
@@ -49,7 +51,7 @@ impl<'a> Layer<'a> {
             experts.push(expert);
         }
         let record = record.ok_or_else(|| ConvertError::Input(format!("layer {layer} has no experts")))?;
-        Ok(Layer { layer, record, experts })
+        Ok(Layer { checkpoint, layer, record, experts })
     }
 
     /// Bytes of the file.
@@ -124,28 +126,35 @@ impl<'a> Layer<'a> {
         let stride = self.record.stride();
         let batch = (BATCH / stride).clamp(1, self.experts.len());
         std::thread::scope(|scope| {
-            let (full, to_write) = sync_channel::<Vec<u8>>(1);
-            let (empty, written) = channel::<Vec<u8>>();
+            let (full, to_write) = sync_channel::<(HugeBuf, usize)>(1);
+            let (empty, written) = channel::<HugeBuf>();
             for _ in 0..2 {
+                let buffer =
+                    HugeBuf::zeroed(batch * stride).map_err(|e| ConvertError::Input(e.to_string()))?;
                 // The receiver is held by this function.
-                let _ = empty.send(Vec::new());
+                let _ = empty.send(buffer);
             }
             let writer = scope.spawn(move || -> std::io::Result<()> {
-                for buffer in to_write {
-                    file.write_all(&buffer)?;
-                    // The drive writes while the next batch is packed, instead of all at the end.
-                    file.sync_data()?;
+                let direct = bypass_cache(file);
+                for (buffer, len) in to_write {
+                    file.write_all(buffer.get(..len).unwrap_or_default())?;
+                    if !direct {
+                        // The drive writes while the next batch is packed, instead of all at the end.
+                        file.sync_data()?;
+                    }
                     // The packing side may have ended early.
                     let _ = empty.send(buffer);
                 }
                 Ok(())
             });
             let mut result = Ok(());
-            for experts in self.experts.chunks(batch) {
+            let mut batches = self.experts.chunks(batch).peekable();
+            self.each_part(batches.peek().copied().unwrap_or_default(), Checkpoint::will_need);
+            while let Some(experts) = batches.next() {
+                self.each_part(batches.peek().copied().unwrap_or_default(), Checkpoint::will_need);
                 // No buffer comes back if writing failed; the writer says why.
                 let Ok(mut buffer) = written.recv() else { break };
-                buffer.clear();
-                buffer.resize(experts.len() * stride, 0);
+                let len = experts.len() * stride;
                 let mut sums = vec![0; experts.len()];
                 let jobs: Vec<_> =
                     experts.iter().zip(buffer.chunks_exact_mut(stride)).zip(&mut sums).collect();
@@ -154,7 +163,8 @@ impl<'a> Layer<'a> {
                     *sum = crc32c::crc32c(record);
                     Ok(())
                 });
-                if result.is_err() || full.send(buffer).is_err() {
+                self.each_part(experts, Checkpoint::let_go);
+                if result.is_err() || full.send((buffer, len)).is_err() {
                     break;
                 }
                 crc32c.extend(sums);
@@ -169,12 +179,32 @@ impl<'a> Layer<'a> {
         })
     }
 
+    fn each_part(&self, experts: &[Expert<'_>], tell: impl Fn(&Checkpoint, &[u8])) {
+        for part in experts.iter().flatten().flat_map(Conversion::parts) {
+            tell(self.checkpoint, part);
+        }
+    }
+
     fn pack(&self, expert: &Expert<'_>, record: &mut [u8]) -> Result<(), ConvertError> {
         for (matrix, (_, out)) in expert.iter().zip(self.record.parts_mut(record)) {
             matrix.check_finite()?;
             matrix.write(0, out)?;
         }
         Ok(())
+    }
+}
+
+/// Makes writes go past the page cache, where the system can; whole records from aligned memory suit it.
+fn bypass_cache(file: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT)).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        false
     }
 }
 

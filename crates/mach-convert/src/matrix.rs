@@ -65,6 +65,11 @@ impl<'a> Conversion<'a> {
         Ok(Conversion { source, stored, quantize, layout })
     }
 
+    /// The bytes that it is made from.
+    pub(crate) fn parts(&self) -> [&'a [u8]; 3] {
+        [self.source.weight, self.source.scales, self.source.biases]
+    }
+
     /// Fails if a value is not finite.
     pub(crate) fn check_finite(&self) -> Result<(), ConvertError> {
         Ok(self.source.check_finite()?)

@@ -24,6 +24,8 @@ const PAGE: usize = 4096;
 /// Bytes that are packed before they are written.
 const BATCH: usize = 32 << 20;
 
+// Some hundred of them, short-lived.
+#[allow(clippy::large_enum_variant)]
 enum Content<'a> {
     Matrix(Conversion<'a>),
     /// As in the source.

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use common::{converted, copy_of, flip, logits, options, project};
 use mach_checkpoint::Checkpoint;
+use mach_checkpoint::synth::{self, Routing, SynthOptions};
 use mach_convert::{ConvertError, convert, export_sidecar, verify};
 use mach_models::Activations;
 
@@ -75,8 +76,17 @@ fn damage_is_found_and_named() {
 
 #[test]
 fn an_interrupted_conversion_goes_on_where_it_stopped() {
-    let source = Checkpoint::open(&project("demo")).unwrap();
     let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("made");
+    let options_of_source = SynthOptions {
+        shape: "tiny-qwen3_5_moe".to_owned(),
+        layers: 4,
+        routing: Routing::Uniform,
+        seed: 3,
+        out: made.clone(),
+    };
+    synth::write(&options_of_source, &mut |_| ()).unwrap();
+    let source = Checkpoint::open(&made).unwrap();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
     convert(&source, &options(&whole, None), &mut |_| ()).unwrap();
     // Stopped hard at several points, each further on.

@@ -10,14 +10,13 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::Order;
 
-const CHECKPOINTS: [&str; 7] = [
+const CHECKPOINTS: [&str; 6] = [
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
-    "demo",
 ];
 
 #[test]
@@ -124,6 +123,10 @@ fn quantized_experts_equal_those_of_mlx() {
             converted(&project(&format!("fixtures/{family}/{mlx}")), &dir.path().join("x"), Some(quantize));
         assert!(again.unwrap_err().to_string().contains("already quantized"));
     }
-    let bad = converted(&project("demo"), &dir.path().join("y"), Some(Quantize { bits: 3, group: 64 }));
+    let bad = converted(
+        &project("fixtures/qwen3_moe/bf16"),
+        &dir.path().join("y"),
+        Some(Quantize { bits: 3, group: 64 }),
+    );
     assert!(bad.unwrap_err().to_string().contains("3 bits"));
 }

@@ -1,17 +1,19 @@
 //! The handle to the engine thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use mach_experts::{StreamingStats, StreamingSummary};
 use mach_models::Model;
+use mach_prefix::{Blank, PrefixCache, PrefixConfig};
 use tokio::sync::mpsc;
 
 use crate::queue::{Job, Queue};
 use crate::scheduler::Scheduler;
-use crate::{EngineError, Events, GenerateRequest, TextTokenizer};
+use crate::{EngineError, EngineStats, Events, GenerateRequest, Speculation, TextTokenizer};
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -26,6 +28,10 @@ pub struct EngineConfig {
     pub max_context: Option<usize>,
     /// Bytes that the state of all active sequences may take together.
     pub state_budget: Option<usize>,
+    /// How tokens are proposed ahead of the model.
+    pub speculation: Speculation,
+    /// The prefix cache; none computes every prompt in full.
+    pub prefix: Option<PrefixConfig>,
 }
 
 impl Default for EngineConfig {
@@ -36,6 +42,8 @@ impl Default for EngineConfig {
             max_sequences: 4,
             max_context: None,
             state_budget: None,
+            speculation: Speculation::default(),
+            prefix: None,
         }
     }
 }
@@ -61,12 +69,15 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Engine {
     queue: Arc<Queue>,
-    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Arc<TextTokenizer>,
     context: usize,
     vocab: usize,
     prefill_chunk: usize,
     running: Arc<AtomicBool>,
+    stats: Arc<Mutex<EngineStats>>,
+    streaming: Option<Arc<StreamingStats>>,
+    prefix: Option<Arc<PrefixCache>>,
 }
 
 impl Engine {
@@ -78,10 +89,16 @@ impl Engine {
     ) -> Result<Self, StartError> {
         let context = context_that_fits(model.as_ref(), &config)?;
         let vocab = model.config().vocab_size;
+        let streaming = model.streaming_stats();
         let queue = Queue::new(config.queue_capacity);
         let running = Arc::new(AtomicBool::new(true));
         let prefill_chunk = config.prefill_chunk;
-        let scheduler = Scheduler::new(model, Arc::clone(&tokenizer), config, context, Arc::clone(&queue));
+        let stats = Arc::new(Mutex::new(EngineStats::default()));
+        let blank = || Blank { state: model.new_state(), draft: config.speculation.draft.clone() };
+        let prefix = config.prefix.clone().map(|settings| Arc::new(PrefixCache::open(settings, blank())));
+        let shared = (Arc::clone(&queue), Arc::clone(&stats));
+        let scheduler =
+            Scheduler::new(model, Arc::clone(&tokenizer), config, context, shared, prefix.clone());
         let flag = Arc::clone(&running);
         let last = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("mach-engine".into()).spawn(move || {
@@ -92,7 +109,18 @@ impl Engine {
                 last.abort();
             }
         })?;
-        Ok(Self { queue, thread: Some(thread).into(), tokenizer, context, vocab, prefill_chunk, running })
+        Ok(Self {
+            queue,
+            thread: Some(thread).into(),
+            tokenizer,
+            context,
+            vocab,
+            prefill_chunk,
+            running,
+            stats,
+            streaming,
+            prefix,
+        })
     }
 
     /// Checks a request and puts it in the queue.
@@ -138,6 +166,26 @@ impl Engine {
     /// Requests in the queue.
     pub fn waiting(&self) -> usize {
         self.queue.waiting()
+    }
+
+    /// Whether something is being generated.
+    pub fn busy(&self) -> bool {
+        self.queue.busy()
+    }
+
+    /// What streaming experts from the drive does; `None` if all are in memory.
+    pub fn streaming(&self) -> Option<Arc<StreamingSummary>> {
+        self.streaming.as_ref().map(|stats| stats.snapshot())
+    }
+
+    /// What was done since the start.
+    pub fn stats(&self) -> EngineStats {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The prefix cache.
+    pub fn prefix(&self) -> Option<&Arc<PrefixCache>> {
+        self.prefix.as_ref()
     }
 
     /// Whether the engine thread lives.

@@ -4,15 +4,22 @@
 //! receive [`Event`]s; dropping the receiver cancels the request before the next step.
 
 mod engine;
+mod prefix;
 mod queue;
 mod request;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod speculation;
+mod stats;
 mod text;
 mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
-pub use request::{EngineError, Event, Events, FinishReason, GenerateRequest, Timings, TokenLogprob};
+pub use request::{
+    CacheHints, EngineError, Event, Events, FinishReason, GenerateRequest, Preset, Timings, TokenLogprob,
+};
 pub use sampling::SamplingParams;
+pub use speculation::Speculation;
+pub use stats::{EngineStats, RequestStats};
 pub use tokenizer::{TextTokenizer, TokenizerError};

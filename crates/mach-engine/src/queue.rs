@@ -31,6 +31,8 @@ struct Inner {
     waiting: VecDeque<Job>,
     closed: bool,
     aborted: bool,
+    /// The engine thread has not come back for more work since it took some.
+    busy: bool,
     /// Smoothed time that a request holds the engine.
     service_time: Duration,
 }
@@ -78,6 +80,7 @@ impl Queue {
         loop {
             while let Some(job) = inner.waiting.pop_front() {
                 if !job.events.is_closed() {
+                    inner.busy = true;
                     return Next::Job(Box::new(job));
                 }
             }
@@ -87,8 +90,15 @@ impl Queue {
             if !wait {
                 return Next::Empty;
             }
+            // Only a thread that has nothing to do waits.
+            inner.busy = false;
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Whether the engine thread works on something.
+    pub(crate) fn busy(&self) -> bool {
+        self.lock().busy
     }
 
     pub(crate) fn waiting(&self) -> usize {

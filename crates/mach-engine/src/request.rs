@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mach_specdec::policy::PolicySpec;
 use tokio::sync::mpsc;
 
 use crate::sampling::SamplingParams;
@@ -23,6 +24,37 @@ pub struct GenerateRequest {
     pub stop_token_ids: Vec<u32>,
     /// Report log probabilities, with this many alternatives.
     pub logprobs: Option<usize>,
+    /// What may be proposed beside the draft's blocks. Changes the speed, never the answer.
+    pub preset: Preset,
+    /// A block policy for this request in place of the engine's, unless that is `off`.
+    pub policy: Option<PolicySpec>,
+    /// What the prefix cache should know of the prompt. Changes the speed, never the answer.
+    pub cache: CacheHints,
+    /// Nothing is generated: the prompt is computed and pinned in the prefix cache.
+    pub warm: bool,
+}
+
+/// What the prefix cache should know of a prompt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheHints {
+    /// Only requests with the same salt share prefixes.
+    pub salt: Option<String>,
+    /// Where instructions and tools end, if conversations share them.
+    pub system: Option<usize>,
+    /// Positions between messages at which other prompts may part, ascending.
+    pub boundaries: Vec<usize>,
+}
+
+/// Proposers that need no draft.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Preset {
+    /// None.
+    #[default]
+    None,
+    /// Continuations copied from the prompt and the answer.
+    Summarization,
+    /// The answer is one of these token sequences.
+    Classification(Vec<Vec<u32>>),
 }
 
 /// Why a continuation ended.
@@ -78,6 +110,10 @@ pub enum Event {
         tokens: usize,
         /// How long it took.
         timings: Timings,
+        /// Prompt tokens that were not computed again.
+        cached: usize,
+        /// The tokens themselves, if the text is all that they say (nothing was cut off at a stop string).
+        ids: Option<Vec<u32>>,
     },
     /// The whole request failed; nothing follows.
     Failed(EngineError),

@@ -2,19 +2,25 @@
 //!
 //! One pass takes one token from every decoding sequence and a chunk of prompt from those still in prefill, so adding
 //! requests to a running batch is a matter of admission alone. For now admission takes one request at a time; its
-//! choices run together.
+//! choices run together. A sequence that decodes alone goes by cycles instead: propose, verify in one pass, keep what
+//! the sequence itself chose.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use mach_models::{LogitRows, Model, ModelError, NoObserver, Segment, SequenceState};
-use tracing::{debug, error};
+use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
+use mach_prefix::PrefixCache;
+use mach_specdec::policy::Cycle;
+use mach_specdec::{Choice, Speculator, Taps, VerifyError, verify};
+use tracing::{debug, error, warn};
 
+use crate::prefix::{Prefix, Reuse, Start};
 use crate::queue::{Job, Next, Queue};
 use crate::sequence::{Origin, Sequence};
-use crate::{EngineConfig, EngineError, Event, TextTokenizer};
+use crate::speculation::Shared;
+use crate::{EngineConfig, EngineError, EngineStats, Event, TextTokenizer};
 
 /// A request whose choices have not all started.
 #[derive(Debug)]
@@ -27,11 +33,20 @@ struct Admission {
     reserved_bytes: usize,
     /// State and logits at the end of the prompt, from the first choice, for the others to start from.
     prompt_end: Option<(SequenceState, Vec<f32>)>,
+    /// Where the hashes of the prompt begin.
+    root: [u8; 32],
+    /// Prompt tokens that the prefix cache brought.
+    cached: usize,
 }
 
 impl Admission {
+    /// For choices that start where the first one's prompt ended.
+    fn reuse(&self) -> Reuse {
+        Reuse::of_choice(self.root, self.cached)
+    }
+
     /// The next choice, to be run by itself.
-    fn next(&mut self, state: SequenceState) -> Sequence {
+    fn next(&mut self, state: SequenceState, speculator: Speculator, reuse: Reuse) -> Sequence {
         let choice = self.next_choice;
         self.next_choice += 1;
         Sequence::new(
@@ -45,6 +60,8 @@ impl Admission {
                 events: self.job.events.clone(),
                 submitted: self.job.submitted,
                 reserved_bytes: self.reserved_bytes,
+                speculator,
+                reuse,
             },
         )
     }
@@ -57,6 +74,11 @@ pub(crate) struct Scheduler {
     /// Tokens that prompt and answer may have together.
     context: usize,
     queue: Arc<Queue>,
+    stats: Arc<Mutex<EngineStats>>,
+    speculation: Shared,
+    prefix: Option<Prefix>,
+    /// Features that the draft wants, of the last pass.
+    taps: Taps,
     admissions: VecDeque<Admission>,
     active: Vec<Sequence>,
     requests: u64,
@@ -68,14 +90,23 @@ impl Scheduler {
         tokenizer: Arc<TextTokenizer>,
         config: EngineConfig,
         context: usize,
-        queue: Arc<Queue>,
+        (queue, stats): (Arc<Queue>, Arc<Mutex<EngineStats>>),
+        prefix: Option<Arc<PrefixCache>>,
     ) -> Self {
+        let drafting = config.speculation.draft.is_some();
+        let prefix = prefix.map(|cache| Prefix::new(cache, model.as_ref(), drafting));
+        let speculation = Shared::new(config.speculation.clone());
+        let taps = Taps::new(speculation.taps(), model.config().hidden_size);
         Self {
             model,
             tokenizer,
             config,
             context,
             queue,
+            stats,
+            speculation,
+            prefix,
+            taps,
             admissions: VecDeque::new(),
             active: Vec::new(),
             requests: 0,
@@ -84,6 +115,13 @@ impl Scheduler {
 
     /// Runs until the queue is closed and everything accepted is done.
     pub(crate) fn run(mut self) {
+        self.work();
+        if let Some(prefix) = &self.prefix {
+            prefix.close();
+        }
+    }
+
+    fn work(&mut self) {
         loop {
             if self.queue.aborted() {
                 self.fail_all(&EngineError::ShuttingDown);
@@ -127,14 +165,39 @@ impl Scheduler {
             }
             match &admission.prompt_end {
                 None if admission.next_choice == 0 => {
-                    let sequence = admission.next(self.model.new_state());
-                    self.active.push(sequence);
+                    let mut speculator = self.speculation.speculator(&admission.job.request, 0);
+                    let request = &admission.job.request;
+                    let start = match &self.prefix {
+                        Some(prefix) => prefix.start(request, self.model.as_ref(), &mut speculator),
+                        None => Start::cold(self.model.as_ref()),
+                    };
+                    let logits = start.logits;
+                    (admission.root, admission.cached) = (start.reuse.root, start.reuse.cached);
+                    if let Some(logits) = &logits
+                        && request.choices > 1
+                    {
+                        admission.prompt_end = Some((start.state.clone(), logits.clone()));
+                    }
+                    let mut sequence = admission.next(start.state, speculator, start.reuse);
+                    // The whole prompt is known: its last logits are all that is needed.
+                    match logits.map(|mut logits| sequence.advance(&mut logits, &self.tokenizer)) {
+                        None | Some(Ok(false)) => self.active.push(sequence),
+                        Some(Ok(true)) => {
+                            let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+                            stats.finished += 1;
+                            stats.last = Some(sequence.stats());
+                        }
+                        Some(Err(error)) => sequence.fail(&error),
+                    }
                 }
                 // The first choice is still at the prompt.
                 None => break,
                 Some((state, logits)) => {
                     let (state, mut logits) = (state.clone(), logits.clone());
-                    let mut sequence = admission.next(state);
+                    let choice = admission.next_choice;
+                    let speculator = self.speculation.speculator(&admission.job.request, choice);
+                    let reuse = admission.reuse();
+                    let mut sequence = admission.next(state, speculator, reuse);
                     match sequence.advance(&mut logits, &self.tokenizer) {
                         Ok(true) => {}
                         Ok(false) => self.active.push(sequence),
@@ -146,6 +209,8 @@ impl Scheduler {
                 self.admissions.pop_front();
             }
         }
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.active = self.active.len();
         true
     }
 
@@ -161,17 +226,67 @@ impl Scheduler {
             next_choice: 0,
             limit,
             stop_ids: request.stop_token_ids.as_slice().into(),
-            reserved_bytes: self.model.state_bytes(limit),
+            reserved_bytes: self.model.state_bytes(limit) + self.speculation.undo_bytes(self.model.as_ref()),
             prompt_end: None,
+            root: [0; 32],
+            cached: 0,
             job,
         });
     }
 
-    /// One pass of the model over the active sequences.
+    /// One pass of the model.
     fn step(&mut self) -> Result<(), EngineError> {
+        let waits = |s: &Sequence| self.admissions.iter().any(|a| a.number == s.request);
+        match self.active.as_slice() {
+            [only] if only.decoding() && !waits(only) => self.cycle(),
+            _ => self.batch(),
+        }
+    }
+
+    /// One pass over the only sequence, with whatever is proposed for it.
+    fn cycle(&mut self) -> Result<(), EngineError> {
+        let (model, tokenizer) = (self.model.as_mut(), &self.tokenizer);
+        let Some(sequence) = self.active.first_mut() else { return Ok(()) };
+        let Some(&anchor) = sequence.tokens.last() else { return Ok(()) };
+        let started = Instant::now();
+        let proposal = sequence.propose(model);
+        let verifying = Instant::now();
+        let mut state = std::mem::replace(&mut sequence.state, SequenceState::without_layers());
+        let mut choose = |row: &mut [f32]| {
+            let last = sequence.advance(row, tokenizer)?;
+            Ok(Choice { token: sequence.tokens.last().copied().unwrap_or_default(), last })
+        };
+        let verified = verify(model, &mut state, anchor, &proposal.tokens, &mut self.taps, &mut choose);
+        let verified = verified.map_err(|error| match error {
+            VerifyError::Model(error) => from_model(error),
+            VerifyError::Choose(error) => error,
+        })?;
+        let verify_time = verifying.elapsed();
+        sequence.state = state;
+        if !verified.finished || self.prefix.is_some() {
+            observe(model, sequence, self.taps.rows(0..verified.emitted));
+        }
+        let cycle = sequence.speculator.record(&proposal, &verified, verify_time);
+        sequence.stats.record(&cycle);
+        if let Some(reason) = sequence.speculator.take_failure() {
+            warn!(reason, "a proposer is given up for this request");
+        }
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.specdec.record(proposal.proposer, proposal.low, &cycle);
+        decoded(&mut stats, verified.emitted, started.elapsed());
+        drop(stats);
+        self.retire(&[verified.finished]);
+        Ok(())
+    }
+
+    /// One pass over all active sequences.
+    fn batch(&mut self) -> Result<(), EngineError> {
+        let started = Instant::now();
         let mut budget = self.config.prefill_chunk.max(1);
         let mut segments = Vec::with_capacity(self.active.len());
         let mut wants_token = Vec::with_capacity(self.active.len());
+        let mut spans = Vec::with_capacity(self.active.len());
+        let (mut rows, mut decoding) = (0, 0);
         for sequence in &mut self.active {
             let unseen = sequence.tokens.len().saturating_sub(sequence.state.position());
             // A decoding sequence always gets its one token; prompts share the chunk.
@@ -180,25 +295,49 @@ impl Scheduler {
                 budget -= take;
             }
             let complete = take == unseen && take > 0;
-            wants_token.push(complete);
+            wants_token.push(complete && !sequence.reuse.warm);
+            spans.push(rows..rows + take);
+            rows += take;
+            decoding += usize::from(sequence.decoding());
             if take == 0 {
                 continue;
             }
             let start = sequence.state.position();
+            sequence.state.copy_at(sequence.reuse.copies_after(start));
             let tokens = sequence.tokens.get(start..start + take).unwrap_or_default();
-            let logits = if complete { LogitRows::Last } else { LogitRows::None };
+            let logits = if complete && !sequence.reuse.warm { LogitRows::Last } else { LogitRows::None };
             segments.push(Segment { state: &mut sequence.state, tokens, logits });
         }
         if segments.is_empty() {
             return Ok(());
         }
-        let mut logits = self.model.forward(&mut segments, &mut NoObserver).map_err(from_model)?;
+        let mut logits = self.model.forward(&mut segments, &mut self.taps).map_err(from_model)?;
         drop(segments);
+        for (sequence, span) in self.active.iter_mut().zip(spans) {
+            let (model, mut first) = (self.model.as_mut(), span.start);
+            for copy in sequence.state.take_copies() {
+                // The draft sees as much as the copy has seen.
+                let end = (span.end + copy.position()).saturating_sub(sequence.state.position());
+                observe(model, sequence, self.taps.rows(first..end));
+                first = end;
+                if let Some(prefix) = &self.prefix {
+                    prefix.keep_copy(model, sequence, copy);
+                }
+            }
+            observe(model, sequence, self.taps.rows(first..span.end));
+        }
         let mut row = 0;
         let mut done = Vec::with_capacity(wants_token.len());
         for (sequence, wants) in self.active.iter_mut().zip(wants_token) {
             if !wants {
-                done.push(false);
+                let warmed = sequence.reuse.warm && sequence.state.position() == sequence.tokens.len();
+                if warmed {
+                    if let Some(prefix) = &self.prefix {
+                        prefix.keep_end(self.model.as_mut(), sequence, None);
+                    }
+                    sequence.finish_warm();
+                }
+                done.push(warmed);
                 continue;
             }
             if row >= logits.rows() {
@@ -208,19 +347,49 @@ impl Scheduler {
                 let end = || (sequence.state.clone(), logits.row(row).to_vec());
                 admission.prompt_end.get_or_insert_with(end);
             }
+            let decodes = sequence.stats().completion_tokens > 0;
+            if let Some(prefix) = self.prefix.as_ref().filter(|_| !decodes) {
+                prefix.keep_end(self.model.as_mut(), sequence, Some(logits.row(row)));
+            }
             done.push(sequence.advance(logits.row_mut(row), &self.tokenizer)?);
+            if decodes {
+                sequence.stats.record(&Cycle::default());
+            } else if let Some(prefix) = &self.prefix {
+                prefix.save(sequence);
+            }
             row += 1;
         }
-        let mut done = done.into_iter();
+        self.model.recycle(logits);
+        // Passes that hold prompts as well say nothing about decoding.
+        if decoding == rows {
+            let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            stats.specdec.record(None, false, &Cycle::default());
+            decoded(&mut stats, decoding, started.elapsed());
+        }
+        self.retire(&done);
+        Ok(())
+    }
+
+    /// Lets go of the active sequences that are done.
+    fn retire(&mut self, done: &[bool]) {
+        if let Some(prefix) = &self.prefix {
+            for (sequence, _) in self.active.iter_mut().zip(done).filter(|(_, done)| **done) {
+                prefix.keep_turn(self.model.as_mut(), sequence);
+            }
+        }
+        let mut done = done.iter().copied();
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = &self.queue;
         self.active.retain(|sequence| {
             let finished = done.next().unwrap_or(false);
             if finished {
                 queue.served(sequence.admitted().elapsed());
+                stats.finished += 1;
+                stats.last = Some(sequence.stats());
             }
             !finished
         });
-        Ok(())
+        stats.active = self.active.len();
     }
 
     /// Fails everything that is active, and what belongs to the same requests.
@@ -235,6 +404,18 @@ impl Scheduler {
         }
         debug!(took = ?started.elapsed(), "dropped all active sequences");
     }
+}
+
+/// Shows a draft what the model made of tokens that are there to stay.
+fn observe(model: &mut dyn Model, sequence: &mut Sequence, features: &[f32]) {
+    if !sequence.speculator.taps().is_empty() {
+        sequence.speculator.observe(model, features);
+    }
+}
+
+fn decoded(stats: &mut EngineStats, tokens: usize, took: Duration) {
+    stats.decode_tokens += tokens as u64;
+    stats.decode_time += took;
 }
 
 fn from_model(error: ModelError) -> EngineError {

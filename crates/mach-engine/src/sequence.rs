@@ -1,14 +1,16 @@
 //! One continuation in the making.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mach_models::SequenceState;
+use mach_models::{Model, SequenceState};
+use mach_specdec::{Picker, Proposal, Speculator};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
 use crate::text::TextStream;
-use crate::{EngineError, Event, FinishReason, GenerateRequest, TextTokenizer, TokenLogprob};
+use crate::{EngineError, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer, TokenLogprob};
 
 /// A sequence: its tokens, how far the model has seen them, and the choosing and showing of new ones.
 #[derive(Debug)]
@@ -20,6 +22,9 @@ pub(crate) struct Sequence {
     pub(crate) request: u64,
     /// Bytes of state that it may grow to.
     pub(crate) reserved_bytes: usize,
+    pub(crate) speculator: Speculator,
+    pub(crate) stats: RequestStats,
+    pub(crate) reuse: Reuse,
     choice: u32,
     prompt_len: usize,
     /// Length of `tokens` at which the answer is as long as it may be.
@@ -34,6 +39,15 @@ pub(crate) struct Sequence {
     first_token: Option<Instant>,
 }
 
+/// Lets a draft choose as the sequence itself does.
+struct SamplerPicker<'a>(&'a mut Sampler);
+
+impl Picker for SamplerPicker<'_> {
+    fn pick(&mut self, logits: &mut [f32], position: usize) -> Option<u32> {
+        self.0.sample(logits, position).ok()
+    }
+}
+
 /// Where a new sequence comes from.
 #[derive(Debug)]
 pub(crate) struct Origin<'a> {
@@ -45,6 +59,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) submitted: Instant,
     pub(crate) reserved_bytes: usize,
+    pub(crate) speculator: Speculator,
+    pub(crate) reuse: Reuse,
 }
 
 impl Sequence {
@@ -57,6 +73,13 @@ impl Sequence {
             tokens: request.prompt.clone(),
             request: origin.number,
             reserved_bytes: origin.reserved_bytes,
+            speculator: origin.speculator,
+            stats: RequestStats {
+                prompt_tokens: request.prompt.len(),
+                cached_tokens: origin.reuse.cached,
+                ..RequestStats::default()
+            },
+            reuse: origin.reuse,
             choice: origin.choice,
             prompt_len: request.prompt.len(),
             limit: origin.limit,
@@ -78,6 +101,37 @@ impl Sequence {
 
     pub(crate) fn admitted(&self) -> Instant {
         self.admitted
+    }
+
+    /// Whether the first token was chosen, so that one token is left for the model to see.
+    pub(crate) fn decoding(&self) -> bool {
+        self.tokens.len() > self.prompt_len && self.state.position() + 1 == self.tokens.len()
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// Ends a sequence that was to compute its prompt alone.
+    pub(crate) fn finish_warm(&mut self) {
+        self.finish(FinishReason::Stop);
+    }
+
+    /// Its figures up to now.
+    pub(crate) fn stats(&self) -> RequestStats {
+        RequestStats {
+            completion_tokens: self.tokens.len() - self.prompt_len,
+            decode_time: self.first_token.map_or(Duration::ZERO, |first| first.elapsed()),
+            ..self.stats
+        }
+    }
+
+    /// Proposes tokens to follow, leaving room for the one that the model adds.
+    pub(crate) fn propose(&mut self, model: &mut dyn Model) -> Proposal {
+        let most = self.limit.saturating_sub(self.tokens.len() + 1);
+        let picker = &mut SamplerPicker(&mut self.sampler);
+        self.speculator.propose(&self.tokens, &self.stop_ids, most, model, picker)
     }
 
     /// Reports a failure of the whole request.
@@ -136,6 +190,9 @@ impl Sequence {
             decode: first.elapsed(),
         };
         let tokens = self.tokens.len() - self.prompt_len;
-        let _ = self.events.send(Event::Finished { choice: self.choice, reason, tokens, timings });
+        let ids =
+            (!self.text.stopped()).then(|| self.tokens.get(self.prompt_len..).unwrap_or_default().to_vec());
+        let (choice, cached) = (self.choice, self.reuse.cached);
+        let _ = self.events.send(Event::Finished { choice, reason, tokens, timings, cached, ids });
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use double::Double;
 use mach_engine::{
-    Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest, SamplingParams,
-    StartError, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest, Preset,
+    SamplingParams, StartError, TextTokenizer, TokenLogprob,
 };
 
 const VOCAB: usize = 16384;
@@ -35,6 +35,10 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         stop: Vec::new(),
         stop_token_ids: Vec::new(),
         logprobs: None,
+        preset: Preset::None,
+        cache: CacheHints::default(),
+        warm: false,
+        policy: None,
     }
 }
 

@@ -81,7 +81,7 @@ impl Bank {
             .map(|slot| &mut slot[..])
             .zip(sources.iter().flat_map(|(record, these)| these.iter().map(move |e| (record, e))))
             .collect();
-        fill(jobs, threads, progress)?;
+        fill(checkpoint, jobs, threads, progress)?;
         Ok(Bank { slots, experts, layers, weight_bytes })
     }
 
@@ -218,6 +218,7 @@ impl Bank {
 type Job<'a, 'b> = (&'a mut [u8], (&'b RecordLayout, &'b mach_checkpoint::ExpertSource<'b>));
 
 fn fill(
+    checkpoint: &Checkpoint,
     jobs: Vec<Job<'_, '_>>,
     threads: usize,
     progress: &mut dyn FnMut(u64),
@@ -237,6 +238,12 @@ fn fill(
                             first.get_or_insert(error);
                         }
                         break;
+                    }
+                    for m in [&expert.gate, &expert.up, &expert.down] {
+                        // Mapped pages would count as this process's memory beside their copy.
+                        for part in [m.weight, m.scales, m.biases] {
+                            checkpoint.let_go(part);
+                        }
                     }
                     done.fetch_add(record.weight_bytes() as u64, Ordering::Relaxed);
                 }

@@ -28,11 +28,12 @@ pub trait Eviction: Send + Debug {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EvictionPolicy {
     /// Least recently used.
-    #[default]
     Lru,
     /// Least frequently used, old uses counting less.
     Lfu,
-    /// Longest expected time to the next use, from how often an expert is used and how far ahead its layer is.
+    /// Longest expected time to the next use, from how often an expert is used and how far ahead its layer is. The default: on the
+    /// demo's routing it finds more than `lru`, or within half a percent as much.
+    #[default]
     Lookahead,
 }
 

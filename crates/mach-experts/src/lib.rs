@@ -2,22 +2,30 @@
 //!
 //! On disk experts lie in a [`Sidecar`], one file a layer, described by a [`Manifest`]. An expert is one contiguous record (gate, up, down) in a [`Bank`], the single allocation that holds experts. With
 //! all experts resident every (layer, expert) has a slot of its own. A [`StreamingBank`] has fewer: experts are read into
-//! it when they are asked for, and an [`Eviction`] policy says which make room.
+//! it when they are asked for, and an [`Eviction`] policy says which
+//! make room; what only one layer of one pass needs goes through a transient arena. [`StreamingStats`] tells other threads what happens.
 
 #![forbid(unsafe_code)]
 
+mod arena;
 mod bank;
 mod eviction;
+mod fetch;
 mod manifest;
 mod record;
 mod residency;
 mod sidecar;
+mod slices;
 mod streaming;
+mod summary;
 
 pub use bank::{Bank, BankError};
 pub use eviction::{Eviction, EvictionPolicy, ExpertKey};
+pub use fetch::ExpertFiles;
 pub use manifest::{LayerEntry, MANIFEST_FORMAT, Manifest, ManifestError};
 pub use record::{ExpertView, MatrixView, RECORD_ALIGN, RecordLayout};
 pub use residency::{BankFull, LayerStats, Place, Residency};
 pub use sidecar::{Location, Sidecar, SidecarError, source_id};
-pub use streaming::{Landed, StreamingBank, StreamingError};
+pub use slices::{SlicePool, SliceSource};
+pub use streaming::{BankOptions, Checksums, Demand, StreamingBank, StreamingError, checksums};
+pub use summary::{DirectPread, LayerSummary, StreamingStats, StreamingSummary};

@@ -151,6 +151,35 @@ impl Residency {
         Ok(places)
     }
 
+    /// Pins an expert if it is there, and says whether it is. For passes that use the bank and bring nothing into it;
+    /// `used` says whether this counts as a use.
+    pub fn pin_resident(&mut self, key: ExpertKey, used: bool) -> bool {
+        let Some(entry) = self.resident(key).and_then(|slot| self.entries.get_mut(slot)) else {
+            return false;
+        };
+        entry.pins += 1;
+        if used {
+            entry.last_used = self.clock;
+            self.policy.used(key);
+        }
+        true
+    }
+
+    /// An empty slot for an expert that is in memory elsewhere and moves in: only while its layer has fewer than `share`
+    /// experts here. Nothing is evicted, nothing pinned.
+    pub fn adopt(&mut self, key: ExpertKey, share: usize) -> Option<usize> {
+        let here = self.layers.get(key.layer)?.resident;
+        if self.map.len() >= self.entries.len() || here >= share || self.map.contains_key(&key) {
+            return None;
+        }
+        let slot = self.entries.iter().position(|e| e.state == State::Empty)?;
+        let entry = self.entries.get_mut(slot)?;
+        *entry = Entry { state: State::Resident(key), pins: 0, last_used: self.clock };
+        self.map.insert(key, slot);
+        self.stats(key.layer, |s| s.resident += 1);
+        Some(slot)
+    }
+
     /// The slots to give to `wanted` experts, empty ones first; none of those in `keep`.
     fn victims(&self, wanted: usize, keep: &[Option<usize>]) -> Result<Vec<usize>, BankFull> {
         if wanted == 0 {
@@ -210,6 +239,17 @@ impl Residency {
         {
             *entry = Entry { state: if lost { State::Lost } else { State::Empty }, pins: 0, last_used: 0 };
             self.map.remove(&key);
+        }
+    }
+
+    /// An expert that is there turns out to be unusable: its slot is empty again.
+    pub fn discard(&mut self, key: ExpertKey) {
+        if let Some(slot) = self.resident(key)
+            && let Some(entry) = self.entries.get_mut(slot)
+        {
+            *entry = Entry { state: State::Empty, pins: 0, last_used: 0 };
+            self.map.remove(&key);
+            self.stats(key.layer, |s| s.resident -= 1);
         }
     }
 

@@ -159,12 +159,14 @@ impl Sidecar {
         let bytes = location.and_then(|l| record.get(..l.len));
         match (location, bytes) {
             (Some(location), Some(bytes)) if crc32c::crc32c(bytes) == location.crc32c => Ok(()),
-            _ => Err(SidecarError::Damaged {
-                file: location.and_then(|l| self.files.get(l.file)).cloned().unwrap_or_default(),
-                layer,
-                expert,
-            }),
+            _ => Err(self.damaged(layer, expert)),
         }
+    }
+
+    /// The error for a record that does not have its checksum.
+    pub(crate) fn damaged(&self, layer: usize, expert: usize) -> SidecarError {
+        let file = self.location(layer, expert).and_then(|l| self.files.get(l.file));
+        SidecarError::Damaged { file: file.cloned().unwrap_or_default(), layer, expert }
     }
 
     /// Reads and checks a sample of records spread over all layers: the first and last of each file and some between.
@@ -180,6 +182,19 @@ impl Sidecar {
             picks.sort_unstable();
             picks.dedup();
             picks.into_iter().map(|e| (entry.layer, e))
+        });
+        self.verify(reader, sample.filter(|_| experts > 0), &mut |_| ())
+    }
+
+    /// Reads and checks a few records of a few layers, spread over all: quick enough for every start.
+    pub fn verify_some(&self, reader: &mut Reader) -> Result<(), SidecarError> {
+        const LAYERS: usize = 12;
+        let (layers, experts) = (self.manifest.layers.len(), self.manifest.num_experts);
+        let sample = (0..layers.min(LAYERS)).filter_map(|i| {
+            let entry = self.manifest.layers.get(i * layers / layers.clamp(1, LAYERS))?;
+            // Another expert in each, and once the last of a file.
+            let expert = if i + 1 == layers.min(LAYERS) { experts - 1 } else { entry.layer * 7919 % experts };
+            Some((entry.layer, expert))
         });
         self.verify(reader, sample.filter(|_| experts > 0), &mut |_| ())
     }

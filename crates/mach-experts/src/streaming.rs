@@ -1,19 +1,42 @@
-//! A bank with fewer slots than experts, filled from the sidecar as experts are asked for.
+//! A bank with fewer slots than experts, and an arena for what only one layer of one pass needs, both filled from the
+//! drive as experts are asked for.
 
-use mach_io::{HugeBuf, MemoryError, Read, ReadStats, Reader, Slot};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mach_io::{HugeBuf, MemoryError, ReadStats, Slot};
 use mach_quant::Order;
 
+use crate::arena::{Arena, Use};
 use crate::eviction::{EvictionPolicy, ExpertKey};
-use crate::record::ExpertView;
+use crate::fetch::{Arrival, ExpertFiles};
+use crate::record::{ExpertView, RecordLayout};
 use crate::residency::{BankFull, LayerStats, Place, Residency};
-use crate::sidecar::{Sidecar, SidecarError};
+use crate::sidecar::SidecarError;
+use crate::summary::{Counters, StreamingStats};
+
+/// Tags of reads into the arena; those into the bank are slot numbers.
+const ARENA: u64 = 1 << 32;
+
+/// A layer that uses this share of its experts makes the next one be read before its router has spoken: what is read in
+/// vain is then less than what the drive would wait.
+const AHEAD: f64 = 0.85;
+
+/// As much of a layer's experts must be expected to be used before anything is known of a pass's routing, which may be
+/// less even than expected.
+const CERTAIN: f64 = 0.98;
 
 /// Why a streaming bank cannot be made or cannot serve.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StreamingError {
     /// Fewer slots than one token uses.
-    #[error("{slots} slots for experts are too few: one token uses {needed}, which take {bytes} bytes")]
+    #[error(
+        "an expert bank of {slots} slots is too small: one token uses {needed}, which take {bytes} bytes; \
+         0 reads every expert when it is needed"
+    )]
     TooSmall {
         /// Slots asked for.
         slots: usize,
@@ -29,168 +52,553 @@ pub enum StreamingError {
     #[error(transparent)]
     Full(#[from] BankFull),
     /// A record could not be read, or is damaged.
-    #[error(transparent)]
-    Sidecar(#[from] SidecarError),
+    #[error("expert {expert} of layer {layer}: {source}")]
+    Expert {
+        /// Layer of the model.
+        layer: usize,
+        /// Expert of the layer.
+        expert: usize,
+        /// What happened, with the file.
+        source: SidecarError,
+    },
+    /// A router named an expert that the files do not hold.
+    #[error("the files hold no expert {expert} of layer {layer}")]
+    Unknown {
+        /// Layer of the model.
+        layer: usize,
+        /// Expert of the layer.
+        expert: usize,
+    },
+    /// Reads that failed have taken all memory that experts could be read into.
+    #[error("no memory is left that experts could be read into: failing reads have taken it")]
+    NoSlot,
 }
 
-/// An expert that is there.
+/// Computes the CRC32C of each of several records; whoever has threads may use them.
+pub type Checksums<'a> = &'a mut dyn FnMut(&[&[u8]]) -> Vec<u32>;
+
+/// [`Checksums`] on the calling thread.
+pub fn checksums(records: &[&[u8]]) -> Vec<u32> {
+    records.iter().map(|record| crc32c::crc32c(record)).collect()
+}
+
+/// An expert that a pass needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Landed {
-    /// Which.
-    pub key: ExpertKey,
+pub struct Demand {
+    /// Which of the layer.
+    pub expert: usize,
+    /// Whether it may take a slot of the bank from another: true for the tokens that are truly decoded, false for prompts and
+    /// for rows that are only proposed.
+    pub banked: bool,
+    /// Whether using it from the bank counts as a use for eviction.
+    pub counts: bool,
 }
 
-/// The bank: fixed slots, experts of all layers sharing them.
+/// Sizes and policies of a [`StreamingBank`].
+#[derive(Debug, Clone, Copy)]
+pub struct BankOptions {
+    /// Slots of the bank: 0, or at least one token's experts.
+    pub bank_slots: usize,
+    /// Slots of the arena, at least 1.
+    pub arena_slots: usize,
+    /// Experts that a token uses in each layer.
+    pub top_k: usize,
+    /// Order that the kernels want.
+    pub order: Order,
+    /// Which expert leaves a full bank.
+    pub eviction: EvictionPolicy,
+    /// Bytes a second of random reads that a probe found.
+    pub probed_bandwidth: Option<f64>,
+}
+
+/// The layer that computes now.
+#[derive(Debug, Default)]
+struct Pass {
+    layer: usize,
+    /// There and not handed out.
+    ready: VecDeque<usize>,
+    /// There, but not yet compared with their checksums.
+    landed: Vec<usize>,
+    /// Being read.
+    outstanding: usize,
+    /// To be read into the arena as soon as it has room.
+    todo: VecDeque<usize>,
+    /// Pinned in the bank.
+    pinned: Vec<usize>,
+}
+
+/// Experts of all layers sharing fixed slots.
 ///
-/// For each layer of a pass: [`begin`](Self::begin) pins the experts that the router chose and submits all misses at
-/// once; the hits can compute while [`next`](Self::next) hands over the misses as they land; [`end`](Self::end) unpins.
+/// For each layer of a pass: [`begin`](Self::begin) pins what is there and submits all reads at once; [`ready`](Self::ready)
+/// hands out experts as they can be computed, those that are there first; [`done`](Self::done) gives their memory back;
+/// [`end`](Self::end) ends the layer. After an error [`abandon`](Self::abandon) makes the bank ready for the next pass.
 #[derive(Debug)]
 pub struct StreamingBank {
-    sidecar: Sidecar,
-    reader: Reader,
+    files: ExpertFiles,
+    records: Vec<Option<RecordLayout>>,
+    order: Order,
     residency: Residency,
     /// `None` while the drive writes to it, or after it was given up.
     slots: Vec<Option<Slot>>,
+    slot_bytes: usize,
     /// The expert on its way to each slot.
     coming: Vec<Option<ExpertKey>>,
+    arena: Arena,
+    pass: Pass,
+    /// Experts of the next layer, to be read when the arena has room to spare.
+    ahead: VecDeque<ExpertKey>,
+    /// Experts of a layer that a token uses.
+    top_k: usize,
+    /// Slots of the bank that one layer may fill with what prompts brought.
+    share: usize,
+    /// For records that must be put into another order.
+    scratch: Vec<u8>,
+    counters: Counters,
+    stats: Arc<StreamingStats>,
+    /// Ends the thread that fetches the bank's pages.
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for StreamingBank {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl StreamingBank {
     /// Slots that one token uses: its experts of every layer.
-    pub fn working_set(sidecar: &Sidecar, top_k: usize) -> usize {
-        sidecar.manifest().layers.len() * top_k
+    pub fn working_set(files: &ExpertFiles, top_k: usize) -> usize {
+        files.moe_layers() * top_k
     }
 
-    /// A bank of `slots` slots, empty. `top_k` experts are used by a token in each layer.
-    pub fn new(
-        sidecar: Sidecar,
-        reader: Reader,
-        slots: usize,
-        top_k: usize,
-        order: Order,
-        policy: EvictionPolicy,
-    ) -> Result<Self, StreamingError> {
-        for (entry, file) in sidecar.manifest().layers.iter().zip(sidecar.files()) {
-            if entry.record().in_order(order) != entry.record() {
-                return Err(SidecarError::Invalid {
-                    file: file.clone(),
-                    reason: format!("records that lie in another order than {order:?} cannot be streamed"),
-                }
-                .into());
+    /// An empty bank.
+    pub fn new(mut files: ExpertFiles, options: BankOptions) -> Result<Self, StreamingError> {
+        let (layers, experts) = (files.layers(), files.experts());
+        let (slot_bytes, needed) =
+            (files.slot_bytes(options.order), Self::working_set(&files, options.top_k));
+        // More slots than experts would never be used.
+        let slots = options.bank_slots.min(files.moe_layers() * experts);
+        if slots > 0 && slots < needed {
+            return Err(StreamingError::TooSmall { slots, needed, bytes: needed * slot_bytes });
+        }
+        let records = (0..layers).map(|l| Some(files.stored(l)?.in_order(options.order))).collect::<Vec<_>>();
+        for layer in 0..layers {
+            if let (Some(stored), Some(Some(record))) = (files.stored(layer), records.get(layer))
+                && !record.repacks_from(&stored)
+            {
+                let reason =
+                    format!("records are row-major where {:?} is needed; convert again", options.order);
+                let file = format!("expert_sidecar/layer {layer}").into();
+                let source = SidecarError::Invalid { file, reason };
+                return Err(StreamingError::Expert { layer, expert: 0, source });
             }
         }
-        let (stride, needed) = (sidecar.max_stride(), Self::working_set(&sidecar, top_k));
-        if slots < needed {
-            return Err(StreamingError::TooSmall { slots, needed, bytes: needed * stride });
+        let memory = HugeBuf::zeroed(slots * slot_bytes)?.into_slots(slot_bytes);
+        let arena = HugeBuf::zeroed(options.arena_slots.max(1) * slot_bytes)?.into_slots(slot_bytes);
+        // Registering touches every page: the arena is used all the time, the bank fills as experts are needed.
+        let regions: Vec<_> = arena.first().map(|slot| slot.region().clone()).into_iter().collect();
+        files.register(&regions);
+        let stop = Arc::new(AtomicBool::new(false));
+        if let Some(region) = memory.first().map(|slot| slot.region().clone()) {
+            // New pages cost more than the reads that fill them: they are had meanwhile, so that the start does not wait.
+            let stop = Arc::clone(&stop);
+            let thread = std::thread::Builder::new().name("mach-pages".into());
+            if let Err(error) = thread.spawn(move || region.populate(&stop)) {
+                tracing::debug!(%error, "pages of the bank come as they are used");
+            }
         }
-        let experts = sidecar.manifest().num_experts;
-        let layers = sidecar.manifest().layers.last().map_or(0, |e| e.layer + 1);
-        // More slots than experts would never be used.
-        let slots = slots.min(sidecar.manifest().layers.len() * experts);
-        let memory = HugeBuf::zeroed(slots * stride)?.into_slots(stride);
+        let residency = Residency::new(slots, layers, options.eviction.build(layers, experts));
+        let stats = Arc::new(StreamingStats::new(&files, &residency, slot_bytes, arena.len(), &options));
         Ok(StreamingBank {
-            residency: Residency::new(slots, layers, policy.build(layers, experts)),
-            coming: vec![None; memory.len()],
+            top_k: options.top_k,
+            share: slots / files.moe_layers().max(1),
+            order: options.order,
+            residency,
+            coming: vec![None; slots],
             slots: memory.into_iter().map(Some).collect(),
-            sidecar,
-            reader,
+            slot_bytes,
+            arena: Arena::new(arena),
+            pass: Pass::default(),
+            ahead: VecDeque::new(),
+            scratch: Vec::new(),
+            counters: Counters::new(layers),
+            stats,
+            stop,
+            records,
+            files,
         })
     }
 
-    /// Pins distinct experts of a layer and submits the reads of those that are not there. Gives the experts that are; the
-    /// others come from [`next`](Self::next). After an error nothing is pinned.
-    pub fn begin(&mut self, layer: usize, experts: &[usize]) -> Result<Vec<usize>, StreamingError> {
-        let missing = experts.iter().find(|&&e| self.sidecar.location(layer, e).is_none());
-        if let Some(expert) = missing {
-            let reason = format!("no expert {expert} of layer {layer}");
-            return Err(SidecarError::Invalid { file: "expert_sidecar".into(), reason }.into());
+    /// Begins a pass with `rows` rows of prompt. If so many rows must use nearly all experts of a layer, the first layer
+    /// is read at once.
+    pub fn pass(&mut self, rows: usize) {
+        let untouched = (1.0 - self.top_k as f64 / self.files.experts().max(1) as f64).max(0.0);
+        if 1.0 - untouched.powf(rows as f64) >= CERTAIN
+            && let Some(first) = self.records.iter().position(Option::is_some)
+        {
+            self.expect(first);
         }
-        let places = self.residency.request(layer, experts)?;
-        let (mut hits, mut reads) = (Vec::new(), Vec::new());
-        for (&expert, place) in experts.iter().zip(places) {
-            match place {
-                Place::Hit(_) => hits.push(expert),
-                Place::Coming(_) => {}
-                Place::Miss(index) => {
-                    let location = self.sidecar.location(layer, expert);
-                    let slot = self.slots.get_mut(index).and_then(Option::take);
-                    if let (Some(at), Some(slot), Some(coming)) = (location, slot, self.coming.get_mut(index))
-                    {
-                        *coming = Some(ExpertKey { layer, expert });
-                        let (file, offset, len) = (at.file, at.offset, at.len);
-                        reads.push(Read { file, offset, len, slot, tag: index as u64 });
+    }
+
+    /// Begins a layer: `demands` are distinct experts of it. `next` is the layer after it, to be read ahead if this one
+    /// uses nearly all of its experts.
+    pub fn begin(
+        &mut self,
+        layer: usize,
+        demands: &[Demand],
+        next: Option<usize>,
+    ) -> Result<(), StreamingError> {
+        let (known, experts) = (self.record(layer).is_some(), self.files.experts());
+        if let Some(d) = demands.iter().find(|d| !known || d.expert >= experts) {
+            return Err(StreamingError::Unknown { layer, expert: d.expert });
+        }
+        self.ahead.clear();
+        self.pass = Pass { layer, ..Pass::default() };
+        self.arena.forget(|k| k.layer == layer && demands.iter().any(|d| d.expert == k.expert));
+        let key = |expert| ExpertKey { layer, expert };
+        let in_arena = |a: &Arena, e: usize| a.find(key(e)).is_some();
+        let mut banked: Vec<usize> = demands
+            .iter()
+            .filter(|d| d.banked && !in_arena(&self.arena, d.expert))
+            .map(|d| d.expert)
+            .collect();
+        let mut reads = Vec::new();
+        match self.residency.request(layer, &banked) {
+            Ok(places) => {
+                for (&expert, place) in banked.iter().zip(places) {
+                    self.pass.pinned.push(expert);
+                    match place {
+                        Place::Hit(_) => self.pass.ready.push_back(expert),
+                        Place::Coming(_) => self.pass.outstanding += 1,
+                        Place::Miss(index) => {
+                            self.pass.outstanding += 1;
+                            if let (Some(slot), Some(coming)) =
+                                (self.slots.get_mut(index).and_then(Option::take), self.coming.get_mut(index))
+                            {
+                                *coming = Some(key(expert));
+                                reads.push((key(expert), slot, index as u64));
+                            }
+                        }
                     }
                 }
             }
+            // More than the bank can give at once, or no bank at all: the arena takes them in turn.
+            Err(BankFull { .. }) => banked.clear(),
         }
-        self.reader.submit(reads);
-        Ok(hits)
-    }
-
-    /// The next expert that lands, waiting for it; `None` when none is on its way. After an error that expert is neither
-    /// there nor coming; others go on.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Option<Result<Landed, StreamingError>> {
-        let done = self.reader.wait_any()?;
-        Some(self.take(done))
-    }
-
-    /// As [`next`](Self::next), without waiting.
-    pub fn poll(&mut self) -> Option<Result<Landed, StreamingError>> {
-        let done = self.reader.poll()?;
-        Some(self.take(done))
-    }
-
-    fn take(&mut self, done: mach_io::Completion) -> Result<Landed, StreamingError> {
-        let index = done.tag as usize;
-        let key = self.coming.get_mut(index).and_then(Option::take);
-        let key = key.unwrap_or(ExpertKey { layer: usize::MAX, expert: usize::MAX });
-        let (slot, result) = match done.result {
-            Ok(slot) => {
-                let result = self.sidecar.check_record(key.layer, key.expert, &slot);
-                (Some(slot), result)
+        for demand in demands.iter().filter(|d| !banked.contains(&d.expert)) {
+            let key = key(demand.expert);
+            let transient = self.counters.transient(layer);
+            if self.residency.pin_resident(key, demand.counts) {
+                transient.hits += 1;
+                self.pass.pinned.push(demand.expert);
+                self.pass.ready.push_back(demand.expert);
+                continue;
             }
-            Err(failure) => (failure.slot, Err(failure.error.into())),
+            transient.misses += 1;
+            match self.arena.find(key) {
+                Some((index, Use::Here(_) | Use::Taken(_))) => {
+                    self.arena.set(index, Use::Taken(key));
+                    self.pass.landed.push(demand.expert);
+                }
+                Some(_) => self.pass.outstanding += 1,
+                None => self.pass.todo.push_back(demand.expert),
+            }
+        }
+        self.files.submit(reads);
+        if let Some(next) = next.filter(|_| demands.len() as f64 >= AHEAD * experts as f64) {
+            self.expect(next);
+        }
+        self.refill();
+        Ok(())
+    }
+
+    /// Reads all experts of a layer that is to come, as far as the arena has room.
+    pub fn expect(&mut self, layer: usize) {
+        if self.record(layer).is_some() {
+            self.ahead = (0..self.files.experts()).map(|expert| ExpertKey { layer, expert }).collect();
+            self.refill();
+        }
+    }
+
+    /// Takes note of reads that have ended and submits more; costs next to nothing when there are none.
+    pub fn pump(&mut self) {
+        if self.files.pending() == 0 {
+            return;
+        }
+        while let Some(arrival) = self.files.next(false) {
+            // Between layers only what is read ahead can arrive; a failed one is read again when it is needed.
+            let _ = self.land(arrival);
+        }
+        self.refill();
+    }
+
+    /// Experts that can be computed now, at most `most`, without waiting.
+    pub fn there(&mut self, most: usize, sums: Checksums<'_>) -> Result<Vec<usize>, StreamingError> {
+        self.settle(sums)?;
+        let n = most.min(self.pass.ready.len());
+        Ok(self.pass.ready.drain(..n).collect())
+    }
+
+    /// Experts that can be computed now, at most `most`, waiting for one if need be; `None` when all were handed out.
+    pub fn ready(&mut self, most: usize, sums: Checksums<'_>) -> Result<Option<Vec<usize>>, StreamingError> {
+        loop {
+            while let Some(arrival) = self.files.next(false) {
+                self.land(arrival)?;
+            }
+            self.refill();
+            self.settle(sums)?;
+            if !self.pass.ready.is_empty() {
+                let n = most.max(1).min(self.pass.ready.len());
+                return Ok(Some(self.pass.ready.drain(..n).collect()));
+            }
+            if self.pass.outstanding == 0 && self.pass.todo.is_empty() {
+                return Ok(None);
+            }
+            let before = self.files.stats().stall;
+            let Some(arrival) = self.files.next(true) else { return Err(StreamingError::NoSlot) };
+            let stalled = self.files.stats().stall.saturating_sub(before);
+            self.counters.stalled(self.pass.layer, stalled);
+            self.land(arrival)?;
+        }
+    }
+
+    /// Gives back the memory of experts that have been computed.
+    pub fn done(&mut self, experts: &[usize]) {
+        for &expert in experts {
+            let key = ExpertKey { layer: self.pass.layer, expert };
+            let Some((index, _)) = self.arena.find(key) else { continue };
+            // What a prompt brought fills a bank that has room, so that decoding does not begin with an empty one.
+            if let Some(slot) = self.residency.adopt(key, self.share)
+                && let Some(place) = self.slots.get_mut(slot)
+            {
+                self.arena.swap(index, place);
+            }
+            self.arena.set(index, Use::Free);
+        }
+        self.refill();
+    }
+
+    /// Ends the layer.
+    pub fn end(&mut self) {
+        let Pass { layer, pinned, .. } = std::mem::take(&mut self.pass);
+        self.residency.release(layer, &pinned);
+        let last = self.records.iter().rposition(Option::is_some) == Some(layer);
+        self.stats.publish(last, &self.files, &self.residency, &self.counters);
+    }
+
+    /// Waits for every read and ends the layer, wherever it stands.
+    pub fn abandon(&mut self) {
+        self.ahead.clear();
+        self.pass.todo.clear();
+        while let Some(arrival) = self.files.next(true) {
+            // The pass has failed already.
+            let _ = self.land(arrival);
+        }
+        // What has landed and was not compared with its checksum is not there.
+        let layer = self.pass.layer;
+        for expert in std::mem::take(&mut self.pass.landed) {
+            self.residency.discard(ExpertKey { layer, expert });
+        }
+        self.arena.forget(|_| false);
+        self.end();
+    }
+
+    /// Submits reads into the free slots of the arena: what this layer needs, then what the next one will.
+    fn refill(&mut self) {
+        let mut reads = Vec::new();
+        loop {
+            let (key, wanted) = match self.pass.todo.front() {
+                Some(&expert) => (ExpertKey { layer: self.pass.layer, expert }, true),
+                None => match self.ahead.front() {
+                    Some(&key) => (key, false),
+                    None => break,
+                },
+            };
+            if !wanted && (self.residency.resident(key).is_some() || self.arena.find(key).is_some()) {
+                self.ahead.pop_front();
+                continue;
+            }
+            let Some((index, slot)) = self.arena.start(key) else { break };
+            if wanted {
+                self.pass.todo.pop_front();
+                self.pass.outstanding += 1;
+            } else {
+                self.ahead.pop_front();
+            }
+            reads.push((key, slot, ARENA | index as u64));
+        }
+        if !reads.is_empty() {
+            self.files.submit(reads);
+        }
+    }
+
+    /// Puts what a read brought into its place.
+    fn land(&mut self, arrival: Arrival) -> Result<(), StreamingError> {
+        let Arrival { tag, slot, result } = arrival;
+        let index = (tag & !ARENA) as usize;
+        let bank = tag & ARENA == 0;
+        let key = if bank {
+            self.coming.get_mut(index).and_then(Option::take)
+        } else {
+            match self.arena.usage(index) {
+                Use::Coming(key) => Some(key),
+                _ => None,
+            }
         };
-        match &result {
-            Ok(()) => self.residency.landed(index),
-            Err(_) => self.residency.failed(index, slot.is_none()),
+        let lost = slot.is_none();
+        let good = result.is_ok();
+        if bank {
+            if let Some(place) = self.slots.get_mut(index) {
+                *place = slot;
+            }
+            if good { self.residency.landed(index) } else { self.residency.failed(index, lost) }
+        } else {
+            self.arena.put(index, slot);
+            let mine = |k: &ExpertKey| self.pass.outstanding > 0 && k.layer == self.pass.layer;
+            self.arena.set(
+                index,
+                match key {
+                    Some(key) if good && mine(&key) => Use::Taken(key),
+                    Some(key) if good => Use::Here(key),
+                    _ => Use::Free,
+                },
+            );
         }
-        if let Some(place) = self.slots.get_mut(index) {
-            *place = slot;
+        // What was read ahead and failed is read again when it is needed.
+        let Some(key) = key.filter(|k| k.layer == self.pass.layer && self.pass.outstanding > 0) else {
+            return Ok(());
+        };
+        self.pass.outstanding -= 1;
+        if good {
+            self.pass.landed.push(key.expert);
         }
-        result?;
-        Ok(Landed { key })
+        result.map_err(|source| StreamingError::Expert { layer: key.layer, expert: key.expert, source })
     }
 
-    /// The weights of an expert that is there.
+    /// Compares what has landed with its checksums and puts it into the order that is wanted.
+    fn settle(&mut self, sums: Checksums<'_>) -> Result<(), StreamingError> {
+        if self.pass.landed.is_empty() {
+            return Ok(());
+        }
+        let (layer, landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
+        let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
+        let (mut records, mut expected) = (Vec::new(), Vec::new());
+        for key in keys.clone() {
+            if let (Some((len, sum)), Some(slot)) = (self.files.expected(key), self.slot(key)) {
+                records.push(slot.get(..len).unwrap_or_default());
+                expected.push((key, sum));
+            }
+        }
+        let found = sums(&records);
+        let bad = expected.into_iter().zip(found).find(|((_, sum), found)| sum != found);
+        if let Some(((key, _), _)) = bad {
+            // Nothing of this batch is trusted: all of it is read again when it is needed again.
+            for key in keys {
+                self.residency.discard(key);
+                if let Some((index, _)) = self.arena.find(key) {
+                    self.arena.set(index, Use::Free);
+                }
+            }
+            let source = self.files.damaged(key);
+            return Err(StreamingError::Expert { layer, expert: key.expert, source });
+        }
+        for key in keys {
+            self.reorder(key);
+            self.pass.ready.push_back(key.expert);
+        }
+        Ok(())
+    }
+
+    /// Puts a record that has been read into the order that is wanted.
+    fn reorder(&mut self, key: ExpertKey) {
+        let (Some(stored), Some(record)) = (self.files.stored(key.layer), self.record(key.layer).copied())
+        else {
+            return;
+        };
+        if stored == record {
+            return;
+        }
+        let slot = match self.residency.resident(key) {
+            Some(slot) => self.slots.get_mut(slot).and_then(Option::as_mut),
+            None => self.arena.find(key).and_then(|(index, _)| self.arena.get_mut(index)),
+        };
+        if let Some(slot) = slot {
+            self.scratch.clear();
+            self.scratch.extend_from_slice(slot);
+            record.repack(&stored, &self.scratch, slot);
+        }
+    }
+
+    fn record(&self, layer: usize) -> Option<&RecordLayout> {
+        self.records.get(layer)?.as_ref()
+    }
+
+    /// The memory of an expert that is there.
+    fn slot(&self, key: ExpertKey) -> Option<&Slot> {
+        match self.residency.resident(key) {
+            Some(slot) => self.slots.get(slot)?.as_ref(),
+            None => match self.arena.find(key)? {
+                (index, Use::Here(_) | Use::Taken(_)) => self.arena.get(index),
+                _ => None,
+            },
+        }
+    }
+
+    /// The weights of an expert that [`ready`](Self::ready) has handed out and [`done`](Self::done) has not taken back, or that is
+    /// in the bank.
     pub fn expert(&self, layer: usize, expert: usize) -> Option<ExpertView<'_>> {
-        let slot = self.residency.resident(ExpertKey { layer, expert })?;
-        Some(self.sidecar.record(layer)?.view(self.slots.get(slot)?.as_ref()?))
+        Some(self.record(layer)?.view(self.slot(ExpertKey { layer, expert })?))
     }
 
-    /// Unpins experts that `begin` has pinned.
-    pub fn end(&mut self, layer: usize, experts: &[usize]) {
-        self.residency.release(layer, experts);
-    }
-
-    /// Hits, misses and evictions by layer.
+    /// Hits, misses and evictions of the bank by layer.
     pub fn layers(&self) -> &[LayerStats] {
         self.residency.layers()
     }
 
     /// What the drive has done.
     pub fn reads(&self) -> &ReadStats {
-        self.reader.stats()
+        self.files.stats()
     }
 
-    /// Slots.
+    /// Time that computing has waited for reads.
+    pub fn stall(&self) -> Duration {
+        self.files.stats().stall
+    }
+
+    /// Bytes of bank and arena on huge pages.
+    pub fn huge_bytes(&self) -> Option<usize> {
+        let arena = (0..self.arena.len()).find_map(|i| self.arena.get(i));
+        let parts = [self.slots.iter().flatten().next(), arena];
+        parts.into_iter().flatten().map(|slot| slot.region().huge_bytes()).sum()
+    }
+
+    /// Slots of the bank.
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Slots of the arena.
+    pub fn arena_slots(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_bytes
+    }
+
+    /// Order of the records in memory.
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// Name of the eviction policy.
     pub fn policy(&self) -> &'static str {
         self.residency.policy()
+    }
+
+    /// Where snapshots of the counters are published.
+    pub fn stats(&self) -> &Arc<StreamingStats> {
+        &self.stats
     }
 }

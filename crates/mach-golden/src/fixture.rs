@@ -12,12 +12,12 @@ use crate::compare::{Extent, argmax, largest_difference};
 use crate::recorder::Recorder;
 
 /// The file, its tensors read on demand.
-struct Golden<'a> {
-    tensors: SafeTensors<'a>,
+pub(crate) struct Golden<'a> {
+    pub(crate) tensors: SafeTensors<'a>,
 }
 
 impl Golden<'_> {
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.tensor(name).is_ok()
     }
 
@@ -27,7 +27,7 @@ impl Golden<'_> {
         Ok((view.data().as_chunks::<4>().0, view.shape().to_vec()))
     }
 
-    fn floats(&self, name: &str) -> Result<Vec<f32>> {
+    pub(crate) fn floats(&self, name: &str) -> Result<Vec<f32>> {
         Ok(self.bytes(name, Dtype::F32)?.0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
@@ -263,7 +263,7 @@ impl PromptCheck<'_> {
     }
 }
 
-fn prefixed(text: &str) -> String {
+pub(crate) fn prefixed(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("; {text}") }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Two formats are known: `golden.safetensors` (logits, hidden states, router choices, recurrent states, greedy
 //! continuations of tiny random models; described in `fixtures/README.md`) and `golden.json` with `cases` (prompts, greedy
-//! continuations and top logits of a trained model; see `demo/golden.json`).
+//! continuations and top logits of a trained model; see `demo/golden.json`). Speculative drafts have one of their own for
+//! each: whole runs with every step's features and logits, and `golden_trace.json` with what each cycle produced.
 
 mod compare;
+mod draft;
 mod fixture;
 mod recorder;
 mod trained;
@@ -108,8 +110,7 @@ impl fmt::Display for Check {
 pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Check)) -> Result<bool> {
     const LATER: &str = "not implemented yet";
     if is_draft(dir) {
-        report(&Check::skipped("draft", LATER));
-        return Ok(true);
+        return draft::check_alone(dir, options, report);
     }
     let fixture = dir.join("golden.safetensors");
     let cases = read_cases(dir)?;
@@ -141,7 +142,8 @@ pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Ch
     drafts.sort();
     for draft in drafts {
         let name = draft.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        tell(Check::skipped(format!("draft `{name}`"), LATER));
+        draft::check(&draft, &format!("draft `{name}`"), model, options, &mut tell)
+            .with_context(|| format!("{}", draft.display()))?;
     }
     Ok(passed)
 }

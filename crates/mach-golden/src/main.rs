@@ -44,7 +44,12 @@ fn main() -> ExitCode {
         Path::Int8 => Activations::Int8,
     };
     let options = Options {
-        load: LoadOptions { activations, threads: arguments.threads, isa: arguments.isa },
+        load: LoadOptions {
+            activations,
+            threads: arguments.threads,
+            isa: arguments.isa,
+            ..LoadOptions::default()
+        },
         tolerance: arguments.tolerance,
         decode_steps: arguments.decode_steps,
     };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mach_golden::{Check, Options, Outcome, check_directory};
+use mach_golden::{Check, Options, check_directory};
 use mach_models::{Activations, LoadOptions};
 
 fn root() -> PathBuf {
@@ -51,14 +51,47 @@ fn qwen3_moe() {
 
 #[test]
 fn demo() {
-    expect_all("demo", &["top logits", "greedy tokens", "text", "decode equals one pass", "draft `draft`"]);
+    expect_all(
+        "demo",
+        &["top logits", "greedy tokens", "text", "decode equals one pass", "first draft", "cycles"],
+    );
 }
 
 #[test]
-fn a_draft_is_skipped() {
-    let (passed, checks) = run(&root().join("demo/draft"));
-    assert!(passed);
-    assert!(matches!(checks.as_slice(), [Check { outcome: Outcome::Skipped(_), .. }]));
+fn drafts() {
+    for form in ["draft-full", "draft-mixed", "draft2"] {
+        expect_all(
+            &format!("fixtures/dflash/{form}"),
+            &["draft logits", "drafted tokens", "features", "verify logits", "trace", "output"],
+        );
+    }
+}
+
+#[test]
+fn a_wrong_trace_is_a_miss() {
+    let source = root().join("fixtures/dflash/draft-full");
+    let target = root().join("fixtures/qwen3_5_moe/bf16").canonicalize().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "golden.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let mut golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(source.join("golden.json")).unwrap()).unwrap();
+    golden["target"] = target.to_str().unwrap().into();
+    let accepted = &mut golden["runs"][0]["steps"][1]["accepted"];
+    *accepted = (accepted.as_u64().unwrap() - 1).into();
+    let drafted = &mut golden["runs"][1]["steps"][0]["drafted"][2];
+    *drafted = (drafted.as_u64().unwrap() ^ 1).into();
+    std::fs::write(dir.path().join("golden.json"), golden.to_string()).unwrap();
+    let (passed, checks) = run(dir.path());
+    assert!(!passed);
+    let missed: Vec<&str> = checks.iter().filter(|c| !c.passed()).map(|c| c.name.as_str()).collect();
+    assert_eq!(missed.len(), 3, "{missed:?}");
+    for (name, word) in
+        missed.iter().zip(["run 0 (7 tokens) trace", "drafted tokens", "run 1 (65 tokens) trace"])
+    {
+        assert!(name.contains(word), "{name}");
+    }
 }
 
 #[test]

@@ -24,6 +24,16 @@ pub enum Fault {
 /// Decides what happens to a read, given the index of its file, its offset and its length.
 pub type FaultPlan = Arc<dyn Fn(usize, u64, usize) -> Option<Fault> + Send + Sync>;
 
+/// A [`FaultPlan`] that can be part of other settings.
+#[derive(Clone)]
+pub struct Faults(pub FaultPlan);
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Faults")
+    }
+}
+
 impl Reader {
     /// The same reader, with faults.
     pub fn with_faults(self, plan: FaultPlan) -> Reader {
@@ -128,6 +138,10 @@ impl Backend for Faulty {
                 _ => return Some(ended),
             }
         }
+    }
+
+    fn register(&mut self, regions: &[crate::SlotRegion]) {
+        self.inner.register(regions);
     }
 
     fn name(&self) -> &'static str {

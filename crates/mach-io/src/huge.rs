@@ -59,6 +59,22 @@ impl HugeBuf {
         Ok(HugeBuf { map, map_len, data, len })
     }
 
+    /// Makes the system provide the pages of `from..from + len` now instead of at their first use. Contents do not change, so
+    /// others may use the memory meanwhile. False where the system does not do that.
+    pub(crate) fn populate(&self, from: usize, len: usize) -> bool {
+        let len = len.min(self.len.saturating_sub(from));
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: the range lies inside the mapping, which lives as long as self; populating keeps its contents.
+            unsafe { mm::madvise(self.data.add(from).cast(), len, mm::Advice::LinuxPopulateWrite) }.is_ok()
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = (from, len);
+            false
+        }
+    }
+
     /// Bytes of this mapping that the kernel backs with huge pages right now; `None` where it does not tell.
     pub fn huge_bytes(&self) -> Option<usize> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;

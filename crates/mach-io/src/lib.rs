@@ -6,6 +6,7 @@
 //!   where the filesystem allows it. [`faults`] makes one fail on purpose.
 //! * [`probe`]: which way of reading, and how many reads at once, this drive likes best.
 
+mod direct;
 pub mod faults;
 mod files;
 mod huge;
@@ -17,6 +18,7 @@ mod stats;
 #[cfg(target_os = "linux")]
 mod uring;
 
+pub use direct::DirectFile;
 pub use files::{Caching, ReadError};
 pub use huge::{HUGE_PAGE, HugeBuf, MemoryError};
 pub use probe::{ProbeReport, ProbeRow, probe};

@@ -127,6 +127,8 @@ pub(crate) trait Backend: Send + fmt::Debug {
     fn flush(&mut self);
     /// A read that has ended; waits for one if `block`. Called only while some run.
     fn next(&mut self, block: bool) -> Option<Ended>;
+    /// Memory that many reads will go to.
+    fn register(&mut self, _regions: &[SlotRegion]) {}
     /// Name in startup signals.
     fn name(&self) -> &'static str;
 }
@@ -144,6 +146,8 @@ pub struct Reader {
     /// Reads refused without asking the drive.
     refused: VecDeque<Completion>,
     running: usize,
+    /// When the drive was last given work after it had none.
+    busy_since: Option<Instant>,
     stats: ReadStats,
 }
 
@@ -162,6 +166,7 @@ impl Reader {
             waiting: VecDeque::new(),
             refused: VecDeque::new(),
             running: 0,
+            busy_since: None,
             stats: ReadStats::default(),
         })
     }
@@ -199,6 +204,11 @@ impl Reader {
     /// Reads submitted whose completion has not been taken.
     pub fn pending(&self) -> usize {
         self.running + self.waiting.len() + self.refused.len()
+    }
+
+    /// Registers memory with the kernel, as [`ReaderOptions::registered`] does; once at most, before the first read.
+    pub fn register(&mut self, regions: &[SlotRegion]) {
+        self.backend.register(regions);
     }
 
     /// Replaces the backend by one that wraps it.
@@ -258,7 +268,9 @@ impl Reader {
         while self.running < self.depth
             && let Some(read) = self.waiting.pop_front()
         {
-            self.backend.start(Op { read, started: Instant::now(), done: 0 });
+            let now = Instant::now();
+            self.busy_since.get_or_insert(now);
+            self.backend.start(Op { read, started: now, done: 0 });
             self.running += 1;
             started = true;
         }
@@ -302,6 +314,11 @@ impl Reader {
             Err(_) => self.stats.failures += 1,
         }
         self.fill();
+        if self.running == 0
+            && let Some(since) = self.busy_since.take()
+        {
+            self.stats.busy += finished.saturating_duration_since(since);
+        }
         Some(Completion { tag, result })
     }
 }

@@ -74,6 +74,19 @@ impl SlotRegion {
         self.slot_len
     }
 
+    /// Makes the system provide all pages now instead of at their first use, in small steps, while others use the memory;
+    /// ends early when `stop` is set.
+    pub fn populate(&self, stop: &std::sync::atomic::AtomicBool) {
+        const STEP: usize = 16 << 20;
+        for from in (0..self.len).step_by(STEP) {
+            if stop.load(std::sync::atomic::Ordering::Relaxed)
+                || !self.memory.populate(from, STEP.min(self.len - from))
+            {
+                return;
+            }
+        }
+    }
+
     /// Bytes that the kernel backs with huge pages right now; `None` where it does not tell.
     pub fn huge_bytes(&self) -> Option<usize> {
         self.memory.huge_bytes()

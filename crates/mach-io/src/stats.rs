@@ -84,6 +84,9 @@ pub struct ReadStats {
     pub latency: LatencyHistogram,
     /// Time spent blocked in [`Reader::wait_any`](crate::Reader::wait_any).
     pub stall: Duration,
+    /// Time during which at least one read was at the drive: `bytes / busy` is what the drive delivered. A completion counts
+    /// when it is taken, so work between submitting and taking can only make this longer.
+    pub busy: Duration,
 }
 
 #[cfg(test)]

@@ -68,12 +68,12 @@ impl Uring {
             free: (0..depth).rev().collect(),
             broken: None,
         };
-        uring.register(regions);
+        uring.register_regions(regions);
         Ok(uring)
     }
 
     /// Registers memory in buffers that hold whole slots. Limits on locked memory may forbid it, which only costs speed.
-    fn register(&mut self, regions: &[SlotRegion]) {
+    fn register_regions(&mut self, regions: &[SlotRegion]) {
         let mut buffers = Vec::new();
         for region in regions {
             let (base, len) = region.span();
@@ -218,6 +218,10 @@ impl Backend for Uring {
             }
             self.enter(true);
         }
+    }
+
+    fn register(&mut self, regions: &[SlotRegion]) {
+        self.register_regions(regions);
     }
 
     fn name(&self) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! A page holds the keys and values of [`PAGE`] consecutive absolute positions. Inside a page: scores, their maximum,
 //! exponentials, their sum and the weighted sum of values (positions ascending); pages are then merged in order. A
-//! query's result depends on nothing but its own position and the cache.
+//! query's result depends on nothing but the range of positions that it sees and the cache.
 
 use std::sync::Arc;
 
@@ -43,6 +43,12 @@ impl KvShape {
         let element = if self.kind == KvType::Bf16 { 2 } else { 4 };
         2 * self.heads * PAGE * self.head_dim * element
     }
+
+    /// 32-bit words of a row, and of all rows of a head of a page.
+    fn row_words(&self) -> (usize, usize) {
+        let row = self.head_dim / if self.kind == KvType::Bf16 { 2 } else { 1 };
+        (row, PAGE * row)
+    }
 }
 
 /// One page: keys `[heads, PAGE, head_dim]`, then values likewise.
@@ -57,27 +63,107 @@ pub struct KvCache {
     shape: KvShape,
     pages: Vec<Arc<Page>>,
     len: usize,
+    /// Positions before this one were forgotten.
+    start: usize,
 }
 
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: KvShape) -> Self {
-        KvCache { shape, pages: Vec::new(), len: 0 }
+        KvCache { shape, pages: Vec::new(), len: 0, start: 0 }
     }
 
-    /// Positions held.
+    /// Positions appended and not cut off again.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no position is held.
+    /// Whether no position was appended.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Bytes allocated.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.shape.page_bytes()
+        self.pages.iter().map(|page| 4 * page.words.len()).sum()
+    }
+
+    /// The first position that was not forgotten.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// The pages: what tells them apart while they live (shared pages are the same page), and their bytes.
+    pub fn pages(&self) -> impl Iterator<Item = (usize, usize)> {
+        let held = self.pages.iter().filter(|page| !page.words.is_empty());
+        held.map(|page| (Arc::as_ptr(page).addr(), 4 * page.words.len()))
+    }
+
+    /// A cache of `len` positions, those before `start` forgotten, whose [`sections_mut`](Self::sections_mut) are to be
+    /// filled.
+    pub fn with_len(shape: KvShape, start: usize, len: usize) -> Self {
+        let start = start.min(len);
+        let words = |page: usize| if page < start / PAGE { 0 } else { shape.page_bytes() / 4 };
+        let pages = (0..len.div_ceil(PAGE)).map(|p| Arc::new(Page { words: vec![0; words(p)] })).collect();
+        KvCache { shape, pages, len, start }
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// All that is held, piece by piece in a fixed order: full pages, then the rows in use of each head of the last page,
+    /// keys before values. Depends on shape, start and length alone.
+    pub fn sections(&self) -> Vec<&[u32]> {
+        let mut out = Vec::with_capacity(self.pages.len() + 2 * self.shape.heads);
+        for (p, page) in self.pages.iter().enumerate().filter(|(_, page)| !page.words.is_empty()) {
+            let used = (self.len - p * PAGE).min(PAGE);
+            if used == PAGE {
+                out.push(page.words.as_slice());
+            } else {
+                let (row, head) = self.shape.row_words();
+                out.extend(page.words.chunks_exact(head).filter_map(|words| words.get(..used * row)));
+            }
+        }
+        out
+    }
+
+    /// As [`sections`](Self::sections), to be written; shared pages are copied first.
+    pub fn sections_mut(&mut self) -> Vec<&mut [u32]> {
+        let mut out = Vec::with_capacity(self.pages.len() + 2 * self.shape.heads);
+        let (row, head) = self.shape.row_words();
+        for (p, page) in self.pages.iter_mut().enumerate().filter(|(_, page)| !page.words.is_empty()) {
+            let used = (self.len - p * PAGE).min(PAGE);
+            let words = &mut Arc::make_mut(page).words;
+            if used == PAGE {
+                out.push(words.as_mut_slice());
+            } else {
+                out.extend(words.chunks_exact_mut(head).filter_map(|words| words.get_mut(..used * row)));
+            }
+        }
+        out
+    }
+
+    /// Cuts off the positions from `len` on. Pages shared with other caches stay as they are.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len {
+            self.len = len;
+            self.pages.truncate(len.div_ceil(PAGE));
+        }
+    }
+
+    /// Frees pages that hold only positions before `start`, which no query may see any more.
+    pub fn forget_before(&mut self, start: usize) {
+        let start = start.min(self.len);
+        if start <= self.start {
+            return;
+        }
+        let (old, new) = (self.start / PAGE, start / PAGE);
+        for page in self.pages.iter_mut().take(new).skip(old) {
+            *page = Arc::new(Page { words: Vec::new() });
+        }
+        self.start = start;
     }
 
     /// Appends `rows` positions; `k` and `v` are `[rows, heads, head_dim]`.
@@ -136,6 +222,7 @@ impl Kernel for Append<'_> {
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     threads: Vec<Vec<f32>>,
+    causal: Vec<(usize, usize)>,
 }
 
 /// Attention of the last `rows` positions of `cache` over all positions up to their own: `q` and `out` are
@@ -152,8 +239,31 @@ pub fn attend(
     scale: f32,
     out: &mut [f32],
 ) {
+    assert!(rows <= cache.len);
+    let mut ranges = std::mem::take(&mut scratch.causal);
+    ranges.clear();
+    ranges.extend((cache.len - rows..cache.len).map(|position| (0, position + 1)));
+    attend_ranges(pool, isa, scratch, cache, q, query_heads, &ranges, scale, out);
+    scratch.causal = ranges;
+}
+
+/// As [`attend`], each query row over its own range `(first, end)` of positions, which must not be empty.
+#[allow(clippy::too_many_arguments)]
+pub fn attend_ranges(
+    pool: &mut Pool,
+    isa: Isa,
+    scratch: &mut AttentionScratch,
+    cache: &KvCache,
+    q: &[f32],
+    query_heads: usize,
+    ranges: &[(usize, usize)],
+    scale: f32,
+    out: &mut [f32],
+) {
+    let rows = ranges.len();
     let KvShape { heads, head_dim, .. } = cache.shape;
-    assert!(rows <= cache.len && query_heads.is_multiple_of(heads) && head_dim.is_multiple_of(16));
+    assert!(query_heads.is_multiple_of(heads) && head_dim.is_multiple_of(16));
+    assert!(ranges.iter().all(|&(first, end)| cache.start <= first && first < end && end <= cache.len));
     let need = rows * query_heads * head_dim;
     assert!(q.len() >= need && out.len() >= need);
     let per_head = query_heads / heads * rows;
@@ -178,7 +288,7 @@ pub fn attend(
                 q: q.as_ptr(),
                 out: to.get(),
                 query_heads,
-                rows,
+                ranges,
                 scale,
                 head,
                 first,
@@ -197,7 +307,7 @@ struct Attend<'a> {
     q: *const f32,
     out: *mut f32,
     query_heads: usize,
-    rows: usize,
+    ranges: &'a [(usize, usize)],
     scale: f32,
     head: usize,
     first: usize,
@@ -229,7 +339,6 @@ impl Attend<'_> {
     unsafe fn walk<S: Simd, const BF16: bool>(self, s: S) {
         let KvShape { heads, head_dim, .. } = self.cache.shape;
         let group = self.query_heads / heads;
-        let before = self.cache.len - self.rows;
         // Unused places repeat the last query; their results are dropped.
         let query = |i: usize| self.first + i.min(self.count - 1);
         let offset = |i: usize| {
@@ -237,16 +346,28 @@ impl Attend<'_> {
             (i / group * self.query_heads + self.head * group + i % group) * head_dim
         };
         let offsets: [usize; QUERIES] = std::array::from_fn(offset);
-        let visible: [usize; QUERIES] = std::array::from_fn(|i| before + query(i) / group + 1);
+        let mut from = [0usize; QUERIES];
+        let mut visible = [0usize; QUERIES];
+        for i in 0..QUERIES {
+            (from[i], visible[i]) = self.ranges[query(i) / group];
+        }
         let (sums, parts) = self.buffer.split_at_mut(QUERIES * head_dim);
         let mut top = [0.0f32; QUERIES];
         let mut total = [0.0f32; QUERIES];
         let mut scores = [[0.0f32; PAGE]; QUERIES];
+        let mut started = [false; QUERIES];
         let last = visible.into_iter().max().unwrap_or(0);
-        for (p, page) in self.cache.pages.iter().enumerate().take(last.div_ceil(PAGE)) {
+        let first = from.into_iter().min().unwrap_or(0) / PAGE;
+        for (p, page) in self.cache.pages.iter().enumerate().take(last.div_ceil(PAGE)).skip(first) {
             let base = page.words.as_ptr();
-            let here: [usize; QUERIES] =
+            let mut here: [usize; QUERIES] =
                 std::array::from_fn(|i| visible[i].saturating_sub(p * PAGE).min(PAGE));
+            let skipped: [usize; QUERIES] = std::array::from_fn(|i| from[i].saturating_sub(p * PAGE));
+            for i in 0..QUERIES {
+                if skipped[i] >= here[i] {
+                    here[i] = 0;
+                }
+            }
             let most = here.into_iter().max().unwrap_or(0);
             // SAFETY: positions below `most` are inside the page, queries and results inside their arrays.
             unsafe {
@@ -274,6 +395,9 @@ impl Attend<'_> {
                 let mut page_top = [0.0f32; QUERIES];
                 let mut page_total = [0.0f32; QUERIES];
                 for i in 0..QUERIES {
+                    if here[i] > 0 {
+                        scores[i][..skipped[i]].fill(f32::MIN);
+                    }
                     (page_top[i], page_total[i]) = weigh(s, &mut scores[i], here[i]);
                 }
                 let values = (heads + self.head) * PAGE * head_dim;
@@ -310,7 +434,8 @@ impl Attend<'_> {
                         continue;
                     }
                     let (sum, part) = (sums.as_mut_ptr().add(i * head_dim), parts.as_ptr().add(i * head_dim));
-                    if p == 0 {
+                    if !started[i] {
+                        started[i] = true;
                         std::ptr::copy_nonoverlapping(part, sum, head_dim);
                         (top[i], total[i]) = (page_top[i], page_total[i]);
                     } else {

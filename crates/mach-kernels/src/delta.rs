@@ -53,13 +53,56 @@ pub struct DeltaWeights<'a> {
 }
 
 /// State carried from token to token.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct DeltaState {
     /// The last `taps - 1` inputs of the convolution, oldest first: `[taps - 1, channels]`.
     pub conv: Vec<f32>,
     /// A matrix `[key_dim, value_dim]` for each value head, stored in blocks of 32 columns (the last may have 16), rows
     /// of a block together, so that a block stays in the L1 cache over the tokens of a pass.
     pub state: Vec<f32>,
+    undo: Undo,
+    copies: Copies,
+}
+
+impl PartialEq for DeltaState {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.conv, &self.state) == (&other.conv, &other.state)
+    }
+}
+
+/// What is needed to cut a pass over several tokens short: the state before it and the inputs of the recurrence.
+#[derive(Debug, Default)]
+struct Undo {
+    /// The next pass is to be kept.
+    begun: bool,
+    rows: usize,
+    conv: Vec<f32>,
+    state: Vec<f32>,
+    u: Vec<f32>,
+    decay: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+/// A copy of a state cannot be cut back: it does not pay for the memory.
+impl Clone for Undo {
+    fn clone(&self) -> Self {
+        Undo::default()
+    }
+}
+
+/// States in the middle of a pass.
+#[derive(Debug, Default)]
+struct Copies {
+    /// Numbers of rows of the next pass after which the state is to be copied, ascending.
+    after: Vec<usize>,
+    kept: Vec<DeltaState>,
+}
+
+/// Copies are taken out, never copied along.
+impl Clone for Copies {
+    fn clone(&self) -> Self {
+        Copies::default()
+    }
 }
 
 /// Columns of a block of the state.
@@ -71,7 +114,32 @@ impl DeltaState {
         DeltaState {
             conv: vec![0.0; (shape.taps - 1) * shape.channels()],
             state: vec![0.0; shape.value_heads * shape.key_dim * shape.value_dim],
+            undo: Undo::default(),
+            copies: Copies::default(),
         }
+    }
+
+    /// Has the next [`gated_delta`] keep a copy of the state after each of these numbers of rows, ascending. A pass that
+    /// may be cut short keeps none.
+    pub fn copy_after(&mut self, rows: &[usize]) {
+        self.copies.after = rows.to_vec();
+        self.copies.kept.clear();
+    }
+
+    /// The copies that the last [`gated_delta`] kept, in order.
+    pub fn take_copies(&mut self) -> Vec<DeltaState> {
+        std::mem::take(&mut self.copies.kept)
+    }
+
+    /// Has the next [`gated_delta`] keep what [`rewind`] needs.
+    pub fn begin_block(&mut self) {
+        self.undo.begun = true;
+        self.undo.rows = 0;
+    }
+
+    /// Rows of the last pass that can still be cut short.
+    pub fn block_rows(&self) -> usize {
+        self.undo.rows
     }
 
     /// The recurrent matrices in plain order `[value_heads, key_dim, value_dim]`.
@@ -104,12 +172,25 @@ pub struct DeltaInputs<'a> {
     pub a: &'a [f32],
 }
 
+impl<'a> DeltaInputs<'a> {
+    fn after(&self, row: usize, shape: &DeltaShape) -> DeltaInputs<'a> {
+        let hv = shape.value_heads;
+        DeltaInputs {
+            u: &self.u[row * shape.channels()..],
+            z: &self.z[row * hv * shape.value_dim..],
+            b: &self.b[row * hv..],
+            a: &self.a[row * hv..],
+        }
+    }
+}
+
 /// Working memory of [`gated_delta`].
 #[derive(Debug, Default)]
 pub struct DeltaScratch {
     mixed: Vec<f32>,
     decay: Vec<f32>,
     beta: Vec<f32>,
+    dropped: Vec<f32>,
 }
 
 /// Runs `rows` tokens of one sequence; `out` is `[rows, value_heads * value_dim]`, normed and gated.
@@ -130,6 +211,37 @@ pub fn gated_delta(
     assert!(shape.key_dim.is_multiple_of(16) && shape.value_dim.is_multiple_of(16));
     assert!(inputs.u.len() >= rows * channels && inputs.z.len() >= rows * width && out.len() >= rows * width);
     assert!(inputs.a.len() >= rows * hv && inputs.b.len() >= rows * hv);
+    let after = std::mem::take(&mut state.copies.after);
+    let mut first = 0;
+    if !state.undo.begun {
+        for &end in after.iter().filter(|&&end| end <= rows) {
+            let (inputs, out) = (inputs.after(first, shape), &mut out[first * width..]);
+            steps(pool, isa, shape, weights, state, scratch, &inputs, end - first, out);
+            let copy = state.clone();
+            state.copies.kept.push(copy);
+            first = end;
+        }
+    }
+    let (inputs, out) = (inputs.after(first, shape), &mut out[first * width..]);
+    steps(pool, isa, shape, weights, state, scratch, &inputs, rows - first, out);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn steps(
+    pool: &mut Pool,
+    isa: Isa,
+    shape: &DeltaShape,
+    weights: &DeltaWeights<'_>,
+    state: &mut DeltaState,
+    scratch: &mut DeltaScratch,
+    inputs: &DeltaInputs<'_>,
+    rows: usize,
+    out: &mut [f32],
+) {
+    let (channels, hv) = (shape.channels(), shape.value_heads);
+    if rows == 0 {
+        return;
+    }
     let pad = (rows * hv).next_multiple_of(16);
     scratch.decay.clear();
     scratch.beta.clear();
@@ -141,21 +253,78 @@ pub fn gated_delta(
     scratch.beta.resize(pad, 0.0);
     dispatch(isa, Gates { decay: &mut scratch.decay, beta: &mut scratch.beta });
 
+    let DeltaState { conv, state: matrices, undo, .. } = state;
+    undo.rows = 0;
+    if std::mem::take(&mut undo.begun) {
+        undo.rows = rows;
+        undo.conv.clone_from(conv);
+        undo.u.clear();
+        undo.u.extend_from_slice(&inputs.u[..rows * channels]);
+        undo.decay.clone_from(&scratch.decay);
+        undo.beta.clone_from(&scratch.beta);
+        // The matrices before the pass stay; those after its first token go elsewhere.
+        std::mem::swap(&mut undo.state, matrices);
+        matrices.resize(undo.state.len(), 0.0);
+    }
+    let start = (undo.rows > 0).then_some(undo.state.as_slice());
+    let (decay, beta) = (&scratch.decay, &scratch.beta);
+    let steps = Steps { shape, weights, before: conv, u: inputs.u, z: Some(inputs.z), decay, beta, rows };
+    recur(pool, isa, &steps, &mut scratch.mixed, start, matrices, out);
+    keep_last(conv, &inputs.u[..rows * channels], channels, shape.taps - 1);
+}
+
+/// Cuts the pass that the last [`gated_delta`] made after [`DeltaState::begin_block`] short: the state becomes what its
+/// first `keep` rows alone would have left. Does nothing if it had no more rows.
+pub fn rewind(
+    pool: &mut Pool,
+    isa: Isa,
+    shape: &DeltaShape,
+    weights: &DeltaWeights<'_>,
+    state: &mut DeltaState,
+    scratch: &mut DeltaScratch,
+    keep: usize,
+) {
+    let DeltaState { conv, state: matrices, undo, .. } = state;
+    if keep >= undo.rows {
+        return;
+    }
+    undo.rows = 0;
+    let (channels, width) = (shape.channels(), shape.value_heads * shape.value_dim);
+    conv.clone_from(&undo.conv);
+    if keep == 0 {
+        std::mem::swap(matrices, &mut undo.state);
+        return;
+    }
+    scratch.dropped.resize(keep * width, 0.0);
+    let Undo { u, decay, beta, state: start, .. } = undo;
+    let steps = Steps { shape, weights, before: conv, u, z: None, decay, beta, rows: keep };
+    recur(pool, isa, &steps, &mut scratch.mixed, Some(start), matrices, &mut scratch.dropped);
+    keep_last(conv, &u[..keep * channels], channels, shape.taps - 1);
+}
+
+/// Runs `steps` from the matrices `start` (from `matrices` themselves if there are none) into `matrices`.
+fn recur(
+    pool: &mut Pool,
+    isa: Isa,
+    steps: &Steps<'_>,
+    mixed: &mut Vec<f32>,
+    start: Option<&[f32]>,
+    matrices: &mut [f32],
+    out: &mut [f32],
+) {
+    assert!(start.is_none_or(|s| s.len() == matrices.len()));
     let threads = pool.threads();
-    let local = TOKENS * shape.local_width();
-    scratch.mixed.resize(threads * local, 0.0);
-    let mixed = SharedMut::new(&mut scratch.mixed);
-    let (matrices, to) = (SharedMut::new(&mut state.state), SharedMut::new(out));
-    let (decay, beta, before) = (&scratch.decay, &scratch.beta, &state.conv);
+    let local = TOKENS * steps.shape.local_width();
+    mixed.resize(threads * local, 0.0);
+    let (mixed, matrices, out) = (SharedMut::new(mixed), SharedMut::new(matrices), SharedMut::new(out));
     pool.run(|t| {
-        let heads = partition(shape.key_heads, threads, t);
+        let heads = partition(steps.shape.key_heads, threads, t);
         // SAFETY: one part of the scratch for each thread.
         let mixed = unsafe { mixed.get().add(t * local) };
-        let (matrices, out) = (matrices.get(), to.get());
-        let job = Run { shape, weights, before, inputs, decay, beta, rows, mixed, matrices, out, heads };
-        dispatch(isa, job);
+        let (matrices, out) = (matrices.get(), out.get());
+        let start = start.map_or(matrices.cast_const(), <[f32]>::as_ptr);
+        dispatch(isa, Run { steps, mixed, start, matrices, out, heads });
     });
-    keep_last(&mut state.conv, &inputs.u[..rows * channels], channels, shape.taps - 1);
 }
 
 /// Shifts `new` rows into the window of the last `keep` rows.
@@ -189,17 +358,27 @@ impl Kernel for Gates<'_> {
 /// Tokens handled together: what the convolution yields for them stays in the L2 cache.
 const TOKENS: usize = 32;
 
-/// All of the work of some key heads and the value heads that use them.
-struct Run<'a> {
+/// Inputs of the recurrence.
+struct Steps<'a> {
     shape: &'a DeltaShape,
     weights: &'a DeltaWeights<'a>,
+    /// The convolution's window before the first token.
     before: &'a [f32],
-    inputs: &'a DeltaInputs<'a>,
+    u: &'a [f32],
+    /// The gate of the outputs; without it they are left as they come.
+    z: Option<&'a [f32]>,
     decay: &'a [f32],
     beta: &'a [f32],
     rows: usize,
+}
+
+/// All of the work of some key heads and the value heads that use them.
+struct Run<'a> {
+    steps: &'a Steps<'a>,
     /// This thread's `[TOKENS, local_width]`: query, key, values.
     mixed: *mut f32,
+    /// Where the first token finds its matrices.
+    start: *const f32,
     matrices: *mut f32,
     out: *mut f32,
     heads: std::ops::Range<usize>,
@@ -208,13 +387,13 @@ struct Run<'a> {
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = *self.shape;
+        let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = *self.steps.shape;
         let width = value_heads * value_dim;
         let share = value_heads / key_heads;
         for head in self.heads.start..self.heads.end {
             let mut first = 0;
-            while first < self.rows {
-                let count = TOKENS.min(self.rows - first);
+            while first < self.steps.rows {
+                let count = TOKENS.min(self.steps.rows - first);
                 // SAFETY: heads are disjoint between threads; `gated_delta` checked the lengths.
                 unsafe {
                     self.convolve(s, head * key_dim, key_dim, 0, first, count, 1.0 / (key_dim as f32).sqrt());
@@ -232,10 +411,18 @@ impl Kernel for Run<'_> {
                                 c += 16;
                             }
                         }
+                        let Some(z) = self.steps.z else { continue };
                         for row in first..first + count {
                             let at = row * width + (head * share + h) * value_dim;
-                            let (o, z) = (self.out.add(at), self.inputs.z.as_ptr().add(at));
-                            norm_row(s, o, self.weights.norm.as_ptr(), self.weights.eps, o, value_dim);
+                            let (o, z) = (self.out.add(at), z.as_ptr().add(at));
+                            norm_row(
+                                s,
+                                o,
+                                self.steps.weights.norm.as_ptr(),
+                                self.steps.weights.eps,
+                                o,
+                                value_dim,
+                            );
                             for c in (0..value_dim).step_by(16) {
                                 s.store(o.add(c), s.mul(s.load(o.add(c)), silu(s, s.load(z.add(c)))));
                             }
@@ -263,22 +450,22 @@ impl Run<'_> {
         count: usize,
         scale: f32,
     ) {
-        let (channels, taps) = (self.shape.channels(), self.shape.taps);
+        let (channels, taps) = (self.steps.shape.channels(), self.steps.shape.taps);
         // SAFETY: see `run`.
         unsafe {
             for token in 0..count {
-                let out = self.mixed.add(token * self.shape.local_width() + to);
+                let out = self.mixed.add(token * self.steps.shape.local_width() + to);
                 for c in (0..width).step_by(16) {
                     let mut acc = s.splat(0.0);
                     for tap in 0..taps {
                         // Row `first + token + tap` of the window followed by the new rows.
                         let row = first + token + tap;
                         let x = if row >= taps - 1 {
-                            self.inputs.u.as_ptr().add((row + 1 - taps) * channels + channel + c)
+                            self.steps.u.as_ptr().add((row + 1 - taps) * channels + channel + c)
                         } else {
-                            self.before.as_ptr().add(row * channels + channel + c)
+                            self.steps.before.as_ptr().add(row * channels + channel + c)
                         };
-                        let w = s.load(self.weights.conv.as_ptr().add(tap * channels + channel + c));
+                        let w = s.load(self.steps.weights.conv.as_ptr().add(tap * channels + channel + c));
                         acc = s.fma(w, s.load(x), acc);
                     }
                     s.store(out.add(c), silu(s, acc));
@@ -304,23 +491,25 @@ impl Run<'_> {
         first: usize,
         count: usize,
     ) {
-        let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = *self.shape;
+        let DeltaShape { key_heads, value_heads, key_dim, value_dim, .. } = *self.steps.shape;
         let value_head = head * (value_heads / key_heads) + h;
         // SAFETY: see `run`.
         unsafe {
             let matrix = self.matrices.add((value_head * value_dim + c) * key_dim);
+            let start = self.start.add((value_head * value_dim + c) * key_dim);
+            let mut source = if first == 0 { start } else { matrix.cast_const() };
             for token in 0..count {
-                let q = self.mixed.add(token * self.shape.local_width());
+                let q = self.mixed.add(token * self.steps.shape.local_width());
                 let (k, v) = (q.add(key_dim), q.add(2 * key_dim + h * value_dim + c));
                 let row = first + token;
-                let decay = s.splat(self.decay[row * value_heads + value_head]);
-                let beta = s.splat(self.beta[row * value_heads + value_head]);
+                let decay = s.splat(self.steps.decay[row * value_heads + value_head]);
+                let beta = s.splat(self.steps.beta[row * value_heads + value_head]);
                 let mut m = [[s.splat(0.0); N]; 4];
                 for i in (0..key_dim).step_by(4) {
                     for j in 0..4 {
                         let ki = s.splat(k.add(i + j).read());
                         for n in 0..N {
-                            let x = s.load(matrix.add((i + j) * 16 * N + 16 * n));
+                            let x = s.load(source.add((i + j) * 16 * N + 16 * n));
                             m[j][n] = s.fma(ki, x, m[j][n]);
                         }
                     }
@@ -335,13 +524,14 @@ impl Run<'_> {
                     for j in 0..4 {
                         let (ki, qi) = (s.splat(k.add(i + j).read()), s.splat(q.add(i + j).read()));
                         for n in 0..N {
-                            let at = matrix.add((i + j) * 16 * N + 16 * n);
-                            let updated = s.fma(ki, d[n], s.mul(decay, s.load(at)));
-                            s.store(at, updated);
+                            let at = (i + j) * 16 * N + 16 * n;
+                            let updated = s.fma(ki, d[n], s.mul(decay, s.load(source.add(at))));
+                            s.store(matrix.add(at), updated);
                             o[j][n] = s.fma(qi, updated, o[j][n]);
                         }
                     }
                 }
+                source = matrix.cast_const();
                 let out = self.out.add((row * value_heads + value_head) * value_dim + c);
                 for n in 0..N {
                     let o = s.add(s.add(o[0][n], o[1][n]), s.add(o[2][n], o[3][n]));

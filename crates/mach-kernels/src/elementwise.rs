@@ -288,6 +288,48 @@ pub fn route(
     });
 }
 
+/// For each row of `x` `[rows, width]` by how much its largest value leads the second largest.
+pub fn margins(pool: &mut Pool, isa: Isa, x: &[f32], width: usize, out: &mut [f32]) {
+    assert!(x.len() >= out.len() * width);
+    let (rows, out) = (out.len(), SharedMut::new(out));
+    over_rows(pool, rows, |first, last| {
+        for row in first..last {
+            let mut margin = 0.0;
+            let row_of_x = &x[row * width..(row + 1) * width];
+            dispatch(isa, Lead { x: row_of_x, out: &mut margin });
+            // SAFETY: rows are disjoint between threads and inside `out`.
+            unsafe { out.get().add(row).write(margin) };
+        }
+    });
+}
+
+struct Lead<'a> {
+    x: &'a [f32],
+    out: &'a mut f32,
+}
+impl Kernel for Lead<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (mut best, mut second) = (s.splat(f32::NEG_INFINITY), s.splat(f32::NEG_INFINITY));
+        let (chunks, tail) = self.x.as_chunks::<16>();
+        for chunk in chunks {
+            // SAFETY: 16 values.
+            let v = unsafe { s.load(chunk.as_ptr()) };
+            second = s.max(second, s.min(best, v));
+            best = s.max(best, v);
+        }
+        let mut all = [0.0f32; 32];
+        // SAFETY: room for two vectors.
+        unsafe {
+            s.store(all.as_mut_ptr(), best);
+            s.store(all.as_mut_ptr().add(16), second);
+        }
+        let lead = |(best, second): (f32, f32), &v: &f32| (best.max(v), second.max(best.min(v)));
+        let (best, second) = all.iter().chain(tail).fold((f32::NEG_INFINITY, f32::NEG_INFINITY), lead);
+        *self.out = best - second;
+    }
+}
+
 /// Rotary frequencies (split half): pair `i` turns by `position * theta^(-2 i / dim)`, computed in f32 as the
 /// references do.
 #[derive(Debug, Clone)]

@@ -67,7 +67,9 @@ pub fn expert_ffn(
         );
         assert!(job.rows.iter().all(|&r| (r as usize + 1) * hidden <= x.len()));
     }
-    scratch.hidden.resize(pairs * width, 0.0);
+    if scratch.hidden.len() < pairs * width {
+        scratch.hidden.resize(pairs * width, 0.0);
+    }
     let threads = pool.threads();
     scratch.threads.resize_with(threads, ThreadScratch::default);
     let (middle, locals) = (SharedMut::new(&mut scratch.hidden), SharedMut::new(&mut scratch.threads));

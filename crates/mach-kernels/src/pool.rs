@@ -140,8 +140,9 @@ fn work(shared: &Shared, index: usize) {
             if spins < SPINS + YIELDS {
                 relax(spins);
             } else {
-                // Announce, look once more, sleep: a job published in between sees the flag and unparks.
-                shared.parked[index].store(true, Ordering::SeqCst);
+                // Announce, look once more, sleep: a job published in between sees the flag and unparks. A swap, not a
+                // store: qemu does not order an Arm release store before a later acquire load, and a wake-up gets lost.
+                shared.parked[index].swap(true, Ordering::SeqCst);
                 if shared.epoch.load(Ordering::SeqCst) == seen {
                     std::thread::park();
                 }

@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 /// FNV-1a over the bits of all logits.
 fn digest(dir: &Path, activations: Activations, isa: Isa) -> Result<u64, ModelError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let options = LoadOptions { activations, threads: 2, isa: Some(isa.name().to_owned()) };
+    let options =
+        LoadOptions { activations, threads: 2, isa: Some(isa.name().to_owned()), ..Default::default() };
     let mut model = load(&checkpoint, &options, &mut |_| {})?;
     let vocab = model.config().vocab_size.max(1) as u64;
     let mut state = model.new_state();

@@ -6,6 +6,7 @@
 use mach_checkpoint::{CheckpointError, ModelConfig};
 use mach_kernels::delta::DeltaShape;
 
+use crate::model::ModelError;
 use crate::state::LayerState;
 
 /// The rows of one sequence inside a batch.
@@ -121,6 +122,14 @@ pub trait Backend {
 
     /// The values of a buffer, row-major.
     fn read<'a>(&'a self, buf: &'a Self::Buf) -> &'a [f32];
+    /// Takes in rows `[_, width]`.
+    fn write(&mut self, rows: &[f32], width: usize, out: &mut Self::Buf);
+    /// Moves the values of a buffer out of it.
+    fn take(&mut self, buf: &mut Self::Buf) -> Vec<f32>;
+    /// Lets a buffer reuse the memory of values that were taken out.
+    fn reuse(&mut self, values: Vec<f32>, buf: &mut Self::Buf);
+    /// A pass over these spans begins.
+    fn begin(&mut self, spans: &[Span]);
     /// `out[row] = table[ids[row]]`.
     fn embed(&mut self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Buf);
     /// Row-wise RMS norm.
@@ -155,6 +164,9 @@ pub trait Backend {
         states: &mut LayerStates<'_>,
         out: &mut Self::Buf,
     );
+    /// Cuts the block that the last [`gated_delta`](Backend::gated_delta) of this state ran back to its first `keep`
+    /// rows.
+    fn rewind_delta(&mut self, params: &DeltaParams<Self::Vector>, state: &mut LayerState, keep: usize);
     /// Softmax over the experts' logits (float arithmetic whatever the activation mode), the `top_k` largest,
     /// renormalised if asked; and the sigmoid of the shared expert's gate, if there is one.
     fn route(
@@ -166,7 +178,8 @@ pub trait Backend {
         norm: bool,
         out: &mut Routing,
     );
-    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`.
+    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`. Fails if an expert cannot be
+    /// read; `h` is then undefined.
     fn experts(
         &mut self,
         layer: usize,
@@ -174,7 +187,7 @@ pub trait Backend {
         routing: &Routing,
         shared: Option<&Mlp<Self::Matrix>>,
         h: &mut Self::Buf,
-    );
+    ) -> Result<(), ModelError>;
     /// `h += mlp(x)`.
     fn mlp(&mut self, mlp: &Mlp<Self::Matrix>, x: &Self::Buf, h: &mut Self::Buf);
     /// Copies the listed rows.

@@ -4,7 +4,8 @@ use mach_checkpoint::{CheckpointError, GdnConfig};
 use mach_kernels::delta::DeltaShape;
 
 use crate::backend::{AttentionSpec, Backend, DeltaParams, LayerStates, Loader, Mlp, Routing, Span};
-use crate::model::Observer;
+use crate::model::{ModelError, Observer};
+use crate::state::LayerState;
 
 /// Buffers that a forward pass reuses.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Workspace<B: Backend> {
     pub(crate) p: [B::Buf; 4],
     /// What the mixer hands to its output projection.
     pub(crate) mixed: B::Buf,
+    /// Logits on their way out; by itself, for it is large.
+    pub(crate) logits: B::Buf,
     pub(crate) routing: Routing,
 }
 
@@ -30,6 +33,7 @@ impl<B: Backend> Default for Workspace<B> {
             y: B::Buf::default(),
             p: Default::default(),
             mixed: B::Buf::default(),
+            logits: B::Buf::default(),
             routing: Routing::default(),
         }
     }
@@ -154,6 +158,11 @@ impl<B: Backend> GatedDelta<B> {
         b.gated_delta(&self.params, [u, z, beta, a], spans, states, &mut ws.mixed);
         b.linear(&ws.mixed, &[self.out], &mut [&mut ws.y]);
     }
+
+    /// Cuts the last block back to its first `keep` rows.
+    pub(crate) fn rewind(&self, b: &mut B, state: &mut LayerState, keep: usize) {
+        b.rewind_delta(&self.params, state, keep);
+    }
 }
 
 /// What mixes tokens.
@@ -237,7 +246,7 @@ impl<B: Backend> Layer<B> {
         spans: &[Span],
         states: &mut LayerStates<'_>,
         observer: &mut dyn Observer,
-    ) {
+    ) -> Result<(), ModelError> {
         b.rms_norm(&ws.h, &self.input_norm, eps, &mut ws.x);
         match &self.mixer {
             Mixer::Attention(attention) => attention.forward(b, ws, positions, spans, states),
@@ -250,9 +259,10 @@ impl<B: Backend> Layer<B> {
                 let (shared, gate) = moe.shared.as_ref().map(|(mlp, gate)| (mlp, gate)).unzip();
                 b.route(&ws.x, &moe.router, gate, moe.top_k, moe.norm_topk, &mut ws.routing);
                 observer.routed(index, &ws.routing.experts, &ws.routing.weights);
-                b.experts(index, &ws.x, &ws.routing, shared, &mut ws.h);
+                b.experts(index, &ws.x, &ws.routing, shared, &mut ws.h)?;
             }
             FeedForward::Dense(mlp) => b.mlp(mlp, &ws.x, &mut ws.h),
         }
+        Ok(())
     }
 }

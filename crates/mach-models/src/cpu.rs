@@ -1,18 +1,19 @@
 //! The CPU backend: `mach-kernels` behind [`Backend`].
 
-use mach_experts::{Bank, MatrixView};
+use mach_experts::MatrixView;
 use mach_io::HugeBuf;
 use mach_kernels::attention::{AttentionScratch, KvType, attend};
-use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaWeights, gated_delta};
+use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaWeights, gated_delta, rewind};
 use mach_kernels::elementwise::{self, Heads, Rope};
-use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
+use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
 use mach_kernels::{Isa, Pool};
 use mach_quant::MatrixLayout;
 
 use crate::backend::{AttentionSpec, Backend, DeltaParams, LayerStates, Mlp, Routing, Span};
-use crate::model::Activations;
+use crate::cpu_experts::{Experts, RowKind};
+use crate::model::{Activations, ModelError};
 use crate::state::LayerState;
 
 /// A matrix in the resident allocation.
@@ -25,8 +26,8 @@ pub struct Matrix {
 /// Rows of activations.
 #[derive(Debug, Default)]
 pub struct Buf {
-    data: Vec<f32>,
-    width: usize,
+    pub(crate) data: Vec<f32>,
+    pub(crate) width: usize,
 }
 
 impl Buf {
@@ -35,7 +36,7 @@ impl Buf {
         self.data.resize(rows * width, 0.0);
     }
 
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.data.len() / self.width.max(1)
     }
 }
@@ -43,30 +44,41 @@ impl Buf {
 /// The backend: thread pool, weights, working memory.
 #[derive(Debug)]
 pub struct Cpu {
-    pool: Pool,
-    isa: Isa,
+    pub(crate) pool: Pool,
+    pub(crate) isa: Isa,
     activations: Activations,
-    resident: HugeBuf,
+    pub(crate) resident: HugeBuf,
     resident_bytes: u64,
-    bank: Bank,
+    pub(crate) experts: Experts,
+    /// What each row of the pass is, for streaming.
+    pub(crate) rows: Vec<RowKind>,
     rope: Option<(f64, Rope)>,
     angles: Vec<f32>,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
+/// Working memory that passes reuse.
 #[derive(Debug, Default)]
-struct Scratch {
+pub(crate) struct Scratch {
     operands: Vec<Operand>,
     heads: [Vec<f32>; 3],
     attention: AttentionScratch,
     delta: DeltaScratch,
-    ffn: FfnScratch,
-    lists: Vec<Vec<u32>>,
-    all_rows: Vec<u32>,
-    pairs: Vec<f32>,
-    weights: Vec<f32>,
-    places: Vec<u32>,
+    pub(crate) ffn: FfnScratch,
+    pub(crate) lists: Vec<Vec<u32>>,
+    pub(crate) all_rows: Vec<u32>,
+    pub(crate) pairs: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
+    pub(crate) places: Vec<u32>,
     routes: [Buf; 2],
+}
+
+/// Element type of cached keys and values: exact in the float mode.
+pub(crate) fn kv_type(activations: Activations) -> KvType {
+    match activations {
+        Activations::Int8 => KvType::Bf16,
+        Activations::F32 => KvType::F32,
+    }
 }
 
 impl Cpu {
@@ -76,42 +88,49 @@ impl Cpu {
         activations: Activations,
         resident: HugeBuf,
         resident_bytes: u64,
-        bank: Bank,
+        experts: Experts,
     ) -> Self {
         let (rope, angles, scratch) = (None, Vec::new(), Scratch::default());
-        Cpu { pool, isa, activations, resident, resident_bytes, bank, rope, angles, scratch }
+        let rows = Vec::new();
+        Cpu { pool, isa, activations, resident, resident_bytes, experts, rows, rope, angles, scratch }
     }
 
     /// Element type of cached keys and values: exact in the float mode.
     pub(crate) fn kv_type(&self) -> KvType {
-        match self.activations {
-            Activations::Int8 => KvType::Bf16,
-            Activations::F32 => KvType::F32,
-        }
+        kv_type(self.activations)
+    }
+
+    pub(crate) fn compute(&mut self) -> (&mut Pool, Isa) {
+        (&mut self.pool, self.isa)
+    }
+
+    pub(crate) fn activations(&self) -> Activations {
+        self.activations
     }
 
     pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
-        let huge = self.resident.huge_bytes().zip(self.bank.huge_bytes()).map(|(a, b)| a + b);
-        let total = (self.resident.len() + self.bank.allocated_bytes()).max(1);
-        vec![
+        let allocated = self.experts.allocated_bytes();
+        let huge = self.resident.huge_bytes().zip(self.experts.huge_bytes()).map(|(a, b)| a + b);
+        let total = (self.resident.len() + allocated).max(1);
+        let mut facts = vec![
             ("isa", self.isa.to_string()),
             ("threads", self.pool.threads().to_string()),
             ("activations", if self.activations == Activations::Int8 { "int8" } else { "f32" }.into()),
             ("kv_type", if self.kv_type() == KvType::Bf16 { "bf16" } else { "f32" }.into()),
             ("resident_weight_bytes", self.resident_bytes.to_string()),
-            ("expert_weight_bytes", self.bank.weight_bytes().to_string()),
-            ("expert_slots", self.bank.slots().to_string()),
             ("huge_page_share", huge.map_or("unknown".into(), |h| format!("{:.2}", h as f64 / total as f64))),
-        ]
+        ];
+        facts.extend(self.experts.facts());
+        facts
     }
 }
 
 /// The weights of a matrix. A free function, so that other fields stay borrowable.
-fn weights<'a>(resident: &'a HugeBuf, m: &Matrix) -> MatRef<'a> {
+pub(crate) fn weights<'a>(resident: &'a HugeBuf, m: &Matrix) -> MatRef<'a> {
     MatRef::new(m.layout, &resident[m.offset..m.offset + m.layout.bytes()])
 }
 
-fn view(m: MatrixView<'_>) -> MatRef<'_> {
+pub(crate) fn view(m: MatrixView<'_>) -> MatRef<'_> {
     MatRef::new(m.layout, m.data)
 }
 
@@ -122,6 +141,26 @@ impl Backend for Cpu {
 
     fn read<'a>(&'a self, buf: &'a Buf) -> &'a [f32] {
         &buf.data
+    }
+
+    fn write(&mut self, rows: &[f32], width: usize, out: &mut Buf) {
+        out.width = width;
+        out.data.clear();
+        out.data.extend_from_slice(rows);
+    }
+
+    fn take(&mut self, buf: &mut Buf) -> Vec<f32> {
+        std::mem::take(&mut buf.data)
+    }
+
+    fn reuse(&mut self, values: Vec<f32>, buf: &mut Buf) {
+        if values.capacity() > buf.data.capacity() {
+            buf.data = values;
+        }
+    }
+
+    fn begin(&mut self, spans: &[Span]) {
+        self.begin_pass(spans);
     }
 
     fn embed(&mut self, table: &Matrix, ids: &[u32], out: &mut Buf) {
@@ -142,6 +181,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
+        self.experts.pump();
         let rows = x.rows();
         // One operand for each kind of weights, then all products in one go.
         let operands = &mut self.scratch.operands;
@@ -188,6 +228,7 @@ impl Backend for Cpu {
         states: &mut LayerStates<'_>,
         out: &mut Buf,
     ) {
+        self.experts.pump();
         let (rows, width, kv_width) = (q.rows(), spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let [queries, keys, gate] = &mut self.scratch.heads;
         queries.resize(rows * width, 0.0);
@@ -240,17 +281,12 @@ impl Backend for Cpu {
         states: &mut LayerStates<'_>,
         out: &mut Buf,
     ) {
+        self.experts.pump();
         let shape = &params.shape;
         let [u, z, b, a] = inputs;
         let width = shape.value_heads * shape.value_dim;
         out.shape(u.rows(), width);
-        let weights = DeltaWeights {
-            conv: &params.conv,
-            dt_bias: &params.dt_bias,
-            neg_exp_a: &params.neg_exp_a,
-            norm: &params.norm,
-            eps: params.eps,
-        };
+        let weights = delta_weights(params);
         for (span, state) in spans.iter().zip(states.iter_mut()) {
             let LayerState::Delta(state) = state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
@@ -264,6 +300,12 @@ impl Backend for Cpu {
             let scratch = &mut self.scratch.delta;
             gated_delta(&mut self.pool, self.isa, shape, &weights, state, scratch, &inputs, span.rows, out);
         }
+    }
+
+    fn rewind_delta(&mut self, params: &DeltaParams<Vec<f32>>, state: &mut LayerState, keep: usize) {
+        let LayerState::Delta(state) = state else { return };
+        let (weights, scratch) = (delta_weights(params), &mut self.scratch.delta);
+        rewind(&mut self.pool, self.isa, &params.shape, &weights, state, scratch, keep);
     }
 
     fn route(
@@ -309,52 +351,8 @@ impl Backend for Cpu {
         routing: &Routing,
         shared: Option<&Mlp<Matrix>>,
         h: &mut Buf,
-    ) {
-        let (rows, hidden) = (x.rows(), x.width);
-        let top_k = routing.experts.len() / rows.max(1);
-        let ranks = top_k + usize::from(shared.is_some());
-        let Scratch { lists, all_rows, pairs, weights: rank_weights, places, ffn, .. } = &mut self.scratch;
-        let count = routing.experts.iter().map(|&e| e as usize + 1).max().unwrap_or(0);
-        lists.iter_mut().for_each(Vec::clear);
-        if lists.len() < count {
-            lists.resize_with(count, Vec::new);
-        }
-        for (i, &e) in routing.experts.iter().enumerate() {
-            lists[e as usize].push((i / top_k) as u32);
-        }
-        all_rows.clear();
-        all_rows.extend(0..rows as u32);
-        let mut jobs = Vec::with_capacity(count + 1);
-        let mut starts = vec![0u32; count];
-        let mut first_pair = 0;
-        for (e, list) in lists.iter().enumerate().filter(|(_, list)| !list.is_empty()) {
-            // A layer whose routing names it is a MoE layer and has a slot for each expert.
-            let Some(expert) = self.bank.expert(layer, e) else { continue };
-            let expert = ExpertRef { gate: view(expert.gate), up: view(expert.up), down: view(expert.down) };
-            starts[e] = first_pair as u32;
-            jobs.push(ExpertJob { expert, rows: list, first_pair });
-            first_pair += list.len();
-        }
-        if let Some(mlp) = shared {
-            jobs.push(ExpertJob { expert: network(&self.resident, mlp), rows: all_rows, first_pair });
-        }
-        places.clear();
-        rank_weights.clear();
-        for row in 0..rows {
-            for rank in row * top_k..(row + 1) * top_k {
-                let start = &mut starts[routing.experts[rank] as usize];
-                places.push(*start);
-                rank_weights.push(routing.weights[rank]);
-                *start += 1;
-            }
-            if shared.is_some() {
-                places.push((first_pair + row) as u32);
-                rank_weights.push(routing.shared[row]);
-            }
-        }
-        pairs.resize(rows * ranks * hidden, 0.0);
-        expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &jobs, pairs);
-        combine(&mut self.pool, self.isa, pairs, rank_weights, places, ranks, hidden, &mut h.data);
+    ) -> Result<(), ModelError> {
+        self.run_experts(layer, x, routing, shared, h)
     }
 
     fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
@@ -375,7 +373,17 @@ impl Backend for Cpu {
     }
 }
 
-fn network<'a>(resident: &'a HugeBuf, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
+fn delta_weights(params: &DeltaParams<Vec<f32>>) -> DeltaWeights<'_> {
+    DeltaWeights {
+        conv: &params.conv,
+        dt_bias: &params.dt_bias,
+        neg_exp_a: &params.neg_exp_a,
+        norm: &params.norm,
+        eps: params.eps,
+    }
+}
+
+pub(crate) fn network<'a>(resident: &'a HugeBuf, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
     ExpertRef {
         gate: weights(resident, &mlp.gate),
         up: weights(resident, &mlp.up),

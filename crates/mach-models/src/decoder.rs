@@ -1,13 +1,18 @@
 //! The forward pass that the families share: embedding, layers, final norm, head.
 
+use std::sync::Arc;
+
 use mach_checkpoint::{LayerKind, ModelConfig};
+use mach_experts::StreamingStats;
 use mach_kernels::attention::{KvCache, KvShape};
 use mach_kernels::delta::DeltaState;
+use mach_kernels::{Isa, Pool};
 
 use crate::backend::{Backend, Span};
-use crate::blocks::{Layer, Workspace, delta_shape};
+use crate::blocks::{Layer, Mixer, Workspace, delta_shape};
 use crate::cpu::Cpu;
-use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment};
+use crate::footprint::state_bytes;
+use crate::model::{Activations, DraftHost, LogitRows, Logits, Model, ModelError, Observer, Segment};
 use crate::state::{LayerState, SequenceState};
 
 /// A family's weights.
@@ -56,13 +61,11 @@ impl Model for Decoder {
 
     fn new_state(&self) -> SequenceState {
         let layers = self.config.layers.iter().map(|&kind| self.layer_state(kind)).collect();
-        SequenceState { position: 0, layers }
+        SequenceState::new(layers)
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
-        let page = self.kv_shape().page_bytes() * tokens.div_ceil(mach_kernels::attention::PAGE);
-        let empty = self.new_state().bytes();
-        empty + page * self.config.layers.iter().filter(|&&k| k == LayerKind::FullAttention).count()
+        state_bytes(&self.config, self.backend.activations(), tokens)
     }
 
     fn forward(
@@ -92,14 +95,17 @@ impl Model for Decoder {
         }
 
         let Decoder { config, parts, backend: b, workspace: ws } = self;
+        b.begin(&spans);
         b.embed(&parts.embedding, &ids, &mut ws.h); // [rows, hidden]
         observer.hidden(0, b.read(&ws.h));
         for (index, layer) in parts.layers.iter().enumerate() {
             let mut states = segments.iter_mut().map(|s| &mut s.state.layers[index]).collect();
-            layer.forward(b, ws, index, config.rms_norm_eps, &positions, &spans, &mut states, observer);
+            layer.forward(b, ws, index, config.rms_norm_eps, &positions, &spans, &mut states, observer)?;
             observer.hidden(index + 1, b.read(&ws.h));
         }
         for segment in segments.iter_mut() {
+            // A block is one pass.
+            segment.state.block = segment.state.block.filter(|&start| start == segment.state.position);
             segment.state.position += segment.tokens.len();
         }
         if wanted.is_empty() {
@@ -108,8 +114,31 @@ impl Model for Decoder {
         b.select(&ws.h, &wanted, &mut ws.y);
         b.rms_norm(&ws.y, &parts.final_norm, config.rms_norm_eps, &mut ws.x);
         observer.last_norm(b.read(&ws.x));
-        b.linear(&ws.x, &[parts.head], &mut [&mut ws.mixed]); // [wanted, vocab]
-        Ok(Logits { vocab, data: b.read(&ws.mixed).to_vec() })
+        b.linear(&ws.x, &[parts.head], &mut [&mut ws.logits]); // [wanted, vocab]
+        Ok(Logits { vocab, data: b.take(&mut ws.logits) })
+    }
+
+    fn keep_rows(&mut self, state: &mut SequenceState, rows: usize) -> Result<(), ModelError> {
+        state.end_block(rows)?;
+        let Decoder { parts, backend, .. } = self;
+        for (layer, state) in parts.layers.iter().zip(&mut state.layers) {
+            if let Mixer::GatedDelta(delta) = &layer.mixer {
+                delta.rewind(backend, state, rows);
+            }
+        }
+        Ok(())
+    }
+
+    fn recycle(&mut self, logits: Logits) {
+        self.backend.reuse(logits.data, &mut self.workspace.logits);
+    }
+
+    fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
+        Some(self)
+    }
+
+    fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
+        self.backend.streaming_stats()
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
@@ -127,5 +156,39 @@ impl Model for Decoder {
         let (channels, rows) = (shape.channels(), shape.taps - 1);
         let conv = (0..channels * rows).map(|i| delta.conv[i % rows * channels + i / rows]).collect();
         Some((conv, delta.matrices(&shape)))
+    }
+}
+
+impl DraftHost for Decoder {
+    fn embed_rows(&mut self, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let vocab = self.config.vocab_size;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(ModelError::Token { id, vocab });
+        }
+        self.backend.embed(&self.parts.embedding, ids, &mut self.workspace.h);
+        Ok(self.backend.read(&self.workspace.h).to_vec())
+    }
+
+    fn head_logits(&mut self, rows: &[f32]) -> Result<Logits, ModelError> {
+        let Decoder { config, parts, backend: b, workspace: ws } = self;
+        if !rows.len().is_multiple_of(config.hidden_size) {
+            let width = config.hidden_size;
+            return Err(ModelError::Unsupported(format!("{} values are no rows of {width}", rows.len())));
+        }
+        b.write(rows, config.hidden_size, &mut ws.x);
+        b.linear(&ws.x, &[parts.head], &mut [&mut ws.logits]); // [rows, vocab]
+        Ok(Logits { vocab: config.vocab_size, data: b.take(&mut ws.logits) })
+    }
+
+    fn return_logits(&mut self, logits: Logits) {
+        self.recycle(logits);
+    }
+
+    fn compute(&mut self) -> (&mut Pool, Isa) {
+        self.backend.compute()
+    }
+
+    fn activations(&self) -> Activations {
+        self.backend.activations()
     }
 }

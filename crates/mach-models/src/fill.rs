@@ -1,10 +1,12 @@
 //! Filling the resident allocation with all threads.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use mach_checkpoint::{CheckpointError, PackedMatrix, WeightSource};
-use mach_io::HugeBuf;
+use mach_checkpoint::{Checkpoint, CheckpointError, LinearSource, PackedMatrix, WeightSource};
+use mach_experts::SidecarError;
+use mach_io::{DirectFile, HugeBuf};
 use mach_quant::{MatrixLayout, Source, TILE_ROWS};
 
 use crate::cpu::Matrix;
@@ -13,9 +15,13 @@ use crate::model::ModelError;
 /// Bytes that one job writes, so that all threads have work.
 const CHUNK: usize = 1 << 20;
 
+/// Fewest threads where files are read: reading waits more than it computes.
+const READERS: usize = 4;
+
 enum Content<'a> {
-    Stored(Source<'a>),
-    Packed(PackedMatrix<'a>),
+    Stored(LinearSource<'a>, Source<'a>),
+    /// Laid out already: which file, and where in it.
+    Packed(PackedMatrix<'a>, usize, u64),
 }
 
 /// Some units of one matrix.
@@ -24,6 +30,8 @@ struct Job<'a, 'm> {
     content: Content<'a>,
     layout: MatrixLayout,
     first: usize,
+    /// Whether these are the matrix's last.
+    last: bool,
     out: &'m mut [u8],
 }
 
@@ -36,33 +44,50 @@ struct Part {
 }
 
 impl Job<'_, '_> {
-    fn run(self) -> Option<Part> {
-        let Job { item, content, layout, first, out } = self;
-        match content {
-            Content::Stored(source) => {
+    fn run(
+        self,
+        checkpoint: &Checkpoint,
+        files: &[DirectFile],
+        buffer: &mut Option<HugeBuf>,
+    ) -> Result<Option<Part>, ModelError> {
+        let Job { item, content, layout, first, last, out } = self;
+        let (from, file, base) = match content {
+            Content::Stored(linear, source) => {
                 layout.pack(&source, first, out);
-                None
+                if last {
+                    // These pages are not looked at again; without this they would count as this process's memory.
+                    for part in [linear.weight, linear.scales, linear.biases] {
+                        checkpoint.let_go(part);
+                    }
+                }
+                return Ok(None);
             }
-            Content::Packed(from) => {
-                let unit = from.layout.unit_bytes();
-                // Jobs start at whole tiles, so their sources do not overlap.
-                let (start, len) = if from.layout == layout {
-                    (first * unit, out.len())
-                } else {
-                    let tiles = (out.len() / layout.unit_bytes().max(1)).div_ceil(TILE_ROWS);
-                    (first / TILE_ROWS * unit, tiles * unit)
-                };
-                let crc32c = crc32c::crc32c(from.data.get(start..start + len).unwrap_or_default());
-                layout.repack(&from.layout, from.data, first, out);
-                Some(Part { item, start, len, crc32c })
-            }
+            Content::Packed(from, file, base) => (from, files.get(file), base),
+        };
+        let unit = from.layout.unit_bytes();
+        // Jobs start at whole tiles, so their sources do not overlap.
+        let (start, len) = if from.layout == layout {
+            (first * unit, out.len())
+        } else {
+            let tiles = (out.len() / layout.unit_bytes().max(1)).div_ceil(TILE_ROWS);
+            (first / TILE_ROWS * unit, tiles * unit)
+        };
+        let needed = DirectFile::buffer_len(len);
+        if buffer.as_ref().is_none_or(|b| b.len() < needed) {
+            *buffer = Some(HugeBuf::zeroed(needed).map_err(|e| ModelError::Memory(e.to_string()))?);
         }
+        let (Some(file), Some(buffer)) = (file, buffer) else { return Ok(None) };
+        let bytes = file.read(base + start as u64, len, buffer).map_err(SidecarError::from)?;
+        let crc32c = crc32c::crc32c(bytes);
+        layout.repack(&from.layout, bytes, 0, out);
+        Ok(Some(Part { item, start, len, crc32c }))
     }
 }
 
 /// Lays every matrix out in one allocation of `bytes` bytes, checks that stored ones are finite and laid out ones have
-/// their checksums. `progress` hears how many bytes are placed.
+/// their checksums. Laid out ones are read past the page cache. `progress` hears how many bytes are placed.
 pub(crate) fn fill(
+    checkpoint: &Checkpoint,
     items: &[(WeightSource<'_>, Matrix)],
     bytes: usize,
     threads: usize,
@@ -70,6 +95,7 @@ pub(crate) fn fill(
 ) -> Result<HugeBuf, ModelError> {
     let mut memory = HugeBuf::zeroed(bytes).map_err(|e| ModelError::Memory(e.to_string()))?;
     let mut jobs = Vec::new();
+    let mut paths: Vec<PathBuf> = Vec::new();
     let mut rest: &mut [u8] = &mut memory;
     let mut at = 0;
     for (item, (source, matrix)) in items.iter().enumerate() {
@@ -88,24 +114,47 @@ pub(crate) fn fill(
             let (out, others) = std::mem::take(&mut mine).split_at_mut(take);
             mine = others;
             let content = match source {
-                WeightSource::Stored(source) => Content::Stored(source.source()?),
-                WeightSource::Packed(packed) => Content::Packed(*packed),
+                WeightSource::Stored(linear) => Content::Stored(*linear, linear.source()?),
+                WeightSource::Packed(packed) => {
+                    let (path, base) = checkpoint.locate(packed.data).unwrap_or((packed.file, 0));
+                    let file = paths.iter().position(|p| p == path).unwrap_or_else(|| {
+                        paths.push(path.to_owned());
+                        paths.len() - 1
+                    });
+                    Content::Packed(*packed, file, base)
+                }
             };
-            jobs.push(Job { item, content, layout, first, out });
+            jobs.push(Job { item, content, layout, first, last: mine.is_empty(), out });
             first += units;
         }
     }
-    let workers = threads.clamp(1, jobs.len().max(1));
+    let files = paths.iter().map(|path| DirectFile::open(path)).collect::<Result<Vec<_>, _>>();
+    let files = files.map_err(SidecarError::from)?;
+    let workers = if files.is_empty() { threads } else { threads.max(READERS) };
+    let workers = workers.clamp(1, jobs.len().max(1));
     let queue = Mutex::new(jobs.into_iter());
-    let parts = Mutex::new(Vec::new());
-    let (done, finished) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let (parts, failure) = (Mutex::new(Vec::new()), Mutex::new(None));
+    let (done, finished, stop) = (AtomicU64::new(0), AtomicUsize::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(job) = queue.lock().ok().and_then(|mut q| q.next()) {
+                let mut buffer = None;
+                while !stop.load(Ordering::Relaxed)
+                    && let Some(job) = queue.lock().ok().and_then(|mut q| q.next())
+                {
                     let bytes = job.out.len() as u64;
-                    if let (Some(part), Ok(mut parts)) = (job.run(), parts.lock()) {
-                        parts.push(part);
+                    match job.run(checkpoint, &files, &mut buffer) {
+                        Ok(part) => {
+                            if let (Some(part), Ok(mut parts)) = (part, parts.lock()) {
+                                parts.push(part);
+                            }
+                        }
+                        Err(error) => {
+                            stop.store(true, Ordering::Relaxed);
+                            if let Ok(mut first) = failure.lock() {
+                                first.get_or_insert(error);
+                            }
+                        }
                     }
                     done.fetch_add(bytes, Ordering::Relaxed);
                 }
@@ -117,6 +166,9 @@ pub(crate) fn fill(
             progress(done.load(Ordering::Relaxed));
         }
     });
+    if let Ok(Some(error)) = failure.into_inner() {
+        return Err(error);
+    }
     check(items, parts.into_inner().unwrap_or_default())?;
     Ok(memory)
 }

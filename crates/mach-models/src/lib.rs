@@ -12,19 +12,26 @@
 pub mod backend;
 mod blocks;
 pub mod cpu;
+mod cpu_experts;
 mod decoder;
 mod fill;
+mod footprint;
 mod inventory;
+mod limits;
 mod loader;
 mod model;
 pub mod qwen3_5_moe;
 pub mod qwen3_moe;
 mod state;
 
+pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
+/// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
+pub const NUMERICS_VERSION: u32 = 1;
+
 pub use inventory::{ResidentWeight, resident_weights};
 pub use loader::load;
 pub use model::{
-    Activations, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError, NoObserver, Observer,
-    Segment,
+    Activations, DraftHost, ExpertMode, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError,
+    NoObserver, Observer, Segment, StreamingOptions, StreamingSource,
 };
 pub use state::{LayerState, SequenceState};

@@ -1,17 +1,25 @@
 //! Loading: first every matrix is found, checked and given its place, then one allocation is filled by all threads.
 
+use std::sync::Arc;
+
 use mach_checkpoint::{Checkpoint, CheckpointError, Family, ModelConfig, WeightSource};
-use mach_experts::{Bank, BankError, RecordLayout, Sidecar};
-use mach_io::ReaderOptions;
+use mach_experts::{
+    Bank, BankError, BankOptions, ExpertFiles, RecordLayout, Sidecar, SlicePool, SliceSource, StreamingBank,
+};
+use mach_io::faults::Faults;
+use mach_io::{HugeBuf, ReaderOptions};
 use mach_kernels::{Isa, Pool};
 use mach_quant::Order;
 
 use crate::backend::Loader;
 use crate::cpu::{Cpu, Matrix};
+use crate::cpu_experts::Experts;
 use crate::decoder::{Decoder, Parts};
 use crate::fill::fill;
-use crate::model::{Activations, LoadOptions, LoadProgress, Model, ModelError};
-use crate::{qwen3_5_moe, qwen3_moe};
+use crate::model::{
+    Activations, ExpertMode, LoadOptions, LoadProgress, Model, ModelError, StreamingOptions, StreamingSource,
+};
+use crate::{limits, qwen3_5_moe, qwen3_moe};
 
 /// Matrices start at multiples of a cache line.
 const ALIGN: usize = 64;
@@ -26,47 +34,125 @@ impl From<BankError> for ModelError {
     }
 }
 
-/// Loads a checkpoint with all experts resident.
+/// Order of weights that meets an activation path.
+pub(crate) fn order_of(activations: Activations) -> Order {
+    match activations {
+        Activations::Int8 => Order::Tiles,
+        Activations::F32 => Order::Rows,
+    }
+}
+
+/// Loads a checkpoint.
 pub fn load(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
+    limits::check(checkpoint.config())?;
     let isa = match &options.isa {
         Some(name) => name.parse().map_err(ModelError::Unsupported)?,
         None => Isa::best(),
     };
     let pool = Pool::new(options.threads);
-    let order = match options.activations {
-        Activations::Int8 => Order::Tiles,
-        Activations::F32 => Order::Rows,
-    };
-    let mut plan = Plan { checkpoint, order, items: Vec::new(), bytes: 0 };
+    let order = order_of(options.activations);
+    let mut plan = Plan::new(checkpoint, order);
     let parts = family_parts(checkpoint, &mut plan)?;
-    // A converted checkpoint has its experts in the sidecar only.
-    let sidecar = match checkpoint.resident_index() {
-        Some(_) => Some(Sidecar::open(checkpoint)?),
-        None => None,
-    };
-    let expert_bytes = expert_bytes(checkpoint, sidecar.as_ref(), order)?;
-    let bytes_total = plan.weight_bytes() + expert_bytes;
     let resident_bytes = plan.weight_bytes();
-    let resident = fill(&plan.items, plan.bytes, pool.threads(), &mut |bytes_done| {
-        progress(LoadProgress { bytes_done, bytes_total });
-    })?;
-    let mut experts_done = |bytes| {
-        progress(LoadProgress { bytes_done: resident_bytes + bytes, bytes_total });
-    };
-    let bank = match sidecar {
-        Some(sidecar) => {
-            let mut reader = sidecar.reader(&ReaderOptions::default())?;
-            Bank::from_sidecar(&sidecar, order, &mut reader, &mut experts_done)?
+    let (experts, resident) = match &options.experts {
+        ExpertMode::Resident => {
+            // A converted checkpoint has its experts in the sidecar only.
+            let sidecar = match checkpoint.resident_index() {
+                Some(_) => Some(Sidecar::open(checkpoint)?),
+                None => None,
+            };
+            let bytes_total = resident_bytes + expert_bytes(checkpoint, sidecar.as_ref(), order)?;
+            let resident = plan.fill(pool.threads(), bytes_total, progress)?;
+            let mut experts_done = |bytes| {
+                progress(LoadProgress { bytes_done: resident_bytes + bytes, bytes_total });
+            };
+            let bank = match sidecar {
+                Some(sidecar) => {
+                    let mut reader = sidecar.reader(&ReaderOptions::default())?;
+                    Bank::from_sidecar(&sidecar, order, &mut reader, &mut experts_done)?
+                }
+                None => Bank::resident(checkpoint, order, pool.threads(), &mut experts_done)?,
+            };
+            (Experts::Resident(bank), resident)
         }
-        None => Bank::resident(checkpoint, order, pool.threads(), &mut experts_done)?,
+        ExpertMode::Streaming(streaming) => {
+            let bank = streaming_bank(checkpoint, streaming, order)?;
+            (Experts::Streaming(Box::new(bank)), plan.fill(pool.threads(), resident_bytes, progress)?)
+        }
     };
-    progress(LoadProgress { bytes_done: bytes_total, bytes_total });
-    let cpu = Cpu::new(pool, isa, options.activations, resident, resident_bytes, bank);
+    let cpu = Cpu::new(pool, isa, options.activations, resident, resident_bytes, experts);
     Ok(Box::new(Decoder::new(checkpoint.config().clone(), parts, cpu)))
+}
+
+/// Threads that read slices of safetensors.
+const SLICE_THREADS: usize = 4;
+
+fn streaming_bank(
+    checkpoint: &Checkpoint,
+    options: &StreamingOptions,
+    order: Order,
+) -> Result<StreamingBank, ModelError> {
+    let files = match options.source {
+        StreamingSource::Sidecar => {
+            let sidecar = Sidecar::open(checkpoint)?;
+            let defaults = ReaderOptions::default();
+            let reader = sidecar.reader(&ReaderOptions {
+                submission: options.submission,
+                caching: options.caching,
+                depth: if options.depth == 0 { defaults.depth } else { options.depth },
+                registered: Vec::new(),
+            })?;
+            let reader = match &options.faults {
+                Some(Faults(plan)) => reader.with_faults(Arc::clone(plan)),
+                None => reader,
+            };
+            ExpertFiles::Records { sidecar, reader }
+        }
+        StreamingSource::Bf16 | StreamingSource::Diagnostic => {
+            let source = slices(checkpoint, options.source, order)?;
+            let pool =
+                SlicePool::new(source, SLICE_THREADS).map_err(|e| ModelError::Memory(e.to_string()))?;
+            ExpertFiles::Slices(pool)
+        }
+    };
+    let bank = StreamingBank::new(
+        files,
+        BankOptions {
+            bank_slots: options.bank_slots,
+            arena_slots: options.arena_slots,
+            top_k: checkpoint.config().moe.top_k,
+            order,
+            eviction: options.eviction,
+            probed_bandwidth: options.probed_bandwidth,
+        },
+    )?;
+    Ok(bank)
+}
+
+/// The experts inside the checkpoint's own tensors.
+pub(crate) fn slices(
+    checkpoint: &Checkpoint,
+    source: StreamingSource,
+    order: Order,
+) -> Result<SliceSource, ModelError> {
+    if checkpoint.resident_index().is_some() {
+        return Err(ModelError::Unsupported(format!(
+            "{}: written by `mach convert`: its experts are in the sidecar only, not in its safetensors",
+            checkpoint.dir().display()
+        )));
+    }
+    let slices = SliceSource::of(checkpoint, order)?;
+    if source == StreamingSource::Bf16 && !slices.is_bf16() {
+        return Err(ModelError::Unsupported(format!(
+            "{}: its experts are not plain bfloat16, which is what bf16_streaming is for",
+            checkpoint.dir().display()
+        )));
+    }
+    Ok(slices)
 }
 
 /// Asks `loader` for every weight of the checkpoint's family.
@@ -81,7 +167,7 @@ pub(crate) fn family_parts(
 }
 
 /// Bytes of all experts' weights: the sidecar's, or from the first record of each layer.
-fn expert_bytes(
+pub(crate) fn expert_bytes(
     checkpoint: &Checkpoint,
     sidecar: Option<&Sidecar>,
     order: Order,
@@ -102,7 +188,8 @@ fn expert_bytes(
     Ok(total)
 }
 
-struct Plan<'a> {
+/// Where each matrix outside the experts goes.
+pub(crate) struct Plan<'a> {
     checkpoint: &'a Checkpoint,
     order: Order,
     items: Vec<(WeightSource<'a>, Matrix)>,
@@ -110,6 +197,28 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, order: Order) -> Self {
+        Plan { checkpoint, order, items: Vec::new(), bytes: 0 }
+    }
+
+    /// Bytes to allocate.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn fill(
+        &self,
+        threads: usize,
+        bytes_total: u64,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<HugeBuf, ModelError> {
+        let memory = fill(self.checkpoint, &self.items, self.bytes, threads, &mut |bytes_done| {
+            progress(LoadProgress { bytes_done, bytes_total });
+        })?;
+        progress(LoadProgress { bytes_done: self.weight_bytes(), bytes_total });
+        Ok(memory)
+    }
+
     fn place(&mut self, source: WeightSource<'a>, order: Order) -> Result<Matrix, CheckpointError> {
         let layout = source.layout(order)?;
         let matrix = Matrix { layout, offset: self.bytes };

@@ -1,6 +1,12 @@
 //! The interface between a model and its users (engine, golden checks, benchmarks).
 
+use std::sync::Arc;
+
 use mach_checkpoint::{CheckpointError, ModelConfig};
+use mach_experts::{EvictionPolicy, StreamingStats};
+use mach_io::faults::Faults;
+use mach_io::{Caching, Submission};
+use mach_kernels::{Isa, Pool};
 
 use crate::SequenceState;
 
@@ -23,6 +29,53 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Instruction set by name (`scalar`, `avx2`, `avx512`, `neon`); `None` picks the best the machine has.
     pub isa: Option<String>,
+    /// Where routed experts are.
+    pub experts: ExpertMode,
+}
+
+/// Where routed experts are while the model runs. Changes speed and memory, never a logit.
+#[derive(Debug, Clone, Default)]
+pub enum ExpertMode {
+    /// All in memory.
+    #[default]
+    Resident,
+    /// On the drive, those in use in a bank.
+    Streaming(StreamingOptions),
+}
+
+/// What experts are streamed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamingSource {
+    /// The records of the sidecar.
+    #[default]
+    Sidecar,
+    /// Plain bfloat16 experts of the checkpoint's own tensors.
+    Bf16,
+    /// Whatever the checkpoint's own tensors are: slow, to find out what is wrong with a sidecar.
+    Diagnostic,
+}
+
+/// How experts are streamed.
+#[derive(Debug, Clone, Default)]
+pub struct StreamingOptions {
+    /// From what.
+    pub source: StreamingSource,
+    /// Slots of the bank: 0, or at least the experts of one token.
+    pub bank_slots: usize,
+    /// Slots of the arena.
+    pub arena_slots: usize,
+    /// Which expert leaves a full bank.
+    pub eviction: EvictionPolicy,
+    /// System interface that reads.
+    pub submission: Submission,
+    /// Past the page cache or through it.
+    pub caching: Caching,
+    /// Most reads at the drive at one time; 0 for a number that suits most drives.
+    pub depth: usize,
+    /// Bytes a second of random reads that a probe found, for statistics.
+    pub probed_bandwidth: Option<f64>,
+    /// Reads that fail on purpose, for tests.
+    pub faults: Option<Faults>,
 }
 
 /// Reported while loading, once for each unit of work.
@@ -44,6 +97,9 @@ pub enum ModelError {
     /// The experts on disk are unusable.
     #[error(transparent)]
     Sidecar(#[from] mach_experts::SidecarError),
+    /// Experts cannot be streamed.
+    #[error(transparent)]
+    Streaming(#[from] mach_experts::StreamingError),
     /// Memory for weights or state could not be had.
     #[error("out of memory: {0}")]
     Memory(String),
@@ -124,6 +180,20 @@ pub trait Observer {
 pub struct NoObserver;
 impl Observer for NoObserver {}
 
+/// What a draft model borrows from its target.
+pub trait DraftHost {
+    /// Rows of the embedding table, `[ids, hidden]`, as stored: without any scale that the model applies itself.
+    fn embed_rows(&mut self, ids: &[u32]) -> Result<Vec<f32>, ModelError>;
+    /// The output head on rows `[rows, hidden]` that are normed already.
+    fn head_logits(&mut self, rows: &[f32]) -> Result<Logits, ModelError>;
+    /// Takes back logits that are done with.
+    fn return_logits(&mut self, logits: Logits);
+    /// The threads and the instruction set of the target, for the draft's own arithmetic.
+    fn compute(&mut self) -> (&mut Pool, Isa);
+    /// The target's activation path.
+    fn activations(&self) -> Activations;
+}
+
 /// A loaded model.
 pub trait Model: Send {
     /// Its settings.
@@ -138,6 +208,22 @@ pub trait Model: Send {
         segments: &mut [Segment<'_>],
         observer: &mut dyn Observer,
     ) -> Result<Logits, ModelError>;
+    /// Keeps the first `rows` rows of the block that the last pass ran (see
+    /// [`SequenceState::begin_block`]) and undoes the rest: the state becomes, bit for bit, what those rows alone
+    /// leave. The default suits models whose layers are all attention.
+    fn keep_rows(&mut self, state: &mut SequenceState, rows: usize) -> Result<(), ModelError> {
+        state.end_block(rows)
+    }
+    /// Takes back logits that are done with, so that the next pass need not find memory for its own.
+    fn recycle(&mut self, _logits: Logits) {}
+    /// What a draft borrows, if this model can be drafted for.
+    fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
+        None
+    }
+    /// Where streaming publishes its counters; `None` if all experts are in memory.
+    fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
+        None
+    }
     /// What truly runs, as key/value pairs for startup signals: `family`, `isa`, `threads`, `activations`,
     /// `weights_bytes`, `expert_bytes`, `huge_pages` and the like.
     fn facts(&self) -> Vec<(&'static str, String)>;

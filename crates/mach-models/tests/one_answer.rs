@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{all_logits, model};
+use common::{all_logits, model, tokens};
 use mach_kernels::Isa;
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment};
 
@@ -16,18 +16,6 @@ const CHECKPOINTS: [&str; 6] = [
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
 ];
-
-/// Pseudo-random token ids below `vocab`.
-fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x
-    };
-    (0..n).map(|_| (next() % vocab as u64) as u32).collect()
-}
 
 fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|v| v.to_bits()).collect()

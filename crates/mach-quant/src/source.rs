@@ -48,6 +48,8 @@ pub struct Source<'a> {
     weight: &'a [u8],
     scales: &'a [u8],
     biases: &'a [u8],
+    /// Bytes of a row of weights, scales, biases: kept, because packing asks for them all the time.
+    strides: [usize; 3],
 }
 
 impl<'a> Source<'a> {
@@ -85,7 +87,8 @@ impl<'a> Source<'a> {
                 return Err(SourceError::Length { what, found: slice.len(), expected });
             }
         }
-        Ok(Source { codec, rows, cols, weight, scales, biases })
+        let strides = [weight, scales, biases].map(|s| s.len().checked_div(rows).unwrap_or(0));
+        Ok(Source { codec, rows, cols, weight, scales, biases, strides })
     }
 
     /// Encoding.
@@ -105,19 +108,19 @@ impl<'a> Source<'a> {
 
     /// The bytes of one row's elements or codes.
     pub fn weight_row(&self, row: usize) -> &'a [u8] {
-        let n = self.cols * self.codec.bits() / 8;
+        let n = self.strides[0];
         &self.weight[row * n..(row + 1) * n]
     }
 
     /// The bytes of one row's scales.
     pub fn scale_row(&self, row: usize) -> &'a [u8] {
-        let n = self.scales.len() / self.rows;
+        let n = self.strides[1];
         &self.scales[row * n..(row + 1) * n]
     }
 
     /// The bytes of one row's biases.
     pub fn bias_row(&self, row: usize) -> &'a [u8] {
-        let n = self.biases.len() / self.rows;
+        let n = self.strides[2];
         &self.biases[row * n..(row + 1) * n]
     }
 

@@ -49,21 +49,33 @@ fn word(bytes: &[u8], i: usize) -> u32 {
 pub(crate) fn pack_tile(source: &Source<'_>, row_tile: usize, group: usize, out: &mut [u8]) {
     let codec = source.codec();
     let columns = codec.group().unwrap_or(1);
-    let words = columns * codec.bits() / 32;
     let (lines, tail) = out.split_at_mut(code_bytes(codec.bits(), columns));
     let first = row_tile * TILE_ROWS;
     let rows = TILE_ROWS.min(source.rows().saturating_sub(first));
     if rows < TILE_ROWS {
-        lines.fill(0);
         tail.fill(0);
     }
-    for r in 0..rows {
-        let row = &source.weight_row(first + r)[group * words * 4..(group + 1) * words * 4];
-        for l in 0..words {
-            let w = word(row, l);
-            let packed = if codec.bits() == 4 { spread(w & 0xFFFF) | (spread(w >> 16) << 4) } else { w };
-            lines[l * 64 + 4 * r..l * 64 + 4 * r + 4].copy_from_slice(&packed.to_le_bytes());
+    // This group's codes of each row, as words; none for rows that are padding.
+    let group_bytes = columns * codec.bits() / 8;
+    let codes: [&[[u8; 4]]; TILE_ROWS] = std::array::from_fn(|r| {
+        let row = if r < rows { source.weight_row(first + r) } else { &[] };
+        row.get(group * group_bytes..(group + 1) * group_bytes).unwrap_or_default().as_chunks().0
+    });
+    for (l, line) in lines.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let mut words = [0u32; TILE_ROWS];
+        for (word, row) in words.iter_mut().zip(&codes) {
+            *word = row.get(l).map_or(0, |&bytes| u32::from_le_bytes(bytes));
         }
+        if codec.bits() == 4 {
+            for word in &mut words {
+                *word = spread(*word & 0xFFFF) | (spread(*word >> 16) << 4);
+            }
+        }
+        for (out, word) in line.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *out = word.to_le_bytes();
+        }
+    }
+    for r in 0..rows {
         match codec.stored() {
             Codec::Affine { scales, .. } => {
                 write_scale(scales, tail, r, source.scale(first + r, group));

@@ -2,17 +2,24 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use mach_api::chat::SpeculationPreset;
 use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind, ModelCard, TemplateError};
 use mach_checkpoint::{Checkpoint, CheckpointError};
-use mach_engine::{Engine, GenerateRequest, SamplingParams, TextTokenizer};
+use mach_engine::{
+    CacheHints, Engine, GenerateRequest, Preset, SamplingParams, TextTokenizer, TokenizerError,
+};
+use mach_specdec::policy::PolicySpec;
+use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
+
+use crate::prompt::Prompt;
 
 /// The compiled templates of a checkpoint.
 #[derive(Debug)]
 pub struct Templates {
-    default: ChatTemplate,
+    pub(crate) default: ChatTemplate,
     /// Used when a request brings tools, if the checkpoint has one of this name.
-    tool_use: Option<ChatTemplate>,
+    pub(crate) tool_use: Option<ChatTemplate>,
 }
 
 /// Why a checkpoint's tokenizer files cannot be used.
@@ -78,7 +85,29 @@ pub struct ChatModel {
     pub stop_ids: Vec<u32>,
     /// Names that requests may use; the first is the one that answers carry.
     pub names: Vec<String>,
+    /// How tokens are decoded.
+    pub decoding: Decoding,
     created: u64,
+}
+
+/// How tokens are decoded, and why so.
+#[derive(Debug, Clone)]
+pub struct Decoding {
+    /// The path asked for.
+    pub path: DecodePath,
+    /// The path that is taken.
+    pub gate: Gate,
+    /// How much is proposed.
+    pub policy: PolicySpec,
+}
+
+/// A request on its way to the engine.
+#[derive(Debug)]
+pub struct Prepared {
+    /// For the engine.
+    pub generate: GenerateRequest,
+    /// Digest of the prompt's text, which answers are remembered by.
+    pub text: [u8; 32],
 }
 
 impl ChatModel {
@@ -89,8 +118,9 @@ impl ChatModel {
         defaults: SamplingParams,
         stop_ids: Vec<u32>,
         names: Vec<String>,
+        decoding: Decoding,
     ) -> Self {
-        Self { engine, templates, defaults, stop_ids, names, created: unix_time() }
+        Self { engine, templates, defaults, stop_ids, names, decoding, created: unix_time() }
     }
 
     /// Ids that end an answer: those of `generation_config.json` (or else `config.json`), and the tokenizer's own
@@ -116,26 +146,8 @@ impl ChatModel {
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
-    /// The text that the model continues, and its tokens.
-    pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ApiError> {
-        let templates = self.templates.as_ref().ok_or_else(|| {
-            ApiError::new(ErrorKind::InvalidRequest, "this model has no chat template, so it cannot chat")
-        })?;
-        let template = match &templates.tool_use {
-            Some(tool_use) if !request.tools.is_empty() => tool_use,
-            _ => &templates.default,
-        };
-        let text = template
-            .render(&request.messages, &request.tools, &request.template_kwargs)
-            .map_err(|e| ApiError::field("messages", e.to_string()))?;
-        self.engine
-            .tokenizer()
-            .encode(&text, false)
-            .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))
-    }
-
     /// Everything between a parsed request and the engine: name, template, tokens, defaults.
-    pub fn prepare(&self, request: &ChatRequest) -> Result<GenerateRequest, ApiError> {
+    pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
         if !self.names.contains(&request.model) {
             return Err(ApiError {
                 param: Some("model".into()),
@@ -149,7 +161,9 @@ impl ChatModel {
                 )
             });
         }
-        self.prepare_tokens(request, self.prompt(request)?)
+        let Prompt { tokens, hints, text } = self.prompt(request)?;
+        let generate = GenerateRequest { cache: hints, ..self.prepare_tokens(request, tokens)? };
+        Ok(Prepared { generate, text })
     }
 
     /// As [`prepare`](Self::prepare), for a prompt that is tokens already; messages and name are not looked at.
@@ -180,7 +194,30 @@ impl ChatModel {
             stop: request.stop.clone(),
             stop_token_ids,
             logprobs: request.logprobs,
+            preset: self.preset(&request.speculation)?,
+            cache: CacheHints { salt: request.cache_salt.clone(), ..CacheHints::default() },
+            warm: false,
+            policy: None,
         })
+    }
+
+    /// Answers end with a stop token, so that it is proposed as well.
+    fn preset(&self, preset: &SpeculationPreset) -> Result<Preset, ApiError> {
+        let tokens = |text: &String| {
+            let mut tokens = self.engine.tokenizer().encode(text, false)?;
+            tokens.extend(self.stop_ids.last());
+            Ok(tokens)
+        };
+        match preset {
+            SpeculationPreset::None => Ok(Preset::None),
+            SpeculationPreset::Summarization => Ok(Preset::Summarization),
+            SpeculationPreset::Classification(texts) => texts
+                .iter()
+                .map(tokens)
+                .collect::<Result<_, TokenizerError>>()
+                .map(Preset::Classification)
+                .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string())),
+        }
     }
 
     fn sampling(&self, request: &ChatRequest) -> SamplingParams {

@@ -6,9 +6,12 @@
 mod auth;
 mod chat_model;
 mod failure;
+mod prompt;
 mod routes;
 mod server;
 mod sse;
+mod warm;
 
-pub use chat_model::{ChatModel, PrepareError, Templates};
+pub use chat_model::{ChatModel, Decoding, PrepareError, Prepared, Templates};
 pub use server::{Readiness, ServerConfig, serve};
+pub use warm::{WarmReport, warm};

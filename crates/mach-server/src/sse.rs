@@ -22,12 +22,15 @@ const BATCH: usize = 64;
 
 /// The streaming response. Dropping it (the client left) drops `events`, which cancels the generation.
 pub(crate) fn response(answer: Answer, events: Events) -> Response {
+    let texts = vec![String::new(); answer.request.n as usize];
     let writer = Writer {
         answer,
         events,
         buffer: Vec::with_capacity(BATCH),
         unfinished: 0,
         tokens: 0,
+        cached: 0,
+        texts,
         stage: Stage::Start,
     };
     let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
@@ -58,6 +61,10 @@ struct Writer {
     /// Choices that have not finished.
     unfinished: u32,
     tokens: usize,
+    /// Prompt tokens that were not computed.
+    cached: usize,
+    /// What each choice has said.
+    texts: Vec<String>,
     stage: Stage,
 }
 
@@ -103,11 +110,18 @@ impl Writer {
         match event {
             Event::Text { choice, text, logprobs } => {
                 let logprobs = self.answer.logprobs(logprobs).map(Into::into);
+                if let Some(said) = self.texts.get_mut(choice as usize) {
+                    said.push_str(&text);
+                }
                 let delta = Delta { role: None, content: Some(text) };
                 self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs, finish_reason: None }));
             }
-            Event::Finished { choice, reason, tokens, .. } => {
+            Event::Finished { choice, reason, tokens, cached, ids, .. } => {
                 self.tokens += tokens;
+                self.cached = cached;
+                if let Some(said) = self.texts.get(choice as usize) {
+                    self.answer.remember(said, ids);
+                }
                 let finish_reason = Some(finish_reason(reason));
                 let delta = Delta::default();
                 self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason }));
@@ -130,11 +144,8 @@ impl Writer {
 
     /// Writes a chunk; without a choice, the usage chunk.
     fn chunk(&self, out: &mut Vec<u8>, choice: Option<ChunkChoice>) {
-        let usage = self
-            .answer
-            .request
-            .include_usage
-            .then(|| choice.is_none().then(|| Usage::new(self.answer.prompt_tokens, self.tokens)));
+        let counts = || Usage::new(self.answer.prompt_tokens, self.cached, self.tokens);
+        let usage = self.answer.request.include_usage.then(|| choice.is_none().then(counts));
         let chunk = ChatCompletionChunk {
             id: &self.answer.id,
             object: "chat.completion.chunk",

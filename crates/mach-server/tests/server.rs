@@ -9,7 +9,9 @@ use std::time::Duration;
 use double::Double;
 use mach_api::ChatTemplate;
 use mach_engine::{Engine, EngineConfig, SamplingParams, TextTokenizer};
-use mach_server::{ChatModel, Readiness, ServerConfig, Templates, serve};
+use mach_server::{ChatModel, Decoding, Readiness, ServerConfig, Templates, serve};
+use mach_specdec::policy::PolicySpec;
+use mach_specdec::{DecodePath, DraftState, resolve};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +31,10 @@ fn model(change: impl FnOnce(&mut Double)) -> ChatModel {
     let engine = Engine::start(Box::new(double), tokenizer(), EngineConfig::default()).unwrap();
     let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let templates = Templates::single(ChatTemplate::compile(source, Map::new()).unwrap());
-    ChatModel::new(engine, Some(templates), SamplingParams::greedy(), vec![], vec!["double".into()])
+    let (path, policy) = (DecodePath::SpecdecV7, PolicySpec::OpencodeSampledV1);
+    let gate = resolve(path, policy, false, DraftState::Absent);
+    let decoding = Decoding { path, gate, policy };
+    ChatModel::new(engine, Some(templates), SamplingParams::greedy(), vec![], vec!["double".into()], decoding)
 }
 
 /// Starts a server; gives its port and the switch that stops it.

@@ -3,10 +3,16 @@
 mod message;
 mod request;
 mod response;
+mod speculation;
+mod turn;
+mod warm;
 
 pub use message::{Content, Message, Role, ToolCall};
 pub use request::{ChatRequest, Limits, SamplingFields};
 pub use response::{
     ChatCompletion, ChatCompletionChunk, Choice, ChoiceLogprobs, ChunkChoice, Delta, FinishReason,
-    ResponseMessage, TokenLogprob, TopLogprob, Usage, completion_id,
+    PromptTokensDetails, ResponseMessage, TokenLogprob, TopLogprob, Usage, completion_id,
 };
+pub use speculation::SpeculationPreset;
+pub use turn::turn_digest;
+pub use warm::{WarmInput, WarmRequest};

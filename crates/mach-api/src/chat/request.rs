@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::SpeculationPreset;
 use super::message::{Message, function_type};
 use crate::ApiError;
 use crate::fields::{Fields, integer, json, kind, number};
@@ -136,6 +137,10 @@ pub struct ChatRequest {
     pub stream: bool,
     /// Close the stream with a usage chunk.
     pub include_usage: bool,
+    /// What may be proposed beside the draft's blocks.
+    pub speculation: SpeculationPreset,
+    /// Only requests with the same salt share cached prefixes.
+    pub cache_salt: Option<String>,
 }
 
 impl ChatRequest {
@@ -171,6 +176,8 @@ impl ChatRequest {
         let n = fields.integer("n", 1..=i64::from(limits.choices))?.unwrap_or(1) as u32;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = parse_stream_options(&mut fields, stream)?;
+        let speculation = SpeculationPreset::parse(&mut fields, limits)?;
+        let cache_salt = parse_cache_salt(&mut fields)?;
         refuse_rest(fields)?;
         Ok(Self {
             model,
@@ -187,7 +194,18 @@ impl ChatRequest {
             n,
             stream,
             include_usage,
+            speculation,
+            cache_salt,
         })
+    }
+}
+
+pub(super) fn parse_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let salt = fields.string("cache_salt")?;
+    match &salt {
+        Some(salt) if salt.is_empty() => Err(fields.error("cache_salt", "must not be empty")),
+        Some(salt) if salt.len() > 1024 => Err(fields.error("cache_salt", "must be at most 1024 bytes long")),
+        _ => Ok(salt),
     }
 }
 
@@ -211,7 +229,7 @@ impl SamplingFields {
     }
 }
 
-fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
+pub(super) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
     let list = fields.array("messages")?.ok_or_else(|| fields.error("messages", "is required"))?;
     if list.is_empty() {
         return Err(fields.error("messages", "must hold at least one message"));
@@ -222,7 +240,7 @@ fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, 
     list.into_iter().enumerate().map(|(i, m)| Message::parse(&format!("messages[{i}]"), m)).collect()
 }
 
-fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
+pub(super) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
     let tools = fields.array("tools")?.unwrap_or_default();
     if tools.len() > limits.tools {
         return Err(fields.error("tools", format!("must hold at most {} tools", limits.tools)));
@@ -351,7 +369,7 @@ fn parse_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiEr
     }
 }
 
-fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
+pub(super) fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
     for (name, value) in fields.rest() {
         if HARMLESS.contains(&name.as_str()) {
             continue;

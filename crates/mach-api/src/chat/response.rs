@@ -21,12 +21,26 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
+    /// What became of the prompt.
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// What became of the prompt's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct PromptTokensDetails {
+    /// Tokens that the prefix cache brought, so that they were not computed.
+    pub cached_tokens: usize,
 }
 
 impl Usage {
-    /// Counts.
-    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    /// Counts; `cached_tokens` of the prompt's were not computed.
+    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
     }
 }
 

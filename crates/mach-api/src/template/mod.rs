@@ -40,6 +40,7 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Json>,
     parts_as_list: bool,
     developer_as_system: bool,
+    generation_prompt: Option<String>,
 }
 
 impl ChatTemplate {
@@ -65,8 +66,10 @@ impl ChatTemplate {
             special_tokens,
             parts_as_list: true,
             developer_as_system: !source.contains("developer"),
+            generation_prompt: None,
         };
         template.parts_as_list = template.walks_content_parts();
+        template.generation_prompt = template.find_generation_prompt();
         Ok(template)
     }
 
@@ -76,6 +79,28 @@ impl ChatTemplate {
         messages: &[Message],
         tools: &[Json],
         kwargs: &Map<String, Json>,
+    ) -> Result<String, TemplateError> {
+        self.render_as(messages, tools, kwargs, true)
+    }
+
+    /// What a prompt ends with so that the assistant speaks, if the template adds it on demand.
+    pub fn generation_prompt(&self) -> Option<&str> {
+        self.generation_prompt.as_deref()
+    }
+
+    fn find_generation_prompt(&self) -> Option<String> {
+        let probe = [Message::text(Role::User, PROBE)];
+        let with = self.render_as(&probe, &[], &Map::new(), true).ok()?;
+        let without = self.render_as(&probe, &[], &Map::new(), false).ok()?;
+        with.strip_prefix(&without).filter(|rest| !rest.is_empty()).map(str::to_owned)
+    }
+
+    fn render_as(
+        &self,
+        messages: &[Message],
+        tools: &[Json],
+        kwargs: &Map<String, Json>,
+        add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let messages = messages
             .iter()
@@ -87,7 +112,7 @@ impl ChatTemplate {
             messages,
             tools,
             documents => Value::from(()),
-            add_generation_prompt => true,
+            add_generation_prompt,
             ..context! { ..Value::from(Serde(kwargs)), ..Value::from(Serde(&self.special_tokens)) }
         };
         template.render(context).map_err(|e| match refusal(&e) {

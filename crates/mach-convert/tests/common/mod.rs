@@ -23,7 +23,8 @@ pub(crate) fn converted(from: &Path, out: &Path, quantize: Option<Quantize>) -> 
 /// The bits of the logits of a short prompt.
 pub(crate) fn logits(dir: &Path, activations: Activations) -> Result<Vec<u32>, ModelError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let mut model = load(&checkpoint, &LoadOptions { activations, threads: 2, isa: None }, &mut |_| ())?;
+    let mut model =
+        load(&checkpoint, &LoadOptions { activations, threads: 2, ..Default::default() }, &mut |_| ())?;
     let tokens: Vec<u32> = (0..24).map(|i| (i * 37 + 11) % checkpoint.config().vocab_size as u32).collect();
     let mut state = model.new_state();
     let mut segments = [Segment { state: &mut state, tokens: &tokens, logits: LogitRows::All }];

@@ -30,9 +30,15 @@ pub(crate) fn max(values: &[f32]) -> f32 {
 
 /// The lowest id that has the largest logit, and that logit.
 pub(crate) fn argmax(logits: &[f32]) -> Candidate {
-    let best = max(logits);
-    let id = logits.iter().position(|&v| v == best).unwrap_or(0);
-    (best, id as u32)
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (block, values) in logits.chunks(BLOCK).enumerate() {
+        let top = max(values);
+        if top > best.0 {
+            best = (top, block * BLOCK);
+        }
+    }
+    let within = logits.get(best.1..).and_then(|rest| rest.iter().position(|&v| v == best.0));
+    (best.0, (best.1 + within.unwrap_or(0)) as u32)
 }
 
 /// The best `k` tokens, best first.

@@ -1,5 +1,8 @@
 //! Loading the project's checkpoints in tests.
 
+// Each test is a crate of its own and uses some of it.
+#![allow(dead_code)]
+
 use std::path::PathBuf;
 
 use mach_checkpoint::Checkpoint;
@@ -18,7 +21,7 @@ pub(crate) fn model(
     isa: Option<&str>,
 ) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(&project(path)).expect("checkpoint");
-    let options = LoadOptions { activations, threads, isa: isa.map(str::to_owned) };
+    let options = LoadOptions { activations, threads, isa: isa.map(str::to_owned), ..Default::default() };
     load(&checkpoint, &options, &mut |_| {}).expect("model")
 }
 
@@ -35,4 +38,16 @@ pub(crate) fn all_logits(
         out.extend(model.forward(&mut segments, &mut NoObserver).expect("forward").data);
     }
     out
+}
+
+/// Pseudo-random token ids below `vocab`.
+pub(crate) fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    (0..n).map(|_| (next() % vocab as u64) as u32).collect()
 }

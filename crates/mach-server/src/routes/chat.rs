@@ -9,15 +9,17 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use mach_api::chat::{ChatCompletion, Choice, FinishReason, TokenLogprob, TopLogprob, Usage, completion_id};
+use mach_api::chat::{
+    ChatCompletion, Choice, FinishReason, Message, Role, TokenLogprob, TopLogprob, Usage, completion_id,
+};
 use mach_api::{ApiError, ChatRequest, ErrorKind};
-use mach_engine::{Event, Events, GenerateRequest, TextTokenizer};
+use mach_engine::{Event, Events, TextTokenizer};
 use tracing::info;
 
 use crate::chat_model::unix_time;
 use crate::failure::{Failure, from_engine};
 use crate::server::Shared;
-use crate::{ChatModel, auth, sse};
+use crate::{ChatModel, Prepared, auth, sse};
 
 pub(crate) async fn chat_completions(
     State(shared): State<Arc<Shared>>,
@@ -28,10 +30,10 @@ pub(crate) async fn chat_completions(
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let (request, generate) = parse_and_prepare(shared, Arc::clone(&model), body).await?;
+    let (request, Prepared { generate, text }) = parse_and_prepare(shared, Arc::clone(&model), body).await?;
     let prompt_tokens = generate.prompt.len();
     let events = model.engine.submit(generate).map_err(|e| from_engine(&e, request.max_tokens_field))?;
-    let answer = Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens };
+    let answer = Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens, text };
     if answer.request.stream {
         Ok(sse::response(answer, events))
     } else {
@@ -47,6 +49,8 @@ pub(crate) struct Answer {
     pub(crate) model: Arc<ChatModel>,
     pub(crate) request: ChatRequest,
     pub(crate) prompt_tokens: usize,
+    /// Digest of the prompt's text.
+    pub(crate) text: [u8; 32],
 }
 
 impl Answer {
@@ -57,6 +61,14 @@ impl Answer {
 
     pub(crate) fn log_finish(&self, completion_tokens: usize) {
         info!(id = self.id, prompt_tokens = self.prompt_tokens, completion_tokens, "answered");
+    }
+
+    /// Remembers the exact tokens of an answer, for when it comes back as a message.
+    pub(crate) fn remember(&self, text: &str, ids: Option<Vec<u32>>) {
+        if let Some(ids) = ids {
+            let message = Message::text(Role::Assistant, text);
+            self.model.remember(self.request.cache_salt.as_deref(), &self.text, &message, &ids);
+        }
     }
 
     /// Log probabilities in the API's terms.
@@ -94,7 +106,7 @@ pub(crate) fn lost() -> ApiError {
 }
 
 /// A page of another site can make a browser send a form to this server, but not JSON.
-fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
@@ -104,7 +116,7 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::UnsupportedMediaType, message))
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
@@ -120,7 +132,7 @@ async fn parse_and_prepare(
     shared: Arc<Shared>,
     model: Arc<ChatModel>,
     body: Bytes,
-) -> Result<(ChatRequest, GenerateRequest), ApiError> {
+) -> Result<(ChatRequest, Prepared), ApiError> {
     let work = move || {
         let request = ChatRequest::parse(&body, &shared.config.limits)?;
         let generate = model.prepare(&request)?;
@@ -141,7 +153,7 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
     let mut parts: Vec<Part> = (0..answer.request.n)
         .map(|_| Part { text: String::new(), logprobs: Vec::new(), finish: None })
         .collect();
-    let mut completion_tokens = 0;
+    let (mut completion_tokens, mut cached_tokens) = (0, 0);
     while let Some(event) = events.recv().await {
         match event {
             Event::Text { choice, text, logprobs } => {
@@ -150,9 +162,11 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
                     part.logprobs.extend(logprobs);
                 }
             }
-            Event::Finished { choice, reason, tokens, .. } => {
+            Event::Finished { choice, reason, tokens, cached, ids, .. } => {
                 completion_tokens += tokens;
+                cached_tokens = cached;
                 if let Some(part) = parts.get_mut(choice as usize) {
+                    answer.remember(&part.text, ids);
                     part.finish = Some(finish_reason(reason));
                 }
             }
@@ -173,6 +187,6 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
         created: answer.created,
         model: answer.model_name().to_owned(),
         choices,
-        usage: Usage::new(answer.prompt_tokens, completion_tokens),
+        usage: Usage::new(answer.prompt_tokens, cached_tokens, completion_tokens),
     })
 }

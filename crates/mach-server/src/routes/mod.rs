@@ -1,7 +1,9 @@
 //! The routes.
 
+mod cache;
 mod chat;
 mod models;
+mod stats;
 
 use std::sync::Arc;
 
@@ -15,8 +17,10 @@ use serde_json::json;
 use crate::failure::Failure;
 use crate::server::Shared;
 
+pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use chat::{Answer, chat_completions, finish_reason, lost};
 pub(crate) use models::{get_model, list_models};
+pub(crate) use stats::stats;
 
 /// `GET /health`: 200 once the model answers, 503 before. Needs no key.
 pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {

@@ -1,0 +1,81 @@
+//! `speculation`: hints that make decoding faster and never change the answer.
+
+use serde_json::Value;
+
+use super::Limits;
+use crate::ApiError;
+use crate::fields::{Fields, kind};
+
+/// Proposers that need no draft.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SpeculationPreset {
+    /// None.
+    #[default]
+    None,
+    /// The answer repeats parts of the prompt.
+    Summarization,
+    /// The answer is one of these texts.
+    Classification(Vec<String>),
+}
+
+impl SpeculationPreset {
+    /// Takes `speculation: {"preset": ..., "choices": [...]}`, or `speculation_preset` at the top.
+    pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
+        let short = fields.string("speculation_preset")?;
+        let Some(object) = fields.take("speculation") else {
+            return match short {
+                None => Ok(Self::None),
+                Some(name) => Self::named(&name, Vec::new(), "speculation_preset", fields),
+            };
+        };
+        if short.is_some() {
+            return Err(fields.error("speculation_preset", "is given by `speculation` already"));
+        }
+        let mut object = Fields::new(fields.path("speculation"), object)?;
+        let name = object.string("preset")?.unwrap_or_else(|| "none".to_owned());
+        let choices = choices(&mut object, limits)?;
+        let preset = Self::named(&name, choices, "preset", &object)?;
+        let path = object.path("");
+        match object.rest().next() {
+            Some((name, _)) => Err(ApiError::field(format!("{path}{name}"), "unrecognized request field")),
+            None => Ok(preset),
+        }
+    }
+
+    fn named(name: &str, choices: Vec<String>, field: &str, fields: &Fields) -> Result<Self, ApiError> {
+        match (name, choices.is_empty()) {
+            ("none", true) => Ok(Self::None),
+            ("summarization", true) => Ok(Self::Summarization),
+            ("classification", false) => Ok(Self::Classification(choices)),
+            ("classification", true) => {
+                Err(fields
+                    .error(field, "`classification` needs the possible answers in `speculation.choices`"))
+            }
+            ("none" | "summarization", false) => {
+                Err(fields.error("choices", "only the preset `classification` takes choices"))
+            }
+            _ => Err(fields.error(field, "must be `none`, `summarization` or `classification`")),
+        }
+    }
+}
+
+fn choices(object: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiError> {
+    let list = object.array("choices")?.unwrap_or_default();
+    if list.len() > limits.token_ids {
+        return Err(object.error("choices", format!("must hold at most {} texts", limits.token_ids)));
+    }
+    let text = |(i, value)| match value {
+        Value::String(text) if text.is_empty() => {
+            Err(object.error(&format!("choices[{i}]"), "must not be empty"))
+        }
+        Value::String(text) if text.len() > limits.stop_bytes => {
+            let most = limits.stop_bytes;
+            Err(object.error(&format!("choices[{i}]"), format!("must be at most {most} bytes long")))
+        }
+        Value::String(text) => Ok(text),
+        other => {
+            Err(object.error(&format!("choices[{i}]"), format!("must be a string, not {}", kind(&other))))
+        }
+    };
+    list.into_iter().enumerate().map(text).collect()
+}

@@ -1,0 +1,187 @@
+//! The prefix cache at work: where a sequence starts, which states are kept on the way, when they are saved.
+
+use std::sync::Arc;
+
+use mach_models::{Model, SequenceState};
+use mach_prefix::{Image, Kind, PrefixCache, Snapshot};
+use mach_specdec::Speculator;
+
+use crate::GenerateRequest;
+use crate::sequence::Sequence;
+
+/// Boundaries closer to an earlier snapshot than this are not worth one of their own.
+const GAP: usize = 64;
+/// A prompt that ends this close behind its last boundary is saved to disk up to the boundary: the same conversation
+/// may go on from there in other words (templates drop reasoning from earlier turns).
+const NEAR: usize = 32;
+
+/// What a sequence has to do with the cache.
+#[derive(Debug, Default)]
+pub(crate) struct Reuse {
+    /// Where the hashes of its tokens begin.
+    pub(crate) root: [u8; 32],
+    /// Tokens that were not computed.
+    pub(crate) cached: usize,
+    /// It computes its prompt alone.
+    pub(crate) warm: bool,
+    prompt: Arc<[u32]>,
+    /// Positions of the copies to be kept, ascending, and what they are.
+    copies: Vec<usize>,
+    kinds: Vec<Kind>,
+    to_save: Vec<[u8; 32]>,
+}
+
+impl Reuse {
+    /// Of a choice that starts at the end of another's prompt.
+    pub(crate) fn of_choice(root: [u8; 32], cached: usize) -> Self {
+        Reuse { root, cached, ..Reuse::default() }
+    }
+
+    /// Copies that are still to come.
+    pub(crate) fn copies_after(&self, position: usize) -> &[usize] {
+        let first = self.copies.partition_point(|&copy| copy <= position);
+        self.copies.get(first..).unwrap_or_default()
+    }
+}
+
+/// Where a sequence starts.
+pub(crate) struct Start {
+    pub(crate) state: SequenceState,
+    /// After the whole prompt, if nothing is left to compute.
+    pub(crate) logits: Option<Vec<f32>>,
+    pub(crate) reuse: Reuse,
+}
+
+impl Start {
+    pub(crate) fn cold(model: &dyn Model) -> Self {
+        Start { state: model.new_state(), logits: None, reuse: Reuse::default() }
+    }
+}
+
+/// The cache of an engine.
+#[derive(Debug)]
+pub(crate) struct Prefix {
+    cache: Arc<PrefixCache>,
+    /// One snapshot at the end serves every position before it.
+    can_be_cut: bool,
+    drafting: bool,
+}
+
+impl Prefix {
+    pub(crate) fn new(cache: Arc<PrefixCache>, model: &dyn Model, drafting: bool) -> Self {
+        Prefix { cache, can_be_cut: model.new_state().can_be_cut() && !drafting, drafting }
+    }
+
+    pub(crate) fn close(&self) {
+        self.cache.close();
+    }
+
+    /// The longest known beginning of the prompt, and what is to be kept of the rest.
+    pub(crate) fn start(
+        &self,
+        request: &GenerateRequest,
+        model: &dyn Model,
+        speculator: &mut Speculator,
+    ) -> Start {
+        let root = self.cache.root(request.cache.salt.as_deref());
+        let mut start = Start::cold(model);
+        let found = self.cache.lookup(&root, &request.prompt);
+        // A prompt that is to be pinned and is there already is not looked for here.
+        let found = found.filter(|f| !request.warm || f.image.position() < request.prompt.len());
+        if let Some(found) = found {
+            speculator.restore(found.image.draft.as_ref());
+            start.state = found.image.state;
+            let whole = start.state.position() == request.prompt.len();
+            start.logits = found.image.logits.filter(|_| whole).map(|logits| logits.to_vec());
+        }
+        let cached = start.state.position();
+        let (copies, kinds) = self.plan(request, cached).into_iter().unzip();
+        let prompt = request.prompt.as_slice().into();
+        start.reuse = Reuse { root, cached, warm: request.warm, prompt, copies, kinds, to_save: Vec::new() };
+        start
+    }
+
+    fn plan(&self, request: &GenerateRequest, cached: usize) -> Vec<(usize, Kind)> {
+        let (end, hints) = (request.prompt.len(), &request.cache);
+        let mut plan: Vec<(usize, Kind)> = Vec::new();
+        plan.extend(hints.system.map(|at| (at, Kind::System)));
+        if !self.can_be_cut {
+            plan.extend(hints.boundaries.iter().map(|&at| (at, Kind::Boundary)));
+            let stride = self.cache.config().stride.max(1);
+            plan.extend((stride..end).step_by(stride).map(|at| (at, Kind::Stride)));
+        }
+        plan.retain(|&(at, _)| cached < at && at < end);
+        plan.sort_by_key(|&(at, kind)| (at, std::cmp::Reverse(kind)));
+        plan.dedup_by_key(|(at, _)| *at);
+        let last = hints.boundaries.last().copied();
+        let mut before = cached;
+        plan.retain(|&(at, kind)| {
+            let keep = at - before >= GAP || kind == Kind::System || Some(at) == last;
+            before = if keep { at } else { before };
+            keep
+        });
+        plan
+    }
+
+    fn insert(
+        &self,
+        model: &mut dyn Model,
+        sequence: &mut Sequence,
+        state: SequenceState,
+        logits: Option<&[f32]>,
+        (tokens, kind): (Arc<[u32]>, Kind),
+    ) -> Option<[u8; 32]> {
+        let draft = sequence.speculator.save(model);
+        if self.drafting && draft.as_ref().is_none_or(|draft| draft.len() != state.position()) {
+            // Going on from it would mean to go on without the draft.
+            return None;
+        }
+        let image = Image { state, draft, logits: logits.map(Into::into) };
+        Some(self.cache.insert(Snapshot { root: sequence.reuse.root, tokens, image, kind }))
+    }
+
+    /// Keeps a copy that was taken inside a pass.
+    pub(crate) fn keep_copy(&self, model: &mut dyn Model, sequence: &mut Sequence, copy: SequenceState) {
+        let position = copy.position();
+        let place = sequence.reuse.copies.iter().position(|&at| at == position);
+        let kind = place.and_then(|i| sequence.reuse.kinds.get(i)).copied().unwrap_or(Kind::Stride);
+        let prompt = Arc::clone(&sequence.reuse.prompt);
+        let key = self.insert(model, sequence, copy, None, (prompt, kind));
+        let near_end = kind == Kind::Boundary && sequence.prompt_len() - position <= NEAR;
+        if kind == Kind::System || near_end {
+            sequence.reuse.to_save.extend(key);
+        }
+    }
+
+    /// Keeps the state at the end of the prompt.
+    pub(crate) fn keep_end(&self, model: &mut dyn Model, sequence: &mut Sequence, logits: Option<&[f32]>) {
+        let boundary = sequence.reuse.copies.last().zip(sequence.reuse.kinds.last());
+        let near =
+            boundary.is_some_and(|(&at, &kind)| kind == Kind::Boundary && sequence.prompt_len() - at <= NEAR);
+        let prompt = Arc::clone(&sequence.reuse.prompt);
+        let kind = if sequence.reuse.warm { Kind::Warmed } else { Kind::PromptEnd };
+        let state = sequence.state.clone();
+        let key = self.insert(model, sequence, state, logits, (prompt, kind));
+        if !near && !sequence.reuse.warm {
+            sequence.reuse.to_save.extend(key);
+        }
+    }
+
+    /// Saves what was kept of the prompt. To be called when the first token is out.
+    pub(crate) fn save(&self, sequence: &mut Sequence) {
+        for key in std::mem::take(&mut sequence.reuse.to_save) {
+            self.cache.save(&key);
+        }
+    }
+
+    /// Keeps the state at the end of an answer, which the next prompt of the conversation begins with.
+    pub(crate) fn keep_turn(&self, model: &mut dyn Model, sequence: &mut Sequence) {
+        let position = sequence.state.position();
+        if sequence.reuse.warm || position <= sequence.prompt_len() {
+            return;
+        }
+        let tokens: Arc<[u32]> = sequence.tokens.as_slice().into();
+        let state = std::mem::replace(&mut sequence.state, SequenceState::without_layers());
+        self.insert(model, sequence, state, None, (tokens, Kind::TurnEnd));
+    }
+}

@@ -1,0 +1,51 @@
+//! What the engine did since its start.
+
+use std::time::Duration;
+
+use mach_specdec::SpecdecStats;
+use mach_specdec::policy::Cycle;
+
+/// Counts and times.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineStats {
+    /// Choices that have ended.
+    pub finished: u64,
+    /// Choices at work now.
+    pub active: usize,
+    /// Tokens that decode passes brought, prompts' first tokens not counted.
+    pub decode_tokens: u64,
+    /// Time of those passes, proposals included.
+    pub decode_time: Duration,
+    /// Speculation.
+    pub specdec: SpecdecStats,
+    /// The choice that ended last.
+    pub last: Option<RequestStats>,
+}
+
+/// One choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RequestStats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of them those that the prefix cache brought.
+    pub cached_tokens: usize,
+    /// Tokens of the answer.
+    pub completion_tokens: usize,
+    /// From the first token to the last.
+    pub decode_time: Duration,
+    /// Tokens proposed.
+    pub drafted: u64,
+    /// Tokens accepted.
+    pub accepted: u64,
+    /// Passes of the model.
+    pub cycles: u64,
+}
+
+impl RequestStats {
+    /// Takes in a pass.
+    pub(crate) fn record(&mut self, cycle: &Cycle) {
+        self.cycles += 1;
+        self.drafted += cycle.proposed as u64;
+        self.accepted += cycle.accepted as u64;
+    }
+}

@@ -1,0 +1,237 @@
+//! Whatever is proposed, the answer is that of plain decoding.
+
+mod double;
+
+use std::sync::Arc;
+
+use double::Double;
+use mach_checkpoint::Checkpoint;
+use mach_engine::{
+    CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Preset, SamplingParams,
+    Speculation, TextTokenizer, TokenLogprob,
+};
+use mach_models::{LoadOptions, load};
+use mach_specdec::policy::PolicySpec;
+use mach_specdec::{DFlash, Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+const VOCAB: usize = 16384;
+
+fn tokenizer() -> Arc<TextTokenizer> {
+    let tokenizer = tokenizers::Tokenizer::from_file(format!("{ROOT}demo/tokenizer.json")).unwrap();
+    Arc::new(TextTokenizer::new(tokenizer, VOCAB).unwrap())
+}
+
+fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        choices: 1,
+        max_tokens: Some(max_tokens),
+        sampling,
+        stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        logprobs: None,
+        preset: Preset::None,
+        cache: CacheHints::default(),
+        warm: false,
+        policy: None,
+    }
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Answer {
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    finish: Option<(FinishReason, usize)>,
+}
+
+fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
+    let mut events = engine.submit(request.clone()).unwrap();
+    let mut answers = vec![Answer::default(); request.choices as usize];
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Text { choice, text, logprobs } => {
+                answers[choice as usize].text.push_str(&text);
+                answers[choice as usize].logprobs.extend(logprobs);
+            }
+            Event::Finished { choice, reason, tokens, .. } => {
+                answers[choice as usize].finish = Some((reason, tokens));
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    answers
+}
+
+fn demo(draft: Option<Arc<dyn Draft>>, policy: PolicySpec) -> Engine {
+    let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
+    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+    let model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let config = EngineConfig {
+        speculation: Speculation { draft, policy },
+        prefill_chunk: 13,
+        ..EngineConfig::default()
+    };
+    Engine::start(model, tokenizer(), config).unwrap()
+}
+
+fn demo_draft(quantize_bits: Option<u8>) -> Arc<dyn Draft> {
+    let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
+    let options = DraftOptions { quantize_bits, ..DraftOptions::default() };
+    Arc::new(DFlash::open(format!("{ROOT}demo/draft").as_ref(), checkpoint.config(), options).unwrap())
+}
+
+/// Requests that reach every way for an answer to end, in the middle of accepted blocks too.
+fn requests() -> Vec<GenerateRequest> {
+    let chat = "<|im_start|>user\nWrite a binary search in Python<|im_end|>\n<|im_start|>assistant\n";
+    let prompt = tokenizer().encode(chat, false).unwrap();
+    let warm = SamplingParams { temperature: 0.7, top_p: 0.95, seed: 3, ..SamplingParams::greedy() };
+    let hot = SamplingParams {
+        temperature: 1.0,
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.2,
+        seed: 5,
+        ..SamplingParams::greedy()
+    };
+    let mut all = Vec::new();
+    for sampling in [SamplingParams::greedy(), warm, hot] {
+        let plain = request(&prompt, 60, sampling);
+        all.push(plain.clone());
+        for max_tokens in [1, 2, 7] {
+            all.push(GenerateRequest { max_tokens: Some(max_tokens), ..plain.clone() });
+        }
+        all.push(GenerateRequest { logprobs: Some(3), max_tokens: Some(20), ..plain.clone() });
+        all.push(GenerateRequest { stop: vec!["return".into(), "low".into()], ..plain.clone() });
+        all.push(GenerateRequest { choices: 2, max_tokens: Some(12), ..plain.clone() });
+        all.push(GenerateRequest { preset: Preset::Summarization, ..plain.clone() });
+        let labels = ["def binary", "def other"].map(|l| tokenizer().encode(l, false).unwrap());
+        let preset = Preset::Classification(labels.to_vec());
+        all.push(GenerateRequest { preset, max_tokens: Some(10), ..plain });
+    }
+    all
+}
+
+#[test]
+fn policies_presets_and_drafts_change_nothing() {
+    let requests = requests();
+    let plain = demo(None, PolicySpec::Off);
+    let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
+    assert_eq!(plain.stats().specdec.specdec_drafted, 0);
+    assert!(expected.iter().any(|a| a[0].finish.is_some_and(|f| f.0 == FinishReason::Stop)));
+    for (draft, policy) in [
+        (None, "cost-aware"),
+        (Some(None), "fixed-16"),
+        (Some(None), "fixed-2"),
+        (Some(Some(4)), "opencode-sampled-v1"),
+        (Some(Some(8)), "cost-aware"),
+        (Some(None), "off"),
+    ] {
+        let engine = demo(draft.map(demo_draft), policy.parse().unwrap());
+        for (request, expected) in requests.iter().zip(&expected) {
+            assert_eq!(answers(&engine, request), *expected, "{policy}, draft {draft:?}: {request:?}");
+        }
+        let stats = engine.stats();
+        let accepted = stats.specdec.proposers.get("dflash").map_or(0, |p| p.accepted);
+        let wanted = draft.is_some() && policy != "off";
+        assert_eq!(accepted > 0, wanted, "{policy}, draft {draft:?}: {stats:?}");
+        assert_eq!(stats.finished, requests.iter().map(|r| u64::from(r.choices)).sum::<u64>());
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Wrong,
+    Right(Vec<u32>),
+    Random,
+    OutOfRange,
+    TooMany,
+    Failing,
+    Mixed(Vec<u32>),
+}
+
+/// A draft that means ill, except for the one that knows the answer.
+#[derive(Debug)]
+struct Adversary(Kind);
+
+impl Draft for Adversary {
+    fn block_size(&self) -> usize {
+        16
+    }
+
+    fn taps(&self) -> &[usize] {
+        &[]
+    }
+
+    fn proposer(self: Arc<Self>) -> Box<dyn Proposer> {
+        Box::new(Adversary(self.0.clone()))
+    }
+}
+
+impl Proposer for Adversary {
+    fn name(&self) -> &'static str {
+        "adversary"
+    }
+
+    fn propose(&mut self, drafting: Drafting<'_>, out: &mut Proposed) -> Result<(), DraftError> {
+        let len = drafting.tokens.len();
+        let known =
+            |all: &[u32]| all.get(len..(len + drafting.most).min(all.len())).unwrap_or_default().to_vec();
+        match &self.0 {
+            Kind::Wrong => out.tokens.extend([0; 5]),
+            Kind::Right(all) => out.tokens.extend(known(all)),
+            Kind::Random => {
+                out.tokens.extend((0..9).map(|i| (len * 7919 + i * 104_729) as u32 % VOCAB as u32));
+            }
+            Kind::OutOfRange => out.tokens.extend([u32::MAX, VOCAB as u32, 3]),
+            Kind::TooMany => out.tokens.extend(vec![1; 5000]),
+            Kind::Failing => return Err(DraftError::NotFinite),
+            Kind::Mixed(all) => {
+                out.tokens.extend(known(all));
+                let at = len % (out.tokens.len() + 1);
+                out.tokens.truncate(at);
+                out.tokens.extend([u32::MAX; 4].iter().chain(&[5]).skip(len % 5));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn adversaries_change_nothing() {
+    let run = |draft: Option<Kind>, sampling: &SamplingParams| {
+        let draft = draft.map(|kind| Arc::new(Adversary(kind)) as Arc<dyn Draft>);
+        let policy = PolicySpec::Fixed(16);
+        let config = EngineConfig { speculation: Speculation { draft, policy }, ..EngineConfig::default() };
+        let engine = Engine::start(Box::new(Double::new(VOCAB, 2000)), tokenizer(), config).unwrap();
+        let mut request = request(&[5, 6, 7], 50, sampling.clone());
+        request.logprobs = Some(1);
+        let answer = answers(&engine, &request).remove(0);
+        (answer, engine.stats())
+    };
+    let sampled = SamplingParams { temperature: 1.0, seed: 11, ..SamplingParams::greedy() };
+    for sampling in [SamplingParams::greedy(), sampled] {
+        let (expected, stats) = run(None, &sampling);
+        assert_eq!(stats.decode_tokens, 49);
+        let answer: Vec<u32> = [5, 6, 7].into_iter().chain(expected.logprobs.iter().map(|l| l.id)).collect();
+        for kind in [
+            Kind::Wrong,
+            Kind::Right(answer.clone()),
+            Kind::Random,
+            Kind::OutOfRange,
+            Kind::TooMany,
+            Kind::Failing,
+            Kind::Mixed(answer),
+        ] {
+            let (got, stats) = run(Some(kind.clone()), &sampling);
+            assert_eq!(got, expected, "{kind:?}");
+            assert_eq!(stats.decode_tokens, 49);
+            let (drafted, accepted) = (stats.specdec.specdec_drafted, stats.specdec.specdec_accepted);
+            match kind {
+                Kind::Right(_) => assert_eq!((accepted, stats.specdec.cycles), (drafted, 4)),
+                Kind::OutOfRange | Kind::Failing => assert_eq!((drafted, stats.specdec.cycles), (0, 49)),
+                Kind::Wrong | Kind::Random | Kind::TooMany => assert!(drafted > 45, "{kind:?}: {stats:?}"),
+                Kind::Mixed(_) => assert!(accepted > 0 && accepted < drafted, "{stats:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Everything that is kept of a sequence at one position.
+
+use std::sync::Arc;
+
+use mach_models::SequenceState;
+use mach_specdec::{Draft, DraftContext};
+
+/// The state of the target, what the draft keeps, and the logits after the last token if they were computed.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The target.
+    pub state: SequenceState,
+    /// The draft.
+    pub draft: Option<DraftContext>,
+    /// Logits after the last token.
+    pub logits: Option<Arc<[f32]>>,
+}
+
+impl Image {
+    /// Tokens seen.
+    pub fn position(&self) -> usize {
+        self.state.position()
+    }
+
+    /// Whether [`cut`](Self::cut) works at any position.
+    pub fn can_be_cut(&self) -> bool {
+        self.state.can_be_cut() && self.draft.as_ref().is_none_or(DraftContext::can_be_cut)
+    }
+
+    /// The image as it was at an earlier position, if that can be had.
+    pub fn cut(&self, position: usize) -> Option<Image> {
+        if position == self.position() {
+            return Some(self.clone());
+        }
+        let draft = self.draft.as_ref().map(|draft| draft.cut(position));
+        let draft = match draft {
+            Some(None) => return None,
+            Some(cut) => cut,
+            None => None,
+        };
+        Some(Image { state: self.state.cut(position)?, draft, logits: None })
+    }
+
+    /// Pages, which others may share: what tells them apart while they live, and their bytes.
+    pub(crate) fn pages(&self) -> Vec<(usize, usize)> {
+        let draft = self.draft.iter().flat_map(DraftContext::pages);
+        self.state.pages().chain(draft).collect()
+    }
+
+    /// Bytes that are never shared.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.state.own_bytes() + self.logits.as_ref().map_or(0, |logits| 4 * logits.len())
+    }
+
+    /// Everything as bytes, in a fixed order.
+    pub(crate) fn sections(&self) -> Vec<&[u8]> {
+        let mut out = self.state.sections();
+        out.extend(self.draft.iter().flat_map(DraftContext::sections));
+        out.extend(self.logits.iter().map(|logits| bytemuck::cast_slice(logits)));
+        out
+    }
+}
+
+/// Makes images to be filled with saved bytes.
+#[derive(Debug, Clone)]
+pub struct Blank {
+    /// An empty sequence of the model.
+    pub state: SequenceState,
+    /// The draft in use.
+    pub draft: Option<Arc<dyn Draft>>,
+}
+
+/// An image in the filling.
+#[derive(Debug)]
+pub(crate) struct Unfilled {
+    pub(crate) state: SequenceState,
+    pub(crate) draft: Option<DraftContext>,
+    pub(crate) logits: Vec<f32>,
+}
+
+impl Blank {
+    /// An image at `position`; `None` if a draft is asked for that is not there.
+    pub(crate) fn image(&self, position: usize, draft: bool, logits: usize) -> Option<Unfilled> {
+        let draft = match (draft, &self.draft) {
+            (false, _) => None,
+            (true, Some(draft)) => Some(draft.blank_context(position)?),
+            (true, None) => return None,
+        };
+        Some(Unfilled { state: self.state.blank(position), draft, logits: vec![0.0; logits] })
+    }
+}
+
+impl Unfilled {
+    pub(crate) fn sections_mut(&mut self) -> Vec<&mut [u8]> {
+        let mut out = self.state.sections_mut();
+        out.extend(self.draft.iter_mut().flat_map(DraftContext::sections_mut));
+        if !self.logits.is_empty() {
+            out.push(bytemuck::cast_slice_mut(&mut self.logits));
+        }
+        out
+    }
+
+    pub(crate) fn filled(self) -> Image {
+        let logits = (!self.logits.is_empty()).then(|| self.logits.into());
+        Image { state: self.state, draft: self.draft, logits }
+    }
+}

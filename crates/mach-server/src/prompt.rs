@@ -1,0 +1,175 @@
+//! From messages to tokens: the template's text, the exact tokens of earlier answers in it, and where the prefix cache
+//! should look.
+
+use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
+use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind};
+use mach_engine::CacheHints;
+use serde_json::{Map, Value};
+
+use crate::ChatModel;
+
+/// A prompt.
+#[derive(Debug)]
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) hints: CacheHints,
+    /// Digest of its text.
+    pub(crate) text: [u8; 32],
+}
+
+fn internal(error: impl ToString) -> ApiError {
+    ApiError::new(ErrorKind::Internal, error.to_string())
+}
+
+/// The name of an answer: the salt, the text before it, and what it says.
+fn turn_key(salt: Option<&str>, text: &[u8; 32], digest: &[u8; 32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(salt.unwrap_or_default().as_bytes());
+    hasher.update(text);
+    hasher.update(digest);
+    *hasher.finalize().as_bytes()
+}
+
+impl ChatModel {
+    fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
+        let templates = self.templates.as_ref().ok_or_else(|| {
+            ApiError::new(ErrorKind::InvalidRequest, "this model has no chat template, so it cannot chat")
+        })?;
+        Ok(templates.tool_use.as_ref().filter(|_| tools).unwrap_or(&templates.default))
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        self.engine.tokenizer().encode(text, false).map_err(internal)
+    }
+
+    /// The prompt of a request.
+    pub(crate) fn prompt(&self, request: &ChatRequest) -> Result<Prompt, ApiError> {
+        let template = self.template(!request.tools.is_empty())?;
+        let text = template
+            .render(&request.messages, &request.tools, &request.template_kwargs)
+            .map_err(|e| ApiError::field("messages", e.to_string()))?;
+        let digest = *blake3::hash(text.as_bytes()).as_bytes();
+        let (mut tokens, mut from) = (Vec::new(), 0);
+        for (start, end, answer) in self.answers_in(&text, template, request) {
+            tokens.extend(self.encode(text.get(from..start).unwrap_or_default())?);
+            tokens.extend(answer);
+            from = end;
+        }
+        tokens.extend(self.encode(text.get(from..).unwrap_or_default())?);
+        let hints = self.hints(&tokens, template, request)?;
+        Ok(Prompt { tokens, hints, text: digest })
+    }
+
+    /// Where the text holds answers whose tokens are remembered: `(start, end, tokens)`, the end of the turn not included.
+    fn answers_in(
+        &self,
+        text: &str,
+        template: &ChatTemplate,
+        request: &ChatRequest,
+    ) -> Vec<(usize, usize, Vec<u32>)> {
+        let mut found = Vec::new();
+        let (Some(cache), Some(opening)) = (self.engine.prefix(), template.generation_prompt()) else {
+            return found;
+        };
+        let assistant = request.messages.iter().filter(|m| m.role == Role::Assistant);
+        let digests: Vec<_> = assistant.map(turn_digest).collect();
+        if digests.is_empty() || cache.turns().is_empty() {
+            return found;
+        }
+        let tokenizer = self.engine.tokenizer();
+        let ends: Vec<&str> = self
+            .stop_ids
+            .iter()
+            .filter_map(|&id| std::str::from_utf8(tokenizer.bytes(id)).ok())
+            .filter(|end| !end.is_empty())
+            .collect();
+        let mut hasher = blake3::Hasher::new();
+        let (mut hashed, mut next) = (0, 0);
+        for (at, _) in text.match_indices(opening) {
+            let start = at + opening.len();
+            hasher.update(text.get(hashed..start).unwrap_or_default().as_bytes());
+            hashed = start;
+            let before = *hasher.finalize().as_bytes();
+            // Templates may show fewer messages than there are, never in another order.
+            let known = digests.iter().enumerate().skip(next).find_map(|(i, digest)| {
+                let key = turn_key(request.cache_salt.as_deref(), &before, digest);
+                Some((i, cache.turns().recall(&key)?))
+            });
+            let rest = text.get(start..).unwrap_or_default();
+            let end = ends.iter().filter_map(|end| rest.find(end)).min();
+            let (Some((i, tokens)), Some(end)) = (known, end) else { continue };
+            let mut tokens = tokens.to_vec();
+            if tokens.last().is_some_and(|last| self.stop_ids.contains(last)) {
+                tokens.pop();
+            }
+            found.push((start, start + end, tokens));
+            next = i + 1;
+        }
+        found
+    }
+
+    /// Messages begin with the token that the generation prompt begins with, if that is a control token.
+    fn hints(
+        &self,
+        tokens: &[u32],
+        template: &ChatTemplate,
+        request: &ChatRequest,
+    ) -> Result<CacheHints, ApiError> {
+        let mut hints = CacheHints { salt: request.cache_salt.clone(), ..CacheHints::default() };
+        let opening = self.encode(template.generation_prompt().unwrap_or_default())?;
+        let Some(&opener) = opening.first().filter(|&&id| self.engine.tokenizer().is_special(id)) else {
+            return Ok(hints);
+        };
+        let starts: Vec<usize> =
+            (0..).zip(tokens).filter(|(_, id)| **id == opener).map(|(at, _)| at).collect();
+        let instructed = request.messages.first().is_some_and(|m| m.role != Role::User);
+        if instructed || !request.tools.is_empty() {
+            hints.system = starts.get(1).copied();
+        }
+        hints.boundaries = starts.get(starts.len().saturating_sub(2)..).unwrap_or_default().to_vec();
+        Ok(hints)
+    }
+
+    /// Remembers the exact tokens of an answer to a prompt with this text.
+    pub(crate) fn remember(&self, salt: Option<&str>, text: &[u8; 32], answer: &Message, tokens: &[u32]) {
+        if let Some(cache) = self.engine.prefix() {
+            cache.turns().remember(turn_key(salt, text, &turn_digest(answer)), tokens);
+        }
+    }
+
+    /// The tokens that all prompts with this beginning have in common.
+    pub(crate) fn stable_part(&self, request: &WarmRequest) -> Result<Vec<u32>, ApiError> {
+        let (messages, tools, kwargs) = match &request.input {
+            WarmInput::Prompt(text) => return self.engine.tokenizer().encode(text, true).map_err(internal),
+            WarmInput::Chat { messages, tools, template_kwargs } => (messages, tools, template_kwargs),
+        };
+        let render = |more: Option<&str>| self.render_with(messages, tools, kwargs, more);
+        let mut all = vec![render(Some("Apples are red."))?, render(Some("what is 17?"))?];
+        if messages.last().is_some_and(|m| m.role == Role::User || m.role == Role::Tool) {
+            all.push(render(None)?);
+        }
+        let encoded = all.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut common = encoded.first().cloned().unwrap_or_default();
+        for other in &encoded {
+            let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();
+            common.truncate(same);
+        }
+        if common.is_empty() {
+            return Err(ApiError::field("messages", "prompts that begin with them have nothing in common"));
+        }
+        Ok(common)
+    }
+
+    fn render_with(
+        &self,
+        messages: &[Message],
+        tools: &[Value],
+        kwargs: &Map<String, Value>,
+        more: Option<&str>,
+    ) -> Result<String, ApiError> {
+        let mut messages = messages.to_vec();
+        messages.extend(more.map(|text| Message::text(Role::User, text)));
+        let template = self.template(!tools.is_empty())?;
+        template.render(&messages, tools, kwargs).map_err(|e| ApiError::field("messages", e.to_string()))
+    }
+}

@@ -1,0 +1,56 @@
+//! `GET /v1/cache/stats`: what is in memory and on disk. `/v1/cache/warm_prefix`: what is to stay there.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use mach_api::chat::WarmRequest;
+use mach_api::{ApiError, ErrorKind};
+use serde_json::{Value, json};
+
+use super::chat::{check_media_type, read_body};
+use crate::failure::Failure;
+use crate::server::Shared;
+use crate::{WarmReport, auth, warm};
+
+/// Never waits for the engine.
+pub(crate) async fn cache_stats(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = shared.model()?;
+    Ok(Json(json!({
+        "object": "cache.stats",
+        "generation_in_flight": model.engine.busy(),
+        "streaming_summary": model.engine.streaming().as_deref(),
+        "prefix_cache": model.engine.prefix().map(|cache| cache.stats()),
+    })))
+}
+
+/// The warmed prefixes and where they are.
+pub(crate) async fn list_warm_prefixes(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let warmed = shared.model()?.engine.prefix().map(|cache| cache.warmed()).unwrap_or_default();
+    Ok(Json(json!({"object": "list", "data": warmed})))
+}
+
+/// Warms a prefix; answers when it is in memory and, where there is a directory, on disk.
+pub(crate) async fn warm_prefix(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<WarmReport>, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    check_media_type(&headers)?;
+    let body = read_body(body, shared.config.max_body).await?;
+    let work = move || warm(&model, &WarmRequest::parse(&body, &shared.config.limits)?);
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(Json(done.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))??))
+}

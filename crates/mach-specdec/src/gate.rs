@@ -1,0 +1,118 @@
+//! Which way tokens are decoded, and why: one pure function for the server, its reports and the preflight.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::policy::PolicySpec;
+
+/// The path asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DecodePath {
+    /// Speculation with a DFlash draft where there is one.
+    #[default]
+    SpecdecV7,
+    /// One token a pass.
+    TargetOnly,
+}
+
+impl fmt::Display for DecodePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DecodePath::SpecdecV7 => "specdec-v7",
+            DecodePath::TargetOnly => "target-only",
+        })
+    }
+}
+
+impl FromStr for DecodePath {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "specdec-v7" => Ok(DecodePath::SpecdecV7),
+            "target-only" => Ok(DecodePath::TargetOnly),
+            _ => Err(format!("unknown decode path `{name}`; known: specdec-v7, target-only")),
+        }
+    }
+}
+
+/// The path that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EffectivePath {
+    /// A draft proposes, the target verifies.
+    SpecdecV7,
+    /// One token a pass.
+    TargetOnly,
+}
+
+impl fmt::Display for EffectivePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EffectivePath::SpecdecV7 => "specdec_v7",
+            EffectivePath::TargetOnly => "target_only",
+        })
+    }
+}
+
+/// What is known of the draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DraftState<'a> {
+    /// No directory was given and the checkpoint holds none.
+    Absent,
+    /// It could not be loaded, and why.
+    Unusable(&'a str),
+    /// Loaded.
+    Ready,
+}
+
+/// The decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// The path that is taken.
+    pub effective: EffectivePath,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// Decides. `taps` says whether the model's family shows its hidden states and takes blocks.
+pub fn resolve(asked: DecodePath, policy: PolicySpec, taps: bool, draft: DraftState<'_>) -> Gate {
+    let plain = |reason: &str| Gate { effective: EffectivePath::TargetOnly, reason: reason.to_owned() };
+    match (asked, policy, draft) {
+        (DecodePath::TargetOnly, ..) => plain("asked for"),
+        (_, PolicySpec::Off, _) => plain("the block policy is off"),
+        _ if !taps => plain("the model's family has no feature taps"),
+        (_, _, DraftState::Absent) => plain("no draft"),
+        (_, _, DraftState::Unusable(why)) => plain(&format!("draft unusable: {}", one_line(why))),
+        (_, _, DraftState::Ready) => {
+            Gate { effective: EffectivePath::SpecdecV7, reason: "draft loaded".to_owned() }
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_has_its_reason() {
+        use {DecodePath::*, PolicySpec as P};
+        for (asked, policy, taps, draft, effective, word) in [
+            (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "loaded"),
+            (TargetOnly, P::CostAware, true, DraftState::Ready, "target_only", "asked"),
+            (SpecdecV7, P::Off, true, DraftState::Ready, "target_only", "policy"),
+            (SpecdecV7, P::CostAware, false, DraftState::Ready, "target_only", "taps"),
+            (SpecdecV7, P::CostAware, true, DraftState::Absent, "target_only", "no draft"),
+            (SpecdecV7, P::CostAware, true, DraftState::Unusable("a\n b"), "target_only", "a b"),
+        ] {
+            let gate = resolve(asked, policy, taps, draft);
+            assert_eq!(gate.effective.to_string(), effective);
+            assert!(gate.reason.contains(word), "{}", gate.reason);
+        }
+        assert_eq!("specdec-v7".parse(), Ok(SpecdecV7));
+        assert!("specdec-v8".parse::<DecodePath>().is_err());
+    }
+}

@@ -1,0 +1,31 @@
+//! Speculative decoding: propose some tokens cheaply, verify them in one pass of the target, keep what the target itself
+//! would have chosen.
+//!
+//! Three questions, three interfaces: a [`Proposer`] says what to try ([`dflash`] drafts, [`CopyProposer`],
+//! [`LabelProposer`]), a [`BlockPolicy`](policy::BlockPolicy) how much, and [`verify`] runs the target and commits.
+//! Acceptance is sample-and-match: what is emitted is the target's own choice at every position, so the output is
+//! that of plain decoding, whatever is proposed. A draft that chooses with the target's noise (see [`Picker`]) agrees
+//! with it nearly as often as rejection sampling would let it.
+
+#![forbid(unsafe_code)]
+
+mod copy;
+pub mod dflash;
+mod gate;
+mod label;
+pub mod policy;
+mod proposer;
+mod speculator;
+mod stats;
+mod taps;
+mod verify;
+
+pub use copy::CopyProposer;
+pub use dflash::{DFlash, DFlashProposer, DraftContext, DraftOptions};
+pub use gate::{DecodePath, DraftState, EffectivePath, Gate, resolve};
+pub use label::LabelProposer;
+pub use proposer::{Argmax, Draft, DraftError, Drafting, Picker, Proposed, Proposer};
+pub use speculator::{Lane, Proposal, Speculator};
+pub use stats::{ProposerStats, SpecdecStats};
+pub use taps::Taps;
+pub use verify::{Choice, Verified, VerifyError, verify};

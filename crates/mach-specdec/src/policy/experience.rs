@@ -1,0 +1,74 @@
+//! What the sequences of a model learn from each other.
+
+use std::collections::BTreeMap;
+
+use super::calibration::Calibration;
+use super::costs::Line;
+use super::{Costs, Cycle};
+
+/// How much an old cycle counts beside the next one of the same proposer.
+const MEMORY: f64 = 0.98;
+
+/// Costs of the target's passes, and what is known of each proposer.
+#[derive(Debug, Clone, Default)]
+pub struct Experience {
+    pub(super) costs: Costs,
+    proposers: BTreeMap<&'static str, Known>,
+}
+
+impl Experience {
+    pub(super) fn of(&mut self, proposer: &'static str) -> &mut Known {
+        self.proposers.entry(proposer).or_default()
+    }
+}
+
+/// What is known of a proposer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// Seconds of its work by rows of the block.
+    pub(super) work: Line,
+    pub(super) calibration: Calibration,
+    /// Acceptance by position, over all sequences.
+    pub(super) chances: Chances,
+}
+
+/// Acceptance by position, given that all before was accepted: times reached and times accepted, fading.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Chances {
+    counts: Vec<(f64, f64)>,
+}
+
+impl Chances {
+    /// Takes in a block; `untried` are the chances of the tokens that were drafted and not verified.
+    pub(super) fn record(&mut self, cycle: &Cycle, untried: &[f64], memory: f64) {
+        let mut add = |i: usize, weight: f64, chance: f64| {
+            if self.counts.len() <= i {
+                self.counts.resize(i + 1, (0.0, 0.0));
+            }
+            if let Some((reached, accepted)) = self.counts.get_mut(i) {
+                (*reached, *accepted) = (*reached * memory + weight, *accepted * memory + weight * chance);
+            }
+        };
+        for i in 0..cycle.proposed.min(cycle.accepted + 1) {
+            add(i, 1.0, if i < cycle.accepted { 1.0 } else { 0.0 });
+        }
+        if cycle.accepted == cycle.proposed {
+            let mut reach = 1.0;
+            for (i, &chance) in untried.iter().enumerate() {
+                add(cycle.proposed + i, reach, chance);
+                reach *= chance;
+            }
+        }
+    }
+
+    /// As [`record`](Self::record), for what all sequences share.
+    pub(super) fn share(&mut self, cycle: &Cycle, untried: &[f64]) {
+        self.record(cycle, untried, MEMORY);
+    }
+
+    /// The chance at position `i`; `prior` counts for `weight` cycles.
+    pub(super) fn at(&self, i: usize, prior: f64, weight: f64) -> f64 {
+        let (reached, accepted) = self.counts.get(i).copied().unwrap_or_default();
+        (accepted + weight * prior) / (reached + weight)
+    }
+}

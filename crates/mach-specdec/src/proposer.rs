@@ -1,0 +1,139 @@
+//! What to try next.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mach_checkpoint::CheckpointError;
+use mach_models::{Model, ModelError};
+
+use crate::DraftContext;
+
+/// Why a draft cannot be loaded or run. Never a reason to fail a request: decoding goes on without it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DraftError {
+    /// The draft's files are unusable.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// `config.json` describes a draft that this build cannot run.
+    #[error("{}: {reason}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The draft belongs to another target.
+    #[error("the draft does not fit the model: {0}")]
+    Mismatch(String),
+    /// Memory for its weights could not be had.
+    #[error("out of memory: {0}")]
+    Memory(String),
+    /// The target failed while it served the draft.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The draft produced what no token can be chosen from.
+    #[error("the draft's logits are not finite")]
+    NotFinite,
+}
+
+/// Chooses tokens from a draft's logits as the target's sampler will from the target's: with the same parameters and the same
+/// noise for the same position.
+pub trait Picker {
+    /// The token at absolute position `position`; `logits` may be changed in place. `None` if they are not finite.
+    fn pick(&mut self, logits: &mut [f32], position: usize) -> Option<u32>;
+}
+
+/// The most probable token, the lowest id among equals.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Argmax;
+
+impl Picker for Argmax {
+    fn pick(&mut self, logits: &mut [f32], _position: usize) -> Option<u32> {
+        // The first block of 256 that holds the largest value, then its place there.
+        let mut best = (f32::NEG_INFINITY, 0);
+        for (block, values) in logits.chunks(256).enumerate() {
+            let mut lanes = [f32::NEG_INFINITY; 16];
+            let (chunks, tail) = values.as_chunks::<16>();
+            for chunk in chunks {
+                for (lane, &v) in lanes.iter_mut().zip(chunk) {
+                    *lane = if v > *lane { v } else { *lane };
+                }
+            }
+            let top = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |a, &v| if v > a { v } else { a });
+            if top > best.0 {
+                best = (top, 256 * block);
+            }
+        }
+        let rest = logits.get(best.1..)?;
+        let id = rest.iter().position(|&v| v == best.0)?;
+        best.0.is_finite().then_some((best.1 + id) as u32)
+    }
+}
+
+/// What a proposer comes up with.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Proposed {
+    /// The tokens, in order.
+    pub tokens: Vec<u32>,
+    /// For each, by how much the best logit led the second; empty if the proposer cannot tell.
+    pub margins: Vec<f32>,
+}
+
+impl Proposed {
+    /// Keeps the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.margins.truncate(len);
+    }
+}
+
+/// What a proposer may use.
+pub struct Drafting<'a> {
+    /// Prompt and answer so far. The last token, the anchor, has not been run through the target.
+    pub tokens: &'a [u32],
+    /// Most tokens to propose.
+    pub most: usize,
+    /// The target.
+    pub model: &'a mut dyn Model,
+    /// How to choose tokens from logits.
+    pub picker: &'a mut dyn Picker,
+}
+
+/// Proposes continuations of one sequence. Anything may be proposed: what the target does not choose itself is dropped.
+pub trait Proposer: Send {
+    /// Its name in statistics.
+    fn name(&self) -> &'static str;
+    /// Target layers whose outputs [`observe`](Proposer::observe) wants.
+    fn taps(&self) -> &[usize] {
+        &[]
+    }
+    /// Sees the features of positions that the target has run and that are there to stay, each once, in order:
+    /// `[rows, taps, hidden]`.
+    fn observe(&mut self, _model: &mut dyn Model, _features: &[f32]) -> Result<(), DraftError> {
+        Ok(())
+    }
+    /// A copy of what it keeps of the positions seen so far. `None` if that follows from the tokens.
+    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<DraftContext>, DraftError> {
+        Ok(None)
+    }
+    /// Puts such a copy in the place of positions that it will not be shown.
+    fn restore(&mut self, _context: &DraftContext) {}
+    /// Appends up to `drafting.most` tokens to `out`.
+    fn propose(&mut self, drafting: Drafting<'_>, out: &mut Proposed) -> Result<(), DraftError>;
+}
+
+/// A draft model that is loaded once and proposes for many sequences.
+pub trait Draft: std::fmt::Debug + Send + Sync {
+    /// Rows of its largest block, the anchor included.
+    fn block_size(&self) -> usize;
+    /// Target layers that feed it.
+    fn taps(&self) -> &[usize];
+    /// A proposer for a new sequence.
+    fn proposer(self: Arc<Self>) -> Box<dyn Proposer>;
+    /// A context of `len` positions, to be filled with saved bytes and given to [`Proposer::restore`]. `None` if its
+    /// proposers keep none.
+    fn blank_context(&self, _len: usize) -> Option<DraftContext> {
+        None
+    }
+}

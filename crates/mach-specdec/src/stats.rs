@@ -1,0 +1,82 @@
+//! What speculation brought, for `/v1/stats`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::Serialize;
+
+use crate::policy::{ALPHA_WINDOW, Cycle};
+
+/// Longest accepted run that the histogram tells apart.
+const LONGEST: usize = 32;
+
+/// Counts of one proposer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ProposerStats {
+    /// Blocks.
+    pub cycles: u64,
+    /// Tokens proposed.
+    pub drafted: u64,
+    /// Tokens accepted.
+    pub accepted: u64,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SpecdecStats {
+    /// Passes of the target while decoding.
+    pub cycles: u64,
+    /// Those with a proposal.
+    pub observed_cycles: u64,
+    /// Those for which the policy had chosen a reduced block.
+    pub low_cycles: u64,
+    /// Tokens proposed.
+    pub specdec_drafted: u64,
+    /// Tokens accepted.
+    pub specdec_accepted: u64,
+    /// Mean of accepted / proposed over the last cycles with a proposal.
+    pub recent_alpha: Option<f64>,
+    /// Cycles by number of accepted tokens.
+    pub accepted_lengths: Vec<u64>,
+    /// By position in the block: how often it was proposed, and accepted.
+    pub positions: Vec<[u64; 2]>,
+    /// By proposer.
+    pub proposers: BTreeMap<&'static str, ProposerStats>,
+    #[serde(skip)]
+    recent: VecDeque<f64>,
+}
+
+impl SpecdecStats {
+    /// Takes in a cycle; `proposer` is `None` for plain decoding.
+    pub fn record(&mut self, proposer: Option<&'static str>, low: bool, cycle: &Cycle) {
+        self.cycles += 1;
+        self.low_cycles += u64::from(low);
+        let Some(name) = proposer.filter(|_| cycle.proposed > 0) else { return };
+        self.observed_cycles += 1;
+        self.specdec_drafted += cycle.proposed as u64;
+        self.specdec_accepted += cycle.accepted as u64;
+        if self.recent.len() == ALPHA_WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(cycle.accepted as f64 / cycle.proposed as f64);
+        self.recent_alpha = Some(self.recent.iter().sum::<f64>() / self.recent.len() as f64);
+        bump(&mut self.accepted_lengths, cycle.accepted.min(LONGEST), |n| *n += 1);
+        for position in 0..cycle.proposed.min(LONGEST) {
+            let hit = u64::from(position < cycle.accepted);
+            bump(&mut self.positions, position, |[seen, accepted]| {
+                *seen += 1;
+                *accepted += hit;
+            });
+        }
+        let counts = self.proposers.entry(name).or_default();
+        counts.cycles += 1;
+        counts.drafted += cycle.proposed as u64;
+        counts.accepted += cycle.accepted as u64;
+    }
+}
+
+fn bump<T: Default + Clone>(list: &mut Vec<T>, at: usize, change: impl FnOnce(&mut T)) {
+    if list.len() <= at {
+        list.resize(at + 1, T::default());
+    }
+    list.get_mut(at).map(change);
+}

@@ -1,0 +1,47 @@
+//! Hidden states of chosen layers, as drafts want them.
+
+use std::ops::Range;
+
+use mach_models::Observer;
+
+/// Collects, for every row of a pass, the outputs of chosen layers side by side.
+#[derive(Debug, Clone, Default)]
+pub struct Taps {
+    layers: Vec<usize>,
+    hidden: usize,
+    features: Vec<f32>,
+}
+
+impl Taps {
+    /// For these layers (0 is the first layer's output), in this order, of a model of width `hidden`.
+    pub fn new(layers: &[usize], hidden: usize) -> Self {
+        Taps { layers: layers.to_vec(), hidden, features: Vec::new() }
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.layers.len() * self.hidden
+    }
+
+    /// Features `[rows, layers, hidden]` of some rows of the last pass; empty if it had no such rows.
+    pub fn rows(&self, rows: Range<usize>) -> &[f32] {
+        self.features.get(rows.start * self.width()..rows.end * self.width()).unwrap_or_default()
+    }
+}
+
+impl Observer for Taps {
+    fn hidden(&mut self, index: usize, rows: &[f32]) {
+        let (width, hidden) = (self.width(), self.hidden);
+        if width == 0 {
+            return;
+        }
+        self.features.resize(rows.len() / hidden * width, 0.0);
+        for (place, _) in self.layers.iter().enumerate().filter(|&(_, &layer)| layer + 1 == index) {
+            for (to, from) in self.features.chunks_exact_mut(width).zip(rows.chunks_exact(hidden)) {
+                if let Some(to) = to.get_mut(place * hidden..(place + 1) * hidden) {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+    }
+}

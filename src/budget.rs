@@ -1,0 +1,295 @@
+//! The memory budget: what the process will hold, settled before anything is allocated and announced at the start.
+
+use std::fmt;
+
+/// What a model needs, in bytes unless said otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// What the process holds before weights are loaded, and what threads and connections take.
+    pub(crate) base: usize,
+    /// Weights outside the experts.
+    pub(crate) resident: usize,
+    /// Weights of the draft.
+    pub(crate) draft: usize,
+    /// Working memory of a pass.
+    pub(crate) scratch: usize,
+    /// One expert.
+    pub(crate) slot: usize,
+    /// Number of experts.
+    pub(crate) experts: usize,
+    /// Number of experts that one token uses.
+    pub(crate) working_set: usize,
+    /// Number of slots of the arena.
+    pub(crate) arena_slots: usize,
+    /// State of the shortest useful sequence.
+    pub(crate) least_state: usize,
+    /// State of as many and as long sequences as the settings allow.
+    pub(crate) most_state: usize,
+}
+
+/// What the operator said, and what the machine has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// `--memory-gb`: all of the process.
+    pub(crate) memory: Option<usize>,
+    /// `--expert-cache-gb`: the bank.
+    pub(crate) bank: Option<usize>,
+    /// `--wired-gb`: weights, bank and arena.
+    pub(crate) wired: Option<usize>,
+    /// What the system can give beyond what the process has.
+    pub(crate) available: Option<usize>,
+}
+
+/// Share of the available memory that is taken unless told otherwise.
+const SAFE_SHARE: f64 = 0.9;
+
+/// Bound of wired memory while streaming, unless told otherwise.
+pub(crate) const DEFAULT_WIRED: usize = 9_000_000_000;
+
+/// Part of what remains for bank and state together that state may take.
+const STATE_PART: usize = 4;
+
+/// How memory is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// See [`Needs`].
+    pub(crate) needs: Needs,
+    /// Slots of the bank.
+    pub(crate) bank_slots: usize,
+    /// Slots of the arena; none if all experts are in memory.
+    pub(crate) arena_slots: usize,
+    /// Bytes for the state of sequences.
+    pub(crate) state: usize,
+}
+
+impl Budget {
+    /// Bytes of the bank.
+    pub(crate) fn bank(&self) -> usize {
+        self.bank_slots * self.needs.slot
+    }
+
+    /// Bytes of the arena.
+    pub(crate) fn arena(&self) -> usize {
+        self.arena_slots * self.needs.slot
+    }
+
+    /// All bytes.
+    pub(crate) fn total(&self) -> usize {
+        let Needs { base, resident, draft, scratch, .. } = self.needs;
+        base + resident + draft + scratch + self.bank() + self.arena() + self.state
+    }
+}
+
+/// Bytes as decimal gigabytes, as the flags take them.
+struct Gb(usize);
+
+impl fmt::Display for Gb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} GB", self.0 as f64 / 1e9)
+    }
+}
+
+impl Bounds {
+    /// Most bytes that the process may hold, and whose word that is.
+    fn limit(&self, base: usize) -> Option<(usize, String)> {
+        if let Some(bytes) = self.memory {
+            return Some((bytes, format!("--memory-gb allows {}", Gb(bytes))));
+        }
+        let bytes = (self.available? as f64 * SAFE_SHARE) as usize + base;
+        let source = format!("this machine or its control group can safely give {}", Gb(bytes));
+        Some((bytes, source))
+    }
+}
+
+/// A budget with all experts in memory.
+pub(crate) fn resident(needs: Needs, bounds: Bounds) -> Result<Budget, String> {
+    let mut budget = Budget { needs, bank_slots: needs.experts, arena_slots: 0, state: needs.least_state };
+    let Some((limit, source)) = bounds.limit(needs.base) else {
+        return Ok(Budget { state: needs.most_state, ..budget });
+    };
+    if budget.total() > limit {
+        return Err(format!(
+            "all experts in memory need {}: {} of experts, {} of other weights, {} of working memory and state; {source}",
+            Gb(budget.total()),
+            Gb(budget.bank()),
+            Gb(needs.resident + needs.draft),
+            Gb(needs.base + needs.scratch + needs.least_state),
+        ));
+    }
+    budget.state = needs.most_state.min(needs.least_state + limit - budget.total());
+    Ok(budget)
+}
+
+/// A budget with a bank of some experts.
+pub(crate) fn streaming(needs: Needs, bounds: Bounds) -> Result<Budget, String> {
+    let slot = needs.slot.max(1);
+    let nothing = Budget { needs, bank_slots: 0, arena_slots: needs.arena_slots, state: needs.least_state };
+    let one_token = needs.working_set * slot;
+    let limit = bounds.limit(needs.base);
+    let room = match &limit {
+        None => usize::MAX,
+        Some((limit, source)) => limit.checked_sub(nothing.total()).ok_or_else(|| {
+            format!(
+                "streaming needs at least {} beside the bank: {} of weights outside the experts, {} of arena, {} of working \
+                 memory and state; {source}",
+                Gb(nothing.total()),
+                Gb(needs.resident + needs.draft),
+                Gb(nothing.arena()),
+                Gb(needs.base + needs.scratch + needs.least_state),
+            )
+        })?,
+    };
+    // A budget for everything replaces the default bound, not one that was asked for.
+    let default_wired = (bounds.memory.is_none()).then_some(DEFAULT_WIRED);
+    let fixed = needs.resident + needs.draft + nothing.arena();
+    let wired_room = match bounds.wired.or(default_wired) {
+        None => usize::MAX,
+        Some(wired) => wired.checked_sub(fixed).ok_or_else(|| {
+            format!(
+                "--wired-gb: weights outside the experts and the arena alone take {}, more than {}",
+                Gb(fixed),
+                Gb(wired)
+            )
+        })?,
+    };
+    let slots = match bounds.bank {
+        Some(bytes) => {
+            let slots = (bytes / slot).min(needs.experts);
+            if slots > 0 && slots < needs.working_set || bytes > 0 && slots == 0 {
+                return Err(format!(
+                    "--expert-cache-gb: {} holds {slots} experts; one token uses {}, which take {}: give at least that, or 0 to \
+                     read every expert when it is needed",
+                    Gb(bytes),
+                    needs.working_set,
+                    Gb(one_token),
+                ));
+            }
+            if slots * slot > wired_room {
+                return Err(format!(
+                    "--expert-cache-gb: {} with {} of other weights and arena is more than --wired-gb allows ({})",
+                    Gb(bytes),
+                    Gb(fixed),
+                    Gb(bounds.wired.or(default_wired).unwrap_or(0)),
+                ));
+            }
+            if slots * slot > room {
+                let source = limit.map(|(_, source)| source).unwrap_or_default();
+                return Err(format!(
+                    "--expert-cache-gb: {} with {} for everything else is too much: {source}",
+                    Gb(bytes),
+                    Gb(nothing.total()),
+                ));
+            }
+            slots
+        }
+        None => {
+            let state_part =
+                (room / STATE_PART).min(needs.most_state - needs.least_state.min(needs.most_state));
+            let slots = ((room - state_part).min(wired_room) / slot).min(needs.experts);
+            // The bank comes first while it cannot hold one token's experts.
+            let slots = slots.max(needs.working_set.min(room.min(wired_room) / slot));
+            if slots < needs.working_set {
+                let source = limit.map(|(_, source)| source).unwrap_or_default();
+                return Err(format!(
+                    "the bank would hold {slots} experts; one token uses {}, which take {} beside {} for everything else; \
+                     {source}; --wired-gb leaves {} for the bank; --expert-cache-gb 0 reads every expert when it is needed",
+                    needs.working_set,
+                    Gb(one_token),
+                    Gb(nothing.total()),
+                    Gb(wired_room.min(room)),
+                ));
+            }
+            slots
+        }
+    };
+    let left = room - slots * slot;
+    Ok(Budget {
+        bank_slots: slots,
+        state: needs.most_state.min(needs.least_state.saturating_add(left)),
+        ..nothing
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: usize = 1_000_000;
+
+    fn needs() -> Needs {
+        Needs {
+            base: 50 * MB,
+            resident: 1000 * MB,
+            draft: 0,
+            scratch: 100 * MB,
+            slot: 2 * MB,
+            experts: 8000,
+            working_set: 300,
+            arena_slots: 60,
+            least_state: 70 * MB,
+            most_state: 4000 * MB,
+        }
+    }
+
+    #[test]
+    fn everything_announced_stays_under_the_limit() {
+        for gb in [2.0, 2.5, 4.0, 8.0, 17.0, 40.0] {
+            let memory = (gb * 1e9) as usize;
+            let bounds = Bounds { memory: Some(memory), ..Bounds::default() };
+            let budget = streaming(needs(), bounds).unwrap();
+            assert!(budget.total() <= memory, "{gb}: {budget:?}");
+            assert!(budget.bank_slots >= 300 && budget.state >= 70 * MB);
+            if gb > 2.0 && gb < 20.0 {
+                assert!(budget.total() + 2 * MB > memory, "{gb}: nothing is wasted, {budget:?}");
+            }
+        }
+        let budget = streaming(needs(), Bounds { available: Some(4000 * MB), ..Bounds::default() }).unwrap();
+        assert!(budget.total() <= 3650 * MB);
+        // Without a word on memory the bank stops at the default of wired memory.
+        let budget =
+            streaming(needs(), Bounds { available: Some(64_000 * MB), ..Bounds::default() }).unwrap();
+        assert_eq!(budget.bank() + budget.arena() + 1000 * MB, DEFAULT_WIRED);
+        assert_eq!(budget.state, 4000 * MB);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_numbers() {
+        let bounds = |f: &dyn Fn(&mut Bounds)| {
+            let mut bounds = Bounds { available: Some(20_000 * MB), ..Bounds::default() };
+            f(&mut bounds);
+            bounds
+        };
+        let error = streaming(needs(), bounds(&|b| b.memory = Some(1000 * MB))).unwrap_err();
+        assert!(
+            error.contains("at least 1.34 GB") && error.contains("--memory-gb allows 1.00 GB"),
+            "{error}"
+        );
+        let error = streaming(needs(), bounds(&|b| b.memory = Some(1500 * MB))).unwrap_err();
+        assert!(error.contains("one token uses 300, which take 0.60 GB"), "{error}");
+        let error = streaming(needs(), bounds(&|b| b.bank = Some(100 * MB))).unwrap_err();
+        assert!(error.contains("holds 50 experts") && error.contains("0.60 GB"), "{error}");
+        let error = streaming(needs(), bounds(&|b| b.bank = Some(12_000 * MB))).unwrap_err();
+        assert!(error.contains("--wired-gb"), "{error}");
+        let error = streaming(needs(), bounds(&|b| b.wired = Some(500 * MB))).unwrap_err();
+        assert!(error.contains("--wired-gb") && error.contains("1.12 GB"), "{error}");
+        let error = resident(needs(), bounds(&|b| b.memory = Some(10_000 * MB))).unwrap_err();
+        assert!(error.contains("17.22 GB") && error.contains("16.00 GB of experts"), "{error}");
+    }
+
+    #[test]
+    fn no_bank_at_all_can_be_asked_for() {
+        let bounds = Bounds { bank: Some(0), memory: Some(1500 * MB), ..Bounds::default() };
+        let budget = streaming(needs(), bounds).unwrap();
+        assert_eq!((budget.bank_slots, budget.arena_slots), (0, 60));
+        let bounds = Bounds { bank: Some(3000 * MB), available: Some(20_000 * MB), ..Bounds::default() };
+        assert_eq!(streaming(needs(), bounds).unwrap().bank_slots, 1500);
+    }
+
+    #[test]
+    fn all_experts_and_as_much_state_as_fits() {
+        let bounds = Bounds { memory: Some(18_000 * MB), ..Bounds::default() };
+        let budget = resident(needs(), bounds).unwrap();
+        assert_eq!((budget.total(), budget.bank_slots, budget.arena_slots), (18_000 * MB, 8000, 0));
+        assert_eq!(resident(needs(), Bounds::default()).unwrap().state, 4000 * MB);
+    }
+}

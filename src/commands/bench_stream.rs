@@ -1,0 +1,150 @@
+//! `mach bench stream`: what streaming reaches of what the drive can do.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use mach_checkpoint::Checkpoint;
+use mach_experts::Sidecar;
+use mach_io::probe;
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
+
+use crate::args::{ModelArgs, ModelConfig};
+use crate::bench::stream::{Cached, Measured, StreamPlan, StreamReport, measure_stream, phase};
+use crate::bench::{Machine, token_ids};
+use crate::{Exit, experts, memory};
+
+/// Time of one measurement of the drive.
+const PROBE: Duration = Duration::from_millis(1500);
+
+/// Arguments of `mach bench stream`.
+#[derive(Debug, Clone, Args)]
+pub(super) struct StreamArgs {
+    /// The model
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt: u32,
+    /// Tokens decoded after it
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    decode: u32,
+    /// Repeats; every sample is in the JSON
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    reps: u32,
+    /// Seed of the pseudo-random token ids
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Load the model a second time with all experts in memory, and compare with a bank that holds all of them
+    #[arg(long)]
+    cached: bool,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `mach bench stream`.
+pub(super) fn run(args: StreamArgs) -> Result<()> {
+    let plain = |exit: Exit| anyhow::anyhow!(exit.message);
+    let config = args.model.clone().validate().map_err(plain)?;
+    let checkpoint = Checkpoint::open(&config.checkpoint)?;
+    let plan = StreamPlan {
+        prompt: args.prompt as usize,
+        chunk: config.prefill_chunk,
+        decode: args.decode as usize,
+        reps: args.reps as usize,
+        seed: args.seed,
+    };
+    if args.cached {
+        return cached(&checkpoint, &config, plan, args.json);
+    }
+    let started = Instant::now();
+    let prepared = experts::prepare(&checkpoint, &config, 1, 0).map_err(plain)?;
+    if prepared.mode == "resident" {
+        bail!("all experts fit memory; say --streaming");
+    }
+    let mut model = mach_models::load(&checkpoint, &prepared.load, &mut |_| ())?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let Measured { prefill, decode, ceilings } =
+        measure_stream(model.as_mut(), &plan, &mut || ceiling(&checkpoint, &config))?;
+    let facts = model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    let peak_bytes = memory::peak();
+    drop(model);
+    print(
+        &args,
+        &StreamReport {
+            mach: env!("CARGO_PKG_VERSION"),
+            machine: Machine::this(),
+            model_type: checkpoint.config().model_type.clone(),
+            random_routing: checkpoint.is_synthetic(),
+            facts,
+            plan,
+            ceilings,
+            load_seconds,
+            budget_bytes: prepared.budget.total(),
+            peak_bytes,
+            prefill,
+            decode,
+        },
+    )
+}
+
+fn print(args: &StreamArgs, report: &StreamReport) -> Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+/// The best that random reads of one expert reach.
+fn ceiling(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<f64> {
+    let sidecar = Sidecar::open(checkpoint)?;
+    let found = probe(sidecar.files(), sidecar.max_stride(), config.experts.io.into(), PROBE)?;
+    Ok(found.table.iter().map(|row| row.bandwidth).fold(0.0, f64::max))
+}
+
+/// Two models side by side, decoding in turn.
+fn cached(checkpoint: &Checkpoint, config: &ModelConfig, plan: StreamPlan, json: bool) -> Result<()> {
+    let size = mach_models::footprint(
+        checkpoint,
+        config.load.activations,
+        Some(mach_models::StreamingSource::Sidecar),
+    )?;
+    let streaming = StreamingOptions {
+        bank_slots: size.experts,
+        arena_slots: size.arena_slots(0),
+        eviction: config.experts.bank_eviction,
+        ..StreamingOptions::default()
+    };
+    let load = |experts| {
+        let options = LoadOptions { experts, ..config.load.clone() };
+        mach_models::load(checkpoint, &options, &mut |_| ())
+    };
+    let mut models = [load(ExpertMode::Resident)?, load(ExpertMode::Streaming(streaming))?];
+    let mut rates = [Vec::new(), Vec::new()];
+    let vocab = checkpoint.config().vocab_size;
+    // The first repeats fill the bank; after a prompt of this length nothing is missing.
+    for rep in 0..=plan.reps {
+        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
+        for (model, rates) in models.iter_mut().zip(&mut rates) {
+            let mut state = model.new_state();
+            phase(model.as_mut(), &mut state, &ids[..plan.prompt], plan.chunk)?;
+            let decode = phase(model.as_mut(), &mut state, &ids[plan.prompt..], 1)?;
+            if rep > 0 {
+                rates.push(decode.rate());
+            }
+        }
+    }
+    let [resident, streaming] = rates;
+    let found = Cached { resident, streaming };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        println!("resident  {:.2?} tok/s", found.resident);
+        println!("bank      {:.2?} tok/s", found.streaming);
+        println!("ratio     {:.3}", found.ratio());
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! Where the experts will be: flags, sidecar, drive and memory budget put together.
+
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
+use mach_experts::{EvictionPolicy, Sidecar, SidecarError};
+use mach_io::{Caching, ProbeReport, ReaderOptions, Submission, probe};
+use mach_models::{
+    ExpertMode, Footprint, LoadOptions, StreamingOptions, StreamingSource, footprint, scratch_bytes,
+    state_bytes,
+};
+use tracing::{info, warn};
+
+use crate::Exit;
+use crate::args::ModelConfig;
+use crate::budget::{self, Bounds, Budget, Needs};
+use crate::signals::Signal;
+
+/// Time that the probe of the drive may take.
+const PROBE: Duration = Duration::from_millis(300);
+
+/// Reads in flight while streaming, at least: most of the arena.
+const IN_FLIGHT: usize = 64;
+
+/// Threads, connections, the allocator's slack: what the process takes beside what it has when it is measured.
+const OVERHEAD: usize = 48 << 20;
+
+/// Tokens that a sequence must be able to have for a budget to make sense.
+const LEAST_TOKENS: usize = 1024;
+
+/// Where experts live, and how much memory they get.
+#[derive(Debug, Clone, Args)]
+pub struct ExpertArgs {
+    /// Keep all experts in memory; refused if they do not fit
+    #[arg(long, conflicts_with_all = ["streaming", "expert_residency"])]
+    pub no_streaming: bool,
+
+    /// Stream experts from the drive; without this and --no-streaming, only if they do not fit memory
+    #[arg(long, conflicts_with = "expert_residency")]
+    pub streaming: bool,
+
+    /// The same choice by name, and bf16_streaming: full precision out of a bf16 checkpoint's own tensors
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub expert_residency: Option<ResidencyArg>,
+
+    /// Memory of the expert bank in GB (10^9 bytes); 0 reads every expert when it is needed
+    #[arg(long, value_name = "GB", value_parser = gigabytes)]
+    pub expert_cache_gb: Option<Gigabytes>,
+
+    /// Most memory of weights, bank and arena together while streaming; 9 unless --memory-gb is given
+    #[arg(long, value_name = "GB", value_parser = gigabytes)]
+    pub wired_gb: Option<Gigabytes>,
+
+    /// Most memory of the whole process; a safe share of what the machine or control group has free if not given
+    #[arg(long, value_name = "GB", value_parser = gigabytes)]
+    pub memory_gb: Option<Gigabytes>,
+
+    /// Which expert leaves a full bank: lru, lfu or lookahead
+    #[arg(long, default_value = "lookahead", value_name = "POLICY")]
+    pub bank_eviction: EvictionPolicy,
+
+    /// System interface that reads experts
+    #[arg(long, value_enum, default_value_t = IoArg::Auto)]
+    pub io: IoArg,
+
+    /// What to do when experts cannot be streamed from a valid sidecar
+    #[arg(long, value_enum, default_value_t = FallbackArg::FailFast)]
+    pub fallback_policy: FallbackArg,
+}
+
+/// An amount of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gigabytes {
+    /// Bytes.
+    pub bytes: usize,
+}
+
+fn gigabytes(text: &str) -> Result<Gigabytes, String> {
+    let gb: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if !(0.0..=1e6).contains(&gb) {
+        return Err("must be from 0 to 1000000".to_owned());
+    }
+    Ok(Gigabytes { bytes: (gb * 1e9) as usize })
+}
+
+/// Values of `--expert-residency`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResidencyArg {
+    /// All in memory.
+    Resident,
+    /// Records of the sidecar in a bank.
+    Streaming,
+    /// Full-precision slices of a bf16 checkpoint in a bank.
+    #[value(name = "bf16_streaming")]
+    Bf16Streaming,
+}
+
+/// Values of `--io`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IoArg {
+    /// io_uring where the system has it.
+    Auto,
+    /// io_uring; an error where it is missing.
+    Uring,
+    /// A pool of threads.
+    Pread,
+}
+
+impl From<IoArg> for Submission {
+    fn from(arg: IoArg) -> Self {
+        match arg {
+            IoArg::Auto => Self::Auto,
+            IoArg::Uring => Self::Uring,
+            IoArg::Pread => Self::Pread,
+        }
+    }
+}
+
+/// Values of `--fallback-policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FallbackArg {
+    /// End with an error that says what to do.
+    FailFast,
+    /// Read slices out of the checkpoint's own tensors, slowly.
+    Diagnostic,
+}
+
+impl FallbackArg {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::FailFast => "fail-fast",
+            Self::Diagnostic => "diagnostic",
+        }
+    }
+}
+
+/// What was settled.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// How to load.
+    pub(crate) load: LoadOptions,
+    /// How memory is divided.
+    pub(crate) budget: Budget,
+    /// `resident`, `streaming`, `bf16_streaming` or `diagnostic`.
+    pub(crate) mode: &'static str,
+    /// What to tell the operator.
+    pub(crate) signals: Vec<Signal>,
+}
+
+/// Settles where experts live. `sequences`: as many may run at one time. `draft`: bytes of the draft's files.
+pub(crate) fn prepare(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    sequences: usize,
+    draft: usize,
+) -> Result<Prepared, Exit> {
+    let args = &config.experts;
+    let bounds = Bounds {
+        memory: args.memory_gb.map(|g| g.bytes),
+        bank: args.expert_cache_gb.map(|g| g.bytes),
+        wired: args.wired_gb.map(|g| g.bytes),
+        available: crate::memory::available(),
+    };
+    let context = config.max_context.unwrap_or(usize::MAX).min(checkpoint.config().max_position_embeddings);
+    let state = |tokens: usize| state_bytes(checkpoint.config(), config.load.activations, tokens);
+    let threads = match config.load.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let needs = |size: &Footprint, depth: usize| Needs {
+        base: crate::memory::resident().unwrap_or(0) + OVERHEAD,
+        resident: size.resident_bytes,
+        draft,
+        scratch: scratch_bytes(checkpoint.config(), config.prefill_chunk.min(context), threads),
+        slot: size.slot_bytes,
+        experts: size.experts,
+        working_set: size.working_set,
+        arena_slots: size.arena_slots(depth),
+        least_state: state(context.min(LEAST_TOKENS)),
+        most_state: state(context).saturating_mul(sequences.max(1)),
+    };
+    let wanted = match (args.no_streaming, args.streaming, args.expert_residency) {
+        (true, ..) | (_, _, Some(ResidencyArg::Resident)) => Some(ResidencyArg::Resident),
+        (_, true, _) => Some(ResidencyArg::Streaming),
+        (.., mode) => mode,
+    };
+    let all = || {
+        let size = footprint(checkpoint, config.load.activations, None).map_err(Exit::input)?;
+        Ok::<_, Exit>(budget::resident(needs(&size, 0), bounds))
+    };
+    let wanted = match wanted {
+        Some(ResidencyArg::Resident) => {
+            let budget = all()?.map_err(|e| {
+                Exit::input(format!("--no-streaming: {e}; --streaming reads experts from the drive instead"))
+            })?;
+            return Ok(resident(config, budget));
+        }
+        Some(other) => other,
+        None => match all()? {
+            Ok(budget) if args.expert_cache_gb.is_none() => return Ok(resident(config, budget)),
+            Ok(_) => ResidencyArg::Streaming,
+            Err(reason) => {
+                info!(reason, "streaming experts from the drive");
+                ResidencyArg::Streaming
+            }
+        },
+    };
+    let (options, mode, depth, signal) = match wanted {
+        ResidencyArg::Bf16Streaming => {
+            let options = StreamingOptions { source: StreamingSource::Bf16, ..StreamingOptions::default() };
+            (options, "bf16_streaming", 0, None)
+        }
+        _ => {
+            let drive = drive(checkpoint, args)?;
+            (drive.options, drive.mode, drive.depth, Some(drive.signal))
+        }
+    };
+    let size = footprint(checkpoint, config.load.activations, Some(options.source)).map_err(Exit::input)?;
+    let budget = budget::streaming(needs(&size, depth), bounds).map_err(Exit::input)?;
+    let options = StreamingOptions {
+        bank_slots: budget.bank_slots,
+        arena_slots: budget.arena_slots,
+        eviction: args.bank_eviction,
+        ..options
+    };
+    let mut signals = vec![memory_signal(&budget, bounds)];
+    signals.extend(signal);
+    let load = LoadOptions { experts: ExpertMode::Streaming(options), ..config.load.clone() };
+    Ok(Prepared { load, budget, mode, signals })
+}
+
+fn resident(config: &ModelConfig, budget: Budget) -> Prepared {
+    let load = LoadOptions { experts: ExpertMode::Resident, ..config.load.clone() };
+    let signals = vec![memory_signal(&budget, Bounds::default())];
+    Prepared { load, budget, mode: "resident", signals }
+}
+
+fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
+    let needs = &budget.needs;
+    let mut signal = Signal::new("memory")
+        .with("budget_bytes", budget.total())
+        .with("resident_weight_bytes", needs.resident)
+        .with("bank_bytes", budget.bank())
+        .with("arena_bytes", budget.arena())
+        .with("state_bytes", budget.state)
+        .with("scratch_bytes", needs.scratch)
+        .with("draft_bytes", needs.draft)
+        .with("base_bytes", needs.base);
+    if let Some(available) = bounds.available {
+        signal = signal.with("available_bytes", available);
+    }
+    signal
+}
+
+/// What the drive can do with the sidecar, or what replaces it.
+struct Drive {
+    options: StreamingOptions,
+    mode: &'static str,
+    depth: usize,
+    signal: Signal,
+}
+
+/// Opens the sidecar, checks a sample of its records, and finds the best way to read it.
+fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
+    let present = checkpoint.dir().join(MANIFEST_FILE).exists();
+    let started = Instant::now();
+    let opened = Sidecar::open(checkpoint).and_then(|sidecar| {
+        let options = ReaderOptions { submission: args.io.into(), ..ReaderOptions::default() };
+        // The very reads that streaming will do.
+        sidecar.verify_some(&mut sidecar.reader(&options)?)?;
+        let found = probe(sidecar.files(), sidecar.max_stride(), args.io.into(), PROBE)?;
+        Ok((sidecar, found))
+    });
+    let signal = |valid: bool, extension: &str| {
+        Signal::new("direct-pread")
+            .with("expected", 1)
+            .with("sidecar_present", u8::from(present))
+            .with("sidecar_valid", u8::from(valid))
+            .with("native_extension", extension)
+            .with("fallback_policy", args.fallback_policy.as_str())
+    };
+    match opened {
+        Ok((_, found)) => {
+            info!(seconds = started.elapsed().as_secs_f64(), "sidecar opened, drive probed");
+            let signal = reading(signal(true, "ready"), &found);
+            let options = StreamingOptions {
+                submission: args.io.into(),
+                caching: found.caching,
+                // More in flight than the drive needs costs nothing where all are waited for, and keeps it busy while others work.
+                depth: found.depth.max(IN_FLIGHT),
+                probed_bandwidth: Some(found.bandwidth),
+                ..StreamingOptions::default()
+            };
+            Ok(Drive { mode: "streaming", depth: options.depth, options, signal })
+        }
+        Err(error) if args.fallback_policy == FallbackArg::Diagnostic => {
+            warn!(%error, "no valid sidecar: experts are read slice by slice out of safetensors, slowly");
+            let options =
+                StreamingOptions { source: StreamingSource::Diagnostic, ..StreamingOptions::default() };
+            Ok(Drive { mode: "diagnostic", depth: 0, options, signal: signal(false, "unavailable") })
+        }
+        Err(error) => {
+            signal(false, "unavailable").emit();
+            let help = match &error {
+                SidecarError::Missing { .. } => String::new(),
+                _ => "; `mach export-sidecar` or `mach convert` writes it anew".to_owned(),
+            };
+            Err(Exit::input(format!(
+                "--streaming: {error}{help}; --fallback-policy diagnostic reads the checkpoint's own tensors, slowly"
+            )))
+        }
+    }
+}
+
+fn reading(signal: Signal, found: &ProbeReport) -> Signal {
+    signal
+        .with("mode", found.submission)
+        .with("direct", u8::from(found.caching == Caching::Direct))
+        .with("depth", found.depth)
+        .with("read_kib", found.read_kib)
+        .with("probed_bytes_per_second", found.bandwidth as u64)
+}

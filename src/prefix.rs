@@ -1,0 +1,161 @@
+//! Flags of the prefix cache.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mach_api::chat::{Limits, WarmRequest};
+use mach_checkpoint::Checkpoint;
+use mach_models::{Activations, NUMERICS_VERSION};
+use mach_prefix::{PrefixConfig, chain};
+use serde_json::Value;
+
+use crate::Exit;
+
+const GB: f64 = 1e9;
+
+/// Prefixes of earlier prompts, in memory and on disk. Changes the speed, never the answer.
+#[derive(Debug, Clone, Args)]
+pub struct PrefixArgs {
+    /// Compute every prompt in full
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+
+    /// Memory for cached prefixes in GB; half of what the memory budget leaves for state if not given
+    #[arg(long, value_name = "GB")]
+    pub prefix_cache_max_gb: Option<f64>,
+
+    /// Most snapshots in memory
+    #[arg(long, default_value_t = PrefixConfig::default().max_entries, value_name = "N")]
+    pub prefix_cache_max_entries: usize,
+
+    /// Tokens of a block; prefixes are found by hashes at block edges
+    #[arg(long, default_value_t = PrefixConfig::default().block, value_name = "TOKENS")]
+    pub prefix_cache_block_size: usize,
+
+    /// Directory of prefixes on disk; below the user's cache directory if not given
+    #[arg(long, value_name = "DIR")]
+    pub disk_kv_dir: Option<PathBuf>,
+
+    /// Disk space for prefixes in GB; 0 keeps none on disk
+    #[arg(long, default_value_t = 8.0, value_name = "GB")]
+    pub disk_kv_budget_gb: f64,
+
+    /// JSON file with a prefix to keep warm ({messages, tools} or {prompt}), or a list of them; may be given more than once
+    #[arg(long, value_name = "FILE")]
+    pub warm_prefix: Vec<PathBuf>,
+}
+
+impl PrefixArgs {
+    /// Settings that do not depend on the model; 0 bytes of memory stand for a share of what is left.
+    pub(crate) fn validate(&self) -> Result<Option<PrefixConfig>, Exit> {
+        if self.no_prefix_cache {
+            if !self.warm_prefix.is_empty() {
+                return Err(Exit::input("--warm-prefix: there is no prefix cache (--no-prefix-cache)"));
+            }
+            return Ok(None);
+        }
+        let bytes = |flag: &str, gb: f64, least: f64| match gb {
+            gb if gb >= least && gb <= 1e6 => Ok(gb * GB),
+            _ => Err(Exit::input(format!("{flag}: must be a number of gigabytes, at least {least}"))),
+        };
+        let memory =
+            self.prefix_cache_max_gb.map(|gb| bytes("--prefix-cache-max-gb", gb, 0.001)).transpose()?;
+        let disk = bytes("--disk-kv-budget-gb", self.disk_kv_budget_gb, 0.0)? as u64;
+        if self.prefix_cache_max_entries == 0 {
+            return Err(Exit::input("--prefix-cache-max-entries: must be at least 1"));
+        }
+        if !(16..=65536).contains(&self.prefix_cache_block_size) {
+            return Err(Exit::input("--prefix-cache-block-size: must be between 16 and 65536"));
+        }
+        let directory = || self.disk_kv_dir.clone().or_else(default_directory);
+        Ok(Some(PrefixConfig {
+            block: self.prefix_cache_block_size,
+            stride: 8 * self.prefix_cache_block_size,
+            max_bytes: memory.map_or(0, |bytes| bytes as usize),
+            max_entries: self.prefix_cache_max_entries,
+            directory: if disk > 0 { directory() } else { None },
+            disk_budget: disk,
+            ..PrefixConfig::default()
+        }))
+    }
+
+    /// The prefixes in the files of `--warm-prefix`.
+    pub(crate) fn prefixes(&self) -> Result<Vec<WarmRequest>, Exit> {
+        let mut all = Vec::new();
+        for file in &self.warm_prefix {
+            let named = |error: &dyn std::fmt::Display| {
+                Exit::input(format!("--warm-prefix {}: {error}", file.display()))
+            };
+            let bytes = std::fs::read(file).map_err(|e| named(&e))?;
+            let values = match serde_json::from_slice(&bytes).map_err(|e| named(&e))? {
+                Value::Array(list) => list,
+                one => vec![one],
+            };
+            for value in values {
+                let parsed = WarmRequest::from_value(value, &Limits::default());
+                all.push(parsed.map_err(|e| named(&e.message))?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// `mach/prefix` where the user's caches are.
+fn default_directory() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let caches = if cfg!(target_os = "macos") {
+        variable("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))
+    };
+    caches.map(|caches| caches.join("mach").join("prefix"))
+}
+
+/// Bytes of the cache in memory: what was asked for (0: half of what there is), as far as running requests leave it. `spare` is
+/// the part of the budget for state that the shortest useful request does not need.
+pub(crate) fn share(asked: usize, spare: usize) -> usize {
+    let most = spare / 2;
+    if asked > most {
+        tracing::warn!(
+            asked,
+            given = most,
+            "the memory budget leaves less for the prefix cache than was asked for"
+        );
+    }
+    if asked == 0 { most } else { asked.min(most) }
+}
+
+/// Fills in what depends on the model.
+pub(crate) fn complete(
+    config: &mut PrefixConfig,
+    checkpoint: &Checkpoint,
+    activations: Activations,
+    draft: Option<&Path>,
+) {
+    let template = checkpoint.chat_template().ok().flatten().map(|t| t.source).unwrap_or_default();
+    let draft = draft.map(fingerprint).unwrap_or_default();
+    let activations = format!("{activations:?}");
+    config.namespace = chain::namespace([
+        checkpoint.fingerprint().as_slice(),
+        template.as_bytes(),
+        &NUMERICS_VERSION.to_le_bytes(),
+        activations.as_bytes(),
+        &draft,
+    ]);
+}
+
+/// A hash over a draft's settings and its weights' names, sizes and times.
+fn fingerprint(draft: &Path) -> Vec<u8> {
+    let mut files: Vec<_> = std::fs::read_dir(draft).into_iter().flatten().flatten().collect();
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    let mut parts = vec![std::fs::read(draft.join("config.json")).unwrap_or_default()];
+    for file in files.iter().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors")) {
+        let meta = file.metadata().ok();
+        let modified = meta.as_ref().and_then(|m| m.modified().ok());
+        let age = modified.and_then(|m| m.duration_since(std::time::UNIX_EPOCH).ok());
+        parts.push(file.file_name().into_encoded_bytes());
+        parts.push(meta.map_or(0, |m| m.len()).to_le_bytes().to_vec());
+        parts.push(age.map_or(0, |a| a.as_nanos()).to_le_bytes().to_vec());
+    }
+    chain::namespace(parts.iter().map(Vec::as_slice)).to_vec()
+}

@@ -1,0 +1,167 @@
+//! The prefix cache through the HTTP API: the same bytes whatever is cached, and what is cached.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::Server;
+use serde_json::{Value, json};
+
+const SYSTEM: &str = "You are a careful assistant. Answer in plain words, say what you know and what you do not, \
+    and keep to the question that was asked. When there is a tool for a job, use it instead of guessing.";
+
+fn conversation(turns: &[(&str, &str)], last: &str) -> Value {
+    let mut messages = vec![json!({"role": "system", "content": SYSTEM})];
+    for (user, assistant) in turns {
+        messages.push(json!({"role": "user", "content": user}));
+        messages.push(json!({"role": "assistant", "content": assistant}));
+    }
+    messages.push(json!({"role": "user", "content": last}));
+    messages.into()
+}
+
+fn body(messages: &Value, temperature: f64) -> Value {
+    json!({"messages": messages, "temperature": temperature, "seed": 4, "max_tokens": 24, "ignore_eos": true})
+}
+
+fn serve(dir: &Path, more: &[&str]) -> Server {
+    let dir = dir.to_str().unwrap();
+    Server::demo(&[&["--disk-kv-dir", dir, "--prefill-chunk", "37"], more].concat())
+}
+
+fn stop(mut server: Server) {
+    server.signal("TERM");
+    assert_eq!(server.wait(Duration::from_secs(20)), 0);
+}
+
+/// The texts of a conversation of three turns and of an edit in its last one; and the cached tokens of each.
+fn walk(server: &Server, temperature: f64) -> (Vec<String>, Vec<u64>) {
+    let (mut texts, mut cached) = (Vec::new(), Vec::new());
+    let mut ask = |messages: &Value| {
+        let answer = server.chat(body(messages, temperature));
+        texts.push(answer.text());
+        cached.push(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+        texts.last().unwrap().clone()
+    };
+    let first = ask(&conversation(&[], "Tell me about the sea."));
+    let second = ask(&conversation(&[("Tell me about the sea.", &first)], "And the fish?"));
+    let so_far = [("Tell me about the sea.", first.as_str()), ("And the fish?", second.as_str())];
+    ask(&conversation(&so_far, "Thank you."));
+    ask(&conversation(&so_far, "Write a binary search in Python"));
+    ask(&conversation(&[], "Tell me about the sea."));
+    (texts, cached)
+}
+
+#[test]
+fn the_same_bytes_cold_warm_restarted_and_evicted() {
+    for temperature in [0.0, 1.0] {
+        let plain = Server::demo(&["--no-prefix-cache", "--decode-path", "target-only"]);
+        let (expected, cached) = walk(&plain, temperature);
+        assert_eq!(cached, [0; 5]);
+        drop(plain);
+        for draft in ["specdec-v7", "target-only"] {
+            let dir = tempfile::tempdir().unwrap();
+            let server = serve(dir.path(), &["--decode-path", draft]);
+            let (cold, cached) = walk(&server, temperature);
+            assert_eq!(cold, expected, "{draft}");
+            assert!(cached[1..].iter().all(|&n| n > 40), "{cached:?}");
+            let (warm, cached) = walk(&server, temperature);
+            assert_eq!(warm, expected, "{draft} from memory");
+            assert!(cached.iter().all(|&n| n > 40), "{cached:?}");
+            stop(server);
+            let server = serve(dir.path(), &["--decode-path", draft]);
+            let (again, cached) = walk(&server, temperature);
+            assert_eq!(again, expected, "{draft} after a restart");
+            assert!(cached.iter().all(|&n| n > 40), "{cached:?}");
+            let stats = server.get("/v1/cache/stats").json()["prefix_cache"].clone();
+            assert!(stats["l2_hits"].as_u64().unwrap() >= 1, "{stats}");
+            drop(server);
+            // One entry: the conversation is pushed out in the middle, and comes back from disk or is computed.
+            let server = serve(dir.path(), &["--decode-path", draft, "--prefix-cache-max-entries", "1"]);
+            assert_eq!(walk(&server, temperature).0, expected, "{draft} with evictions");
+            drop(server);
+            let server = Server::demo(&["--prefix-cache-max-gb", "0.001"]);
+            assert_eq!(walk(&server, temperature).0, expected, "without room");
+        }
+    }
+}
+
+#[test]
+fn a_turn_that_comes_back_is_cached_in_full() {
+    let server = Server::demo(&[]);
+    for stream in [false, true] {
+        let question = if stream { "Tell me about the sea." } else { "What is a list?" };
+        let mut fields = json!({"messages": conversation(&[], question), "temperature": 0, "max_tokens": 60});
+        fields["stream"] = stream.into();
+        let answer = server.chat(fields.clone());
+        let text = match stream {
+            true => {
+                let chunks = answer.chunks();
+                chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect()
+            }
+            false => answer.text(),
+        };
+        fields["stream"] = false.into();
+        let usage = server.chat(fields).json()["usage"].clone();
+        // White space around it is the client's own, and makes no difference to templates that trim.
+        let next = server
+            .chat(json!({"messages": conversation(&[(question, &format!("{text}\n"))], "Go on."),
+            "temperature": 0, "max_tokens": 4}));
+        let cached = next.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        // The last token of an answer was chosen but not computed.
+        assert_eq!(cached, usage["total_tokens"].as_u64().unwrap() - 1);
+    }
+}
+
+#[test]
+fn salts_keep_requests_apart() {
+    let server = Server::demo(&[]);
+    let ask = |salt: Value| {
+        let mut fields = body(&conversation(&[], "Tell me about the sea."), 0.0);
+        fields["cache_salt"] = salt;
+        let answer = server.chat(fields);
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64()
+    };
+    assert_eq!(ask(json!("a")), Some(0));
+    assert_eq!(ask(json!("b")), Some(0));
+    assert!(ask(json!("a")).unwrap() > 40);
+    let mut fields = body(&conversation(&[], "x"), 0.0);
+    fields["cache_salt"] = "".into();
+    let answer = server.chat(fields);
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!("cache_salt")));
+}
+
+#[test]
+fn warmed_prefixes_are_pinned_listed_and_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), &[]);
+    let warm = json!({"messages": [{"role": "system", "content": SYSTEM}]}).to_string();
+    let first = server.post("/v1/cache/warm_prefix", &warm).json();
+    assert_eq!((&first["already_warm"], &first["levels"]), (&json!(false), &json!(["l1", "l2"])), "{first}");
+    let again = server.post("/v1/cache/warm_prefix", &warm).json();
+    assert_eq!((&again["already_warm"], &again["key"]), (&json!(true), &first["key"]));
+    assert_eq!(server.get("/v1/cache/warm_prefix").json()["data"].as_array().unwrap().len(), 1);
+    let usage = server.chat(body(&conversation(&[], "Tell me about the sea."), 0.0)).json()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], first["tokens"]);
+    for (bad, param) in [
+        (json!({}), json!("messages")),
+        (json!({"messages": []}), json!("messages")),
+        (json!({"prompt": ""}), json!("prompt")),
+        (json!({"prompt": "a", "n": 2}), json!("n")),
+    ] {
+        let answer = server.post("/v1/cache/warm_prefix", &bad.to_string());
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &param), "{bad}");
+    }
+    drop(server);
+    let file = dir.path().join("warm.json");
+    std::fs::write(&file, format!("[{warm}, {{\"prompt\": \"Once upon a time\"}}]")).unwrap();
+    let server = serve(dir.path(), &["--warm-prefix", file.to_str().unwrap()]);
+    let signals: Vec<_> = server.signals.iter().filter(|l| l.starts_with("startup warm_prefix")).collect();
+    assert!(
+        signals[0].contains("already_warm=true") && signals[1].contains("already_warm=false"),
+        "{signals:?}"
+    );
+    let listed = server.get("/v1/cache/warm_prefix").json();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 2, "{listed}");
+}
