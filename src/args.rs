@@ -30,7 +30,7 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value_t = ActivationsArg::Int8)]
     pub activations: ActivationsArg,
 
-    /// Instruction set (scalar, avx2, avx512, neon); the best of this machine if not given
+    /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod); the best of this machine if not given
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
 

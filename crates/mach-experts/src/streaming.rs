@@ -304,7 +304,7 @@ impl StreamingBank {
                 None => self.pass.todo.push_back(demand.expert),
             }
         }
-        self.files.submit(reads);
+        self.submit(reads);
         if let Some(next) = next.filter(|_| demands.len() as f64 >= AHEAD * experts as f64) {
             self.expect(next);
         }
@@ -427,14 +427,21 @@ impl StreamingBank {
             }
             reads.push((key, slot, ARENA | index as u64));
         }
+        self.submit(reads);
+    }
+
+    fn submit(&mut self, reads: Vec<(ExpertKey, Slot, u64)>) {
         if !reads.is_empty() {
+            for (key, ..) in &reads {
+                self.counters.submitted(key.layer);
+            }
             self.files.submit(reads);
         }
     }
 
     /// Puts what a read brought into its place.
     fn land(&mut self, arrival: Arrival) -> Result<(), StreamingError> {
-        let Arrival { tag, slot, result } = arrival;
+        let Arrival { tag, bytes, took, slot, result } = arrival;
         let index = (tag & !ARENA) as usize;
         let bank = tag & ARENA == 0;
         let key = if bank {
@@ -447,6 +454,9 @@ impl StreamingBank {
         };
         let lost = slot.is_none();
         let good = result.is_ok();
+        if let Some(key) = key {
+            self.counters.arrived(key.layer, good.then_some((bytes, took)));
+        }
         if bank {
             if let Some(place) = self.slots.get_mut(index) {
                 *place = slot;
