@@ -224,7 +224,7 @@ fn lookups(conversations: usize) -> Option<f64> {
         for position in [1024, 8000] {
             let mut state = SequenceState::without_layers();
             state.advance(position);
-            let image = Image { state, draft: None, logits: None };
+            let image = Image { state, draft: None, logits: None, hot: None };
             cache.insert(Snapshot { root, tokens: Arc::clone(&tokens), image, kind: Kind::PromptEnd });
         }
     }

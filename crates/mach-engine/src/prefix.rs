@@ -80,7 +80,7 @@ impl Prefix {
     pub(crate) fn start(
         &self,
         request: &GenerateRequest,
-        model: &dyn Model,
+        model: &mut dyn Model,
         speculator: &mut Speculator,
     ) -> Start {
         let root = self.cache.root(request.cache.salt.as_deref());
@@ -90,7 +90,12 @@ impl Prefix {
         let found = found.filter(|f| !request.warm || f.image.position() < request.prompt.len());
         if let Some(found) = found {
             speculator.restore(found.image.draft.as_ref());
-            start.state = found.image.state;
+            let mut state = found.image.state;
+            state.count_uses(&start.state, found.image.hot.as_deref());
+            start.state = state;
+            if let Some(hot) = &found.image.hot {
+                model.bring_experts(hot);
+            }
             let whole = start.state.position() == request.prompt.len();
             start.logits = found.image.logits.filter(|_| whole).map(|logits| logits.to_vec());
         }
@@ -127,7 +132,7 @@ impl Prefix {
         &self,
         model: &mut dyn Model,
         sequence: &mut Sequence,
-        state: SequenceState,
+        mut state: SequenceState,
         logits: Option<&[f32]>,
         (tokens, kind): (Arc<[u32]>, Kind),
     ) -> Option<[u8; 32]> {
@@ -136,7 +141,8 @@ impl Prefix {
             // Going on from it would mean to go on without the draft.
             return None;
         }
-        let image = Image { state, draft, logits: logits.map(Into::into) };
+        let hot = state.take_hot().map(Arc::new);
+        let image = Image { state, draft, logits: logits.map(Into::into), hot };
         Some(self.cache.insert(Snapshot { root: sequence.reuse.root, tokens, image, kind }))
     }
 

@@ -46,7 +46,13 @@ impl Admission {
     }
 
     /// The next choice, to be run by itself.
-    fn next(&mut self, state: SequenceState, speculator: Speculator, reuse: Reuse) -> Sequence {
+    fn next(
+        &mut self,
+        state: SequenceState,
+        speculator: Speculator,
+        reuse: Reuse,
+        admitted: Instant,
+    ) -> Sequence {
         let choice = self.next_choice;
         self.next_choice += 1;
         Sequence::new(
@@ -59,6 +65,7 @@ impl Admission {
                 stop_ids: Arc::clone(&self.stop_ids),
                 events: self.job.events.clone(),
                 submitted: self.job.submitted,
+                admitted,
                 reserved_bytes: self.reserved_bytes,
                 speculator,
                 reuse,
@@ -163,12 +170,13 @@ impl Scheduler {
             if !self.active.is_empty() && (!room || self.active.len() >= self.config.max_sequences) {
                 break;
             }
+            let admitted = Instant::now();
             match &admission.prompt_end {
                 None if admission.next_choice == 0 => {
                     let mut speculator = self.speculation.speculator(&admission.job.request, 0);
                     let request = &admission.job.request;
                     let start = match &self.prefix {
-                        Some(prefix) => prefix.start(request, self.model.as_ref(), &mut speculator),
+                        Some(prefix) => prefix.start(request, self.model.as_mut(), &mut speculator),
                         None => Start::cold(self.model.as_ref()),
                     };
                     let logits = start.logits;
@@ -178,7 +186,7 @@ impl Scheduler {
                     {
                         admission.prompt_end = Some((start.state.clone(), logits.clone()));
                     }
-                    let mut sequence = admission.next(start.state, speculator, start.reuse);
+                    let mut sequence = admission.next(start.state, speculator, start.reuse, admitted);
                     // The whole prompt is known: its last logits are all that is needed.
                     match logits.map(|mut logits| sequence.advance(&mut logits, &self.tokenizer)) {
                         None | Some(Ok(false)) => self.active.push(sequence),
@@ -197,7 +205,7 @@ impl Scheduler {
                     let choice = admission.next_choice;
                     let speculator = self.speculation.speculator(&admission.job.request, choice);
                     let reuse = admission.reuse();
-                    let mut sequence = admission.next(state, speculator, reuse);
+                    let mut sequence = admission.next(state, speculator, reuse, admitted);
                     match sequence.advance(&mut logits, &self.tokenizer) {
                         Ok(true) => {}
                         Ok(false) => self.active.push(sequence),

@@ -10,6 +10,7 @@ use mach_io::{HugeBuf, MemoryError, ReadStats, Slot};
 use mach_quant::Order;
 
 use crate::arena::{Arena, Use};
+use crate::background::Background;
 use crate::eviction::{EvictionPolicy, ExpertKey};
 use crate::fetch::{Arrival, ExpertFiles};
 use crate::record::{ExpertView, RecordLayout};
@@ -127,6 +128,17 @@ struct Pass {
     pinned: Vec<usize>,
 }
 
+impl Pass {
+    /// An expert that the layer needs is in the bank.
+    fn there(&mut self, key: ExpertKey, background: &Background) {
+        if background.unchecked(key) {
+            self.landed.push(key.expert);
+        } else {
+            self.ready.push_back(key.expert);
+        }
+    }
+}
+
 /// Experts of all layers sharing fixed slots.
 ///
 /// For each layer of a pass: [`begin`](Self::begin) pins what is there and submits all reads at once; [`ready`](Self::ready)
@@ -137,7 +149,9 @@ pub struct StreamingBank {
     files: ExpertFiles,
     records: Vec<Option<RecordLayout>>,
     order: Order,
-    residency: Residency,
+    pub(crate) residency: Residency,
+    /// What is read before it is asked for.
+    pub(crate) background: Background,
     /// `None` while the drive writes to it, or after it was given up.
     slots: Vec<Option<Slot>>,
     slot_bytes: usize,
@@ -220,6 +234,7 @@ impl StreamingBank {
             arena: Arena::new(arena),
             pass: Pass::default(),
             ahead: VecDeque::new(),
+            background: Background::default(),
             scratch: Vec::new(),
             counters: Counters::new(layers),
             stats,
@@ -232,6 +247,7 @@ impl StreamingBank {
     /// Begins a pass with `rows` rows of prompt. If so many rows must use nearly all experts of a layer, the first layer
     /// is read at once.
     pub fn pass(&mut self, rows: usize) {
+        self.background.pause(rows > 0);
         let untouched = (1.0 - self.top_k as f64 / self.files.experts().max(1) as f64).max(0.0);
         if 1.0 - untouched.powf(rows as f64) >= CERTAIN
             && let Some(first) = self.records.iter().position(Option::is_some)
@@ -268,16 +284,15 @@ impl StreamingBank {
                 for (&expert, place) in banked.iter().zip(places) {
                     self.pass.pinned.push(expert);
                     match place {
-                        Place::Hit(_) => self.pass.ready.push_back(expert),
-                        Place::Coming(_) => self.pass.outstanding += 1,
-                        Place::Miss(index) => {
+                        Place::Hit(_) => self.pass.there(key(expert), &self.background),
+                        Place::Coming(_) => {
+                            self.background.claim(key(expert));
                             self.pass.outstanding += 1;
-                            if let (Some(slot), Some(coming)) =
-                                (self.slots.get_mut(index).and_then(Option::take), self.coming.get_mut(index))
-                            {
-                                *coming = Some(key(expert));
-                                reads.push((key(expert), slot, index as u64));
-                            }
+                        }
+                        Place::Miss(index) => {
+                            self.background.replaced(key(expert));
+                            self.pass.outstanding += 1;
+                            reads.extend(self.read_into(key(expert), index));
                         }
                     }
                 }
@@ -291,10 +306,14 @@ impl StreamingBank {
             if self.residency.pin_resident(key, demand.counts) {
                 transient.hits += 1;
                 self.pass.pinned.push(demand.expert);
-                self.pass.ready.push_back(demand.expert);
+                self.pass.there(key, &self.background);
                 continue;
             }
             transient.misses += 1;
+            if self.background.claim(key) {
+                self.pass.outstanding += 1;
+                continue;
+            }
             match self.arena.find(key) {
                 Some((index, Use::Here(_) | Use::Taken(_))) => {
                     self.arena.set(index, Use::Taken(key));
@@ -322,7 +341,7 @@ impl StreamingBank {
 
     /// Takes note of reads that have ended and submits more; costs next to nothing when there are none.
     pub fn pump(&mut self) {
-        if self.files.pending() == 0 {
+        if self.files.pending() == 0 && self.background.idle() {
             return;
         }
         while let Some(arrival) = self.files.next(false) {
@@ -347,6 +366,7 @@ impl StreamingBank {
             }
             self.refill();
             self.settle(sums)?;
+            self.refill();
             if !self.pass.ready.is_empty() {
                 let n = most.max(1).min(self.pass.ready.len());
                 return Ok(Some(self.pass.ready.drain(..n).collect()));
@@ -372,6 +392,7 @@ impl StreamingBank {
                 && let Some(place) = self.slots.get_mut(slot)
             {
                 self.arena.swap(index, place);
+                self.background.replaced(key);
             }
             self.arena.set(index, Use::Free);
         }
@@ -383,6 +404,7 @@ impl StreamingBank {
         let Pass { layer, pinned, .. } = std::mem::take(&mut self.pass);
         self.residency.release(layer, &pinned);
         let last = self.records.iter().rposition(Option::is_some) == Some(layer);
+        self.counters.background = (self.background.reads, self.background.failures);
         self.stats.publish(last, &self.files, &self.residency, &self.counters);
     }
 
@@ -430,6 +452,28 @@ impl StreamingBank {
         if !reads.is_empty() {
             self.files.submit(reads);
         }
+        if self.pass.outstanding == 0 && self.ahead.is_empty() && !self.background.idle() {
+            self.refill_background();
+        }
+    }
+
+    /// The read that brings an expert into a slot of the bank, whose memory it takes.
+    pub(crate) fn read_into(&mut self, key: ExpertKey, index: usize) -> Option<(ExpertKey, Slot, u64)> {
+        let slot = self.slots.get_mut(index)?.take()?;
+        *self.coming.get_mut(index)? = Some(key);
+        Some((key, slot, index as u64))
+    }
+
+    pub(crate) fn submit(&mut self, reads: Vec<(ExpertKey, Slot, u64)>) {
+        self.files.submit(reads);
+    }
+
+    pub(crate) fn in_arena(&self, key: ExpertKey) -> bool {
+        self.arena.find(key).is_some()
+    }
+
+    pub(crate) fn experts(&self) -> usize {
+        self.files.experts()
     }
 
     /// Puts what a read brought into its place.
@@ -464,6 +508,18 @@ impl StreamingBank {
                 },
             );
         }
+        let unasked = key.filter(|_| bank).and_then(|key| Some((key, self.background.landed(key, good)?)));
+        if let Some((key, claimed)) = unasked {
+            if claimed && key.layer == self.pass.layer && self.pass.outstanding > 0 {
+                self.pass.outstanding -= 1;
+                match good {
+                    true => self.pass.landed.push(key.expert),
+                    // The pass reads it itself.
+                    false => self.pass.todo.push_back(key.expert),
+                }
+            }
+            return Ok(());
+        }
         // What was read ahead and failed is read again when it is needed.
         let Some(key) = key.filter(|k| k.layer == self.pass.layer && self.pass.outstanding > 0) else {
             return Ok(());
@@ -480,7 +536,7 @@ impl StreamingBank {
         if self.pass.landed.is_empty() {
             return Ok(());
         }
-        let (layer, landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
+        let (layer, mut landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
         let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
         let (mut records, mut expected) = (Vec::new(), Vec::new());
         for key in keys.clone() {
@@ -490,7 +546,21 @@ impl StreamingBank {
             }
         }
         let found = sums(&records);
-        let bad = expected.into_iter().zip(found).find(|((_, sum), found)| sum != found);
+        drop(records);
+        let matches = expected.iter().zip(&found).map(|((key, sum), found)| (*key, sum == found));
+        for (key, good) in matches.collect::<Vec<_>>() {
+            // What was read before it was asked for and is damaged is read again.
+            if self.background.checked(key, good) && !good {
+                self.residency.discard(key);
+                landed.retain(|&expert| expert != key.expert);
+                self.pass.todo.push_back(key.expert);
+            }
+        }
+        let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
+        // Files without checksums have nothing to compare.
+        keys.clone().for_each(|key| self.background.replaced(key));
+        let asked = |key: &ExpertKey| landed.contains(&key.expert);
+        let bad = expected.into_iter().zip(found).find(|((key, sum), found)| sum != found && asked(key));
         if let Some(((key, _), _)) = bad {
             // Nothing of this batch is trusted: all of it is read again when it is needed again.
             for key in keys {
@@ -529,7 +599,7 @@ impl StreamingBank {
         }
     }
 
-    fn record(&self, layer: usize) -> Option<&RecordLayout> {
+    pub(crate) fn record(&self, layer: usize) -> Option<&RecordLayout> {
         self.records.get(layer)?.as_ref()
     }
 

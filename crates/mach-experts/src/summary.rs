@@ -25,12 +25,14 @@ pub(crate) struct Counters {
     transient: Vec<Transient>,
     stall: Vec<Duration>,
     nowhere: Transient,
+    /// Reads before experts were asked for, and those that failed.
+    pub(crate) background: (u64, u64),
 }
 
 impl Counters {
     pub(crate) fn new(layers: usize) -> Self {
         let (transient, stall) = (vec![Transient::default(); layers], vec![Duration::ZERO; layers]);
-        Counters { transient, stall, nowhere: Transient::default() }
+        Counters { transient, stall, nowhere: Transient::default(), background: (0, 0) }
     }
 
     pub(crate) fn transient(&mut self, layer: usize) -> &mut Transient {
@@ -100,6 +102,10 @@ pub struct StreamingSummary {
     pub read_failures: u64,
     /// Bytes read.
     pub bytes_read: u64,
+    /// Experts of restored prefixes that were read before they were asked for.
+    pub background_reads: u64,
+    /// Of those reads the ones that failed, which changed nothing.
+    pub background_failures: u64,
     /// Most reads that were at the drive at one time.
     pub reads_in_flight_high_water: usize,
     /// Median time of a read.
@@ -194,6 +200,8 @@ impl StreamingStats {
             total: line(None, &bank, transient, reads.stall),
             reads: reads.reads,
             read_failures: reads.failures,
+            background_reads: counters.background.0,
+            background_failures: counters.background.1,
             bytes_read: reads.bytes,
             reads_in_flight_high_water: reads.in_flight_high_water,
             read_latency_p50_ms: ms(0.5),

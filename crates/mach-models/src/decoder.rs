@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mach_checkpoint::{LayerKind, ModelConfig};
-use mach_experts::StreamingStats;
+use mach_experts::{Heat, HotExperts, StreamingStats};
 use mach_kernels::attention::{KvCache, KvShape};
 use mach_kernels::delta::DeltaState;
 use mach_kernels::{Isa, Pool};
@@ -61,7 +61,11 @@ impl Model for Decoder {
 
     fn new_state(&self) -> SequenceState {
         let layers = self.config.layers.iter().map(|&kind| self.layer_state(kind)).collect();
-        SequenceState::new(layers)
+        let mut state = SequenceState::new(layers);
+        if self.backend.streaming_stats().is_some() {
+            state.heat = Some(Heat::new(self.config.layers.len(), self.config.moe.num_experts));
+        }
+        state
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
@@ -102,6 +106,14 @@ impl Model for Decoder {
             let mut states = segments.iter_mut().map(|s| &mut s.state.layers[index]).collect();
             layer.forward(b, ws, index, config.rms_norm_eps, &positions, &spans, &mut states, observer)?;
             observer.hidden(index + 1, b.read(&ws.h));
+            let routing = &ws.routing;
+            for (segment, span) in segments.iter_mut().zip(&spans).filter(|_| config.moe_layers[index]) {
+                let top_k = config.moe.top_k;
+                let used = routing.experts.get(span.start * top_k..(span.start + span.rows) * top_k);
+                if let (Some(heat), Some(used)) = (&mut segment.state.heat, used) {
+                    heat.used(index, used, top_k);
+                }
+            }
         }
         for segment in segments.iter_mut() {
             // A block is one pass.
@@ -139,6 +151,10 @@ impl Model for Decoder {
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
         self.backend.streaming_stats()
+    }
+
+    fn bring_experts(&mut self, hot: &HotExperts) {
+        self.backend.bring_experts(hot);
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mach_checkpoint::{CheckpointError, ModelConfig};
-use mach_experts::{EvictionPolicy, StreamingStats};
+use mach_experts::{EvictionPolicy, HotExperts, StreamingStats};
 use mach_io::faults::Faults;
 use mach_io::{Caching, Submission};
 use mach_kernels::{Isa, Pool};
@@ -224,6 +224,9 @@ pub trait Model: Send {
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
         None
     }
+    /// Has experts that are likely to be used read while the drive has nothing better to do. Changes no result; does nothing if all are in
+    /// memory.
+    fn bring_experts(&mut self, _hot: &HotExperts) {}
     /// What truly runs, as key/value pairs for startup signals: `family`, `isa`, `threads`, `activations`,
     /// `weights_bytes`, `expert_bytes`, `huge_pages` and the like.
     fn facts(&self) -> Vec<(&'static str, String)>;

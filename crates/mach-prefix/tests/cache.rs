@@ -141,6 +141,7 @@ fn a_restart_brings_back_what_was_saved() {
             prompt.push(7);
             let restored = again.lookup(&again.root(None), &prompt).expect("saved");
             assert_eq!((restored.level, restored.image.state.position()), (Level::L2, len));
+            assert_eq!(restored.image.hot.as_deref(), Some(&common::hot(&prompt[..len])));
             check(&restored, &prompt, plain);
             let restored = again.lookup(&again.root(None), &prompt).expect("in memory now");
             assert_eq!(restored.level, Level::L1);
