@@ -12,6 +12,7 @@ use crate::backend::{Backend, Span};
 use crate::blocks::{Layer, Mixer, Workspace, delta_shape};
 use crate::cpu::Cpu;
 use crate::footprint::state_bytes;
+use crate::kv::kv_shape;
 use crate::model::{Activations, DraftHost, LogitRows, Logits, Model, ModelError, Observer, Segment};
 use crate::state::{LayerState, SequenceState};
 
@@ -38,18 +39,14 @@ impl Decoder {
         Decoder { config, parts, backend, workspace: Workspace::default() }
     }
 
-    fn kv_shape(&self) -> KvShape {
-        KvShape {
-            heads: self.config.num_kv_heads,
-            head_dim: self.config.head_dim,
-            kind: self.backend.kv_type(),
-        }
+    fn kv_shape(&self, layer: LayerKind) -> KvShape {
+        kv_shape(&self.config, self.backend.activations(), self.backend.turboquant_kv(), layer)
     }
 
     fn layer_state(&self, kind: LayerKind) -> LayerState {
         match (kind, &self.config.gdn) {
             (LayerKind::LinearAttention, Some(gdn)) => LayerState::Delta(DeltaState::new(&delta_shape(gdn))),
-            _ => LayerState::Attention(KvCache::new(self.kv_shape())),
+            _ => LayerState::Attention(KvCache::new(self.kv_shape(kind))),
         }
     }
 }
@@ -69,7 +66,7 @@ impl Model for Decoder {
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
-        state_bytes(&self.config, self.backend.activations(), tokens)
+        state_bytes(&self.config, self.backend.activations(), self.backend.turboquant_kv(), tokens)
     }
 
     fn forward(

@@ -6,6 +6,7 @@ use mach_checkpoint::{CheckpointError, ModelConfig};
 use mach_experts::{EvictionPolicy, HotExperts, StreamingStats};
 use mach_io::faults::Faults;
 use mach_io::{Caching, Submission};
+use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::{Isa, Pool};
 
 use crate::SequenceState;
@@ -29,6 +30,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Instruction set by name (`scalar`, `avx2`, `avx512`, `neon`); `None` picks the best the machine has.
     pub isa: Option<String>,
+    /// Keys and values rotated and quantized; changes logits a little. `None` keeps them as the activations ask.
+    pub turboquant_kv: Option<TurboQuant>,
     /// Where routed experts are.
     pub experts: ExpertMode,
 }

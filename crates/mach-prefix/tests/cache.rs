@@ -178,3 +178,22 @@ fn the_disk_budget_holds() {
     }
     assert!(cache.stats().l2.unwrap().evicted_for_budget > 10);
 }
+
+#[test]
+fn what_is_read_aside_is_in_memory_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(Some(dir.path()), false, |_| ());
+    let prompt = tokens(1, 400);
+    let key = insert(&cache, &prompt[..300], false, false, Kind::PromptEnd);
+    assert!(!cache.reads_disk(&cache.root(None), &prompt));
+    cache.save(&key);
+    cache.close();
+    let again = open(Some(dir.path()), false, |_| ());
+    let root = again.root(None);
+    assert!(again.reads_disk(&root, &prompt) && !again.reads_disk(&root, &tokens(2, 400)));
+    again.preload(&root, &prompt);
+    assert!(!again.reads_disk(&root, &prompt));
+    let restored = again.lookup(&root, &prompt).expect("a beginning");
+    assert_eq!((restored.level, restored.image.position()), (Level::L1, 300));
+    check(&restored, &prompt, false);
+}
