@@ -89,8 +89,7 @@ impl Opened {
         engine.state_budget = Some(prepared.budget.state);
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
-            let activations = self.config.load.activations;
-            crate::prefix::complete(prefix, &self.checkpoint, activations, draft.as_deref());
+            crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
             let spare = prepared.budget.state - prepared.budget.needs.least_state.min(prepared.budget.state);
             let cached = crate::prefix::share(prefix.max_bytes, spare);
             prefix.max_bytes = cached;

@@ -28,7 +28,7 @@ const CHECKPOINTS: [&str; 6] = [
 
 fn model(dir: &Path, activations: Activations, experts: ExpertMode) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let options = LoadOptions { activations, threads: 2, isa: None, experts };
+    let options = LoadOptions { activations, threads: 2, isa: None, experts, ..Default::default() };
     load(&checkpoint, &options, &mut |_| ()).unwrap()
 }
 

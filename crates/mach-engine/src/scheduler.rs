@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
@@ -37,16 +38,40 @@ struct Admission {
     root: [u8; 32],
     /// Prompt tokens that the prefix cache brought.
     cached: usize,
+    /// When its turn came.
+    admitted: Option<Instant>,
+    /// What brings the beginning of its prompt from disk while others decode.
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Admission {
+    /// Whether the beginning of the prompt is on its way from disk and others have something to do meanwhile. A drive is waited for
+    /// only if nobody decodes.
+    fn must_wait(&mut self, prefix: &Prefix, others: bool) -> bool {
+        if others && self.reading.is_none() {
+            self.reading = prefix.read_aside(&self.job.request);
+        }
+        match self.reading.take_if(|reading| !others || reading.is_finished()) {
+            // A reader that panicked has been reported by the panic hook; the prompt is looked up as if it had not been.
+            Some(reading) => drop(reading.join()),
+            None => return self.reading.is_some(),
+        }
+        false
+    }
+
     /// For choices that start where the first one's prompt ended.
     fn reuse(&self) -> Reuse {
         Reuse::of_choice(self.root, self.cached)
     }
 
     /// The next choice, to be run by itself.
-    fn next(&mut self, state: SequenceState, speculator: Speculator, reuse: Reuse) -> Sequence {
+    fn next(
+        &mut self,
+        state: SequenceState,
+        speculator: Speculator,
+        reuse: Reuse,
+        admitted: Instant,
+    ) -> Sequence {
         let choice = self.next_choice;
         self.next_choice += 1;
         Sequence::new(
@@ -59,6 +84,7 @@ impl Admission {
                 stop_ids: Arc::clone(&self.stop_ids),
                 events: self.job.events.clone(),
                 submitted: self.job.submitted,
+                admitted,
                 reserved_bytes: self.reserved_bytes,
                 speculator,
                 reuse,
@@ -148,6 +174,12 @@ impl Scheduler {
 
     /// Takes work in; sleeps when there is none. False when there will be none.
     fn admit(&mut self) -> bool {
+        if let Some(prefix) = &self.prefix {
+            // Whoever went away may come back and have the answer go on.
+            for sequence in self.active.iter_mut().filter(|s| s.cancelled() && s.decoding()) {
+                prefix.keep_turn(self.model.as_mut(), sequence);
+            }
+        }
         self.active.retain(|s| !s.cancelled());
         self.admissions.retain(|a| !a.job.events.is_closed());
         if self.active.is_empty() && self.admissions.is_empty() {
@@ -163,12 +195,18 @@ impl Scheduler {
             if !self.active.is_empty() && (!room || self.active.len() >= self.config.max_sequences) {
                 break;
             }
+            let admitted = *admission.admitted.get_or_insert_with(Instant::now);
             match &admission.prompt_end {
                 None if admission.next_choice == 0 => {
+                    if let Some(prefix) = &self.prefix
+                        && admission.must_wait(prefix, !self.active.is_empty())
+                    {
+                        break;
+                    }
                     let mut speculator = self.speculation.speculator(&admission.job.request, 0);
                     let request = &admission.job.request;
                     let start = match &self.prefix {
-                        Some(prefix) => prefix.start(request, self.model.as_ref(), &mut speculator),
+                        Some(prefix) => prefix.start(request, self.model.as_mut(), &mut speculator),
                         None => Start::cold(self.model.as_ref()),
                     };
                     let logits = start.logits;
@@ -178,7 +216,7 @@ impl Scheduler {
                     {
                         admission.prompt_end = Some((start.state.clone(), logits.clone()));
                     }
-                    let mut sequence = admission.next(start.state, speculator, start.reuse);
+                    let mut sequence = admission.next(start.state, speculator, start.reuse, admitted);
                     // The whole prompt is known: its last logits are all that is needed.
                     match logits.map(|mut logits| sequence.advance(&mut logits, &self.tokenizer)) {
                         None | Some(Ok(false)) => self.active.push(sequence),
@@ -197,7 +235,7 @@ impl Scheduler {
                     let choice = admission.next_choice;
                     let speculator = self.speculation.speculator(&admission.job.request, choice);
                     let reuse = admission.reuse();
-                    let mut sequence = admission.next(state, speculator, reuse);
+                    let mut sequence = admission.next(state, speculator, reuse, admitted);
                     match sequence.advance(&mut logits, &self.tokenizer) {
                         Ok(true) => {}
                         Ok(false) => self.active.push(sequence),
@@ -230,6 +268,8 @@ impl Scheduler {
             prompt_end: None,
             root: [0; 32],
             cached: 0,
+            admitted: None,
+            reading: None,
             job,
         });
     }
@@ -373,8 +413,11 @@ impl Scheduler {
     /// Lets go of the active sequences that are done.
     fn retire(&mut self, done: &[bool]) {
         if let Some(prefix) = &self.prefix {
-            for (sequence, _) in self.active.iter_mut().zip(done).filter(|(_, done)| **done) {
-                prefix.keep_turn(self.model.as_mut(), sequence);
+            for (sequence, done) in self.active.iter_mut().zip(done) {
+                match done {
+                    true => prefix.keep_turn(self.model.as_mut(), sequence),
+                    false => prefix.keep_progress(self.model.as_mut(), sequence),
+                }
             }
         }
         let mut done = done.iter().copied();

@@ -58,6 +58,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) stop_ids: Arc<[u32]>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) submitted: Instant,
+    /// When it left the queue: before a cached beginning is brought back, which is part of the time to the first token.
+    pub(crate) admitted: Instant,
     pub(crate) reserved_bytes: usize,
     pub(crate) speculator: Speculator,
     pub(crate) reuse: Reuse,
@@ -89,7 +91,7 @@ impl Sequence {
             text: TextStream::new(request.stop.clone()),
             events: origin.events,
             submitted: origin.submitted,
-            admitted: Instant::now(),
+            admitted: origin.admitted,
             first_token: None,
         }
     }

@@ -243,3 +243,20 @@ fn a_prompt_is_read_once_for_all_choices() {
     // Ten passes for the prompt, then one token each for six choices, two at a time.
     assert!(inside.unwrap().passes.load(Ordering::SeqCst) <= 10 + 6);
 }
+
+#[test]
+fn bringing_a_state_up_is_part_of_the_time_to_the_first_token() {
+    let pause = Duration::from_millis(60);
+    let engine = engine(|d, c| {
+        d.start_pace = pause;
+        c.prefix = Some(mach_prefix::PrefixConfig::default());
+    });
+    let mut events = engine.submit(request(vec![1, 2, 3], 2)).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { timings, .. } = event {
+            assert!(timings.prefill >= pause, "{timings:?}");
+            return;
+        }
+    }
+    panic!("no end");
+}

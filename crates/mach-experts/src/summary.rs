@@ -27,6 +27,8 @@ pub(crate) struct Counters {
     stall: Vec<Duration>,
     reads: Vec<LayerReads>,
     nowhere: Transient,
+    /// Reads before experts were asked for, and those that failed.
+    pub(crate) background: (u64, u64),
 }
 
 /// Reads of a layer's experts.
@@ -44,7 +46,7 @@ impl Counters {
     pub(crate) fn new(layers: usize) -> Self {
         let (transient, stall) = (vec![Transient::default(); layers], vec![Duration::ZERO; layers]);
         let reads = vec![LayerReads::default(); layers];
-        Counters { transient, stall, reads, nowhere: Transient::default() }
+        Counters { transient, stall, reads, nowhere: Transient::default(), background: (0, 0) }
     }
 
     pub(crate) fn transient(&mut self, layer: usize) -> &mut Transient {
@@ -172,6 +174,10 @@ pub struct StreamingSummary {
     pub slot_bytes: usize,
     /// All layers together.
     pub total: LayerSummary,
+    /// Experts of restored prefixes that were read before they were asked for.
+    pub background_reads: u64,
+    /// Of those reads the ones that failed, which changed nothing.
+    pub background_failures: u64,
     /// Seconds during which the drive had work.
     pub busy_seconds: f64,
     /// Bytes a second while it had.
@@ -259,6 +265,8 @@ impl StreamingStats {
         let busy = reads.busy.as_secs_f64();
         StreamingSummary {
             total: line(None, &bank, transient, reads.stall, ReadSummary::total(reads)),
+            background_reads: counters.background.0,
+            background_failures: counters.background.1,
             busy_seconds: busy,
             achieved_bandwidth: (busy > 0.0).then(|| reads.bytes as f64 / busy),
             layers,

@@ -65,6 +65,8 @@ pub struct PrefixConfig {
     pub directory: Option<PathBuf>,
     /// Most bytes there.
     pub disk_budget: u64,
+    /// Whether a restore brings back the experts that the prefix used most, where they are streamed.
+    pub bring_experts: bool,
     /// How long the stop may wait for saves.
     pub close_timeout: Duration,
 }
@@ -79,6 +81,7 @@ impl Default for PrefixConfig {
             max_entries: 4096,
             directory: None,
             disk_budget: 16 << 30,
+            bring_experts: true,
             close_timeout: Duration::from_secs(10),
         }
     }
@@ -227,6 +230,30 @@ impl PrefixCache {
         let restored = restored.or_else(|| self.share(in_memory?, now));
         self.count(prompt.len(), restored.as_ref(), looked);
         restored
+    }
+
+    /// Whether [`lookup`](Self::lookup) would read from disk.
+    pub fn reads_disk(&self, root: &Hash, prompt: &[u32]) -> bool {
+        let chain = self.chain(root, prompt);
+        self.worth_reading(&chain, prompt).is_some()
+    }
+
+    /// Brings into memory what a lookup would read from disk, so that it need not.
+    pub fn preload(&self, root: &Hash, prompt: &[u32]) {
+        let (now, chain) = (self.now.load(Ordering::Relaxed), self.chain(root, prompt));
+        while let (Some(directory), Some((key, end))) = (&self.directory, self.worth_reading(&chain, prompt))
+        {
+            if self.load(directory, &chain, root, key, end, now).is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The segment that reaches enough further than what is in memory.
+    fn worth_reading(&self, chain: &Chain, prompt: &[u32]) -> Option<(Hash, usize)> {
+        let (key, end) = self.directory.as_ref()?.longest(chain, prompt)?;
+        let enough = self.memory().longest(chain, prompt).map_or(0, |(_, end)| end + WORTH_READING);
+        (end >= enough.max(1)).then_some((key, end))
     }
 
     fn share(&self, (key, end): (Hash, usize), now: u64) -> Option<Restored> {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use mach_experts::HotExperts;
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
@@ -300,7 +301,8 @@ impl Directory {
             BodyError::Io(error) => LoadError::Io(error),
             damage => damaged(damage),
         })?;
-        Ok(image.filled())
+        let hot = HotExperts::from_words(&known.hot).filter(|hot| !hot.is_empty());
+        Ok(Image { hot: hot.map(Arc::new), ..image.filled() })
     }
 
     /// Writes a snapshot, after making room for it.
@@ -347,6 +349,7 @@ impl Directory {
             tokens: stored.tokens().to_vec(),
             body,
             checksums: vec![0; chunks],
+            hot: image.hot.as_ref().map(|hot| hot.to_words()).unwrap_or_default(),
         };
         let worth = value(1.0, head.tokens.len(), head.file_len() as usize, head.anchor);
         self.make_room(head.file_len(), worth, now)?;

@@ -23,6 +23,8 @@ pub(crate) struct Double {
     config: ModelConfig,
     /// Time a pass takes.
     pub(crate) pace: Duration,
+    /// Time that bringing up a state takes.
+    pub(crate) start_pace: Duration,
     /// A prompt that holds this token makes the pass panic.
     pub(crate) panic_on: Option<u32>,
     /// A prompt that holds this token makes the pass fail.
@@ -64,6 +66,7 @@ impl Double {
         Self {
             config,
             pace: Duration::ZERO,
+            start_pace: Duration::ZERO,
             panic_on: None,
             fail_on: None,
             script: Vec::new(),
@@ -89,6 +92,7 @@ impl Model for Double {
     }
 
     fn new_state(&self) -> SequenceState {
+        std::thread::sleep(self.start_pace);
         SequenceState::without_layers()
     }
 
