@@ -30,7 +30,7 @@ fn assembled(answer: &Answer) -> (Value, Value) {
     let (mut content, mut reasoning, mut finish) = (String::new(), String::new(), Value::Null);
     let mut calls: BTreeMap<u64, (String, String)> = BTreeMap::new();
     for chunk in answer.chunks() {
-        let Some(choice) = chunk["choices"].get(0) else { continue };
+        let Some(choice) = chunk["choices"].get(0).filter(|choice| choice["index"] == 0) else { continue };
         let delta = &choice["delta"];
         content += delta["content"].as_str().unwrap_or_default();
         reasoning += delta["reasoning_content"].as_str().unwrap_or_default();

@@ -79,7 +79,8 @@ impl Reader {
     }
 
     fn take(&mut self, parts: Vec<Part>, tell: &mut dyn FnMut(Delta)) {
-        for part in parts {
+        let mut parts = parts.into_iter().peekable();
+        while let Some(part) = parts.next() {
             match part {
                 Part::Reasoning(text) => {
                     self.reasoning.push_str(&text);
@@ -106,7 +107,10 @@ impl Reader {
                     self.end(CallState::Broken);
                     self.say(raw, tell);
                 }
-                Part::Malformed => self.malformed(""),
+                Part::Malformed => match parts.peek() {
+                    Some(Part::Content(text)) => self.malformed(text),
+                    _ => self.malformed(""),
+                },
             }
         }
     }
