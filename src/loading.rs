@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mach_api::output::OutputFormat;
 use mach_checkpoint::Checkpoint;
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{Activations, LoadProgress, Model};
@@ -57,6 +58,12 @@ impl Opened {
     /// Whether chats can be rendered.
     pub(crate) fn can_chat(&self) -> bool {
         self.templates.is_some()
+    }
+
+    /// How the model writes its answers, by its chat template.
+    pub(crate) fn output_format(&self) -> OutputFormat {
+        let template = self.templates.as_ref().map_or("", Templates::source);
+        OutputFormat::detect(&self.checkpoint.config().model_type, template)
     }
 
     /// Loads the weights and starts the engine.

@@ -1,6 +1,7 @@
 //! One module a subcommand.
 
 pub mod bench;
+mod bench_grammar;
 mod bench_kv;
 mod bench_prefix;
 mod bench_specdec;

@@ -1,5 +1,8 @@
 //! A real server process on a free port, and a small HTTP client.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};

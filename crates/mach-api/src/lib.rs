@@ -8,6 +8,7 @@ pub mod chat;
 mod error;
 mod fields;
 mod models;
+pub mod output;
 pub mod template;
 
 pub use chat::{ChatRequest, Message};

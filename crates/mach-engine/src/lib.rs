@@ -4,6 +4,7 @@
 //! receive [`Event`]s; dropping the receiver cancels the request before the next step.
 
 mod engine;
+pub mod grammar;
 mod prefix;
 mod queue;
 mod request;
@@ -17,7 +18,8 @@ mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
 pub use request::{
-    CacheHints, EngineError, Event, Events, FinishReason, GenerateRequest, Preset, Timings, TokenLogprob,
+    CacheHints, EngineError, Event, Events, FinishReason, GenerateRequest, OutputControl, Preset, Timings,
+    TokenLogprob,
 };
 pub use sampling::SamplingParams;
 pub use speculation::Speculation;

@@ -222,8 +222,7 @@ impl Scheduler {
                         None | Some(Ok(false)) => self.active.push(sequence),
                         Some(Ok(true)) => {
                             let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-                            stats.finished += 1;
-                            stats.last = Some(sequence.stats());
+                            stats.ended(sequence.stats());
                         }
                         Some(Err(error)) => sequence.fail(&error),
                     }
@@ -427,8 +426,7 @@ impl Scheduler {
             let finished = done.next().unwrap_or(false);
             if finished {
                 queue.served(sequence.admitted().elapsed());
-                stats.finished += 1;
-                stats.last = Some(sequence.stats());
+                stats.ended(sequence.stats());
             }
             !finished
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use double::Double;
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest, Preset,
-    SamplingParams, StartError, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
+    OutputControl, Preset, SamplingParams, StartError, TextTokenizer, TokenLogprob,
 };
 
 const VOCAB: usize = 16384;
@@ -38,6 +38,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         preset: Preset::None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
         policy: None,
     }
 }

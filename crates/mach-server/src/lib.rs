@@ -7,11 +7,13 @@ mod auth;
 mod chat_model;
 mod failure;
 mod prompt;
+mod reader;
 mod routes;
 mod server;
 mod sse;
 mod warm;
 
 pub use chat_model::{ChatModel, Decoding, PrepareError, Prepared, Templates};
+pub use reader::{OutputStats, Reading};
 pub use server::{Readiness, ServerConfig, serve};
 pub use warm::{WarmReport, warm};

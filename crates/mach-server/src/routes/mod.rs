@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
-pub(crate) use chat::{Answer, chat_completions, finish_reason, lost};
+pub(crate) use chat::{Answer, chat_completions, lost};
 pub(crate) use models::{get_model, list_models};
 pub(crate) use stats::stats;
 
