@@ -8,6 +8,7 @@ mod ceilings;
 mod machine;
 pub mod prefix;
 mod report;
+pub mod serve;
 pub mod specdec;
 pub mod stream;
 mod timing;

@@ -8,6 +8,7 @@ use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions};
 
 use super::bench_prefix::PrefixArgs;
+use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
 use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
@@ -56,6 +57,8 @@ enum What {
     Stream(Box<StreamArgs>),
     /// The prefix cache: time to the first token cold, from memory, from disk; what saving costs.
     Prefix(Box<PrefixArgs>),
+    /// Serving: HTTP, template and text over a model that takes no time.
+    Serve(Box<ServeArgs>),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -90,6 +93,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         Some(What::Specdec(args)) => return super::bench_specdec::run(*args),
         Some(What::Stream(args)) => return super::bench_stream::run(*args),
         Some(What::Prefix(args)) => return super::bench_prefix::run(*args),
+        Some(What::Serve(args)) => return super::bench_serve::run(*args),
         _ => {}
     }
     if let Some(What::Ceilings(common)) = &args.what {

@@ -1,7 +1,9 @@
 //! One module a subcommand.
 
+pub mod archs;
 pub mod bench;
 mod bench_prefix;
+mod bench_serve;
 mod bench_specdec;
 mod bench_stream;
 pub mod convert;

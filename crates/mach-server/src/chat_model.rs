@@ -12,6 +12,7 @@ use mach_specdec::policy::PolicySpec;
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
+use crate::capabilities::Serving;
 use crate::prompt::Prompt;
 
 /// The compiled templates of a checkpoint.
@@ -87,6 +88,8 @@ pub struct ChatModel {
     pub names: Vec<String>,
     /// How tokens are decoded.
     pub decoding: Decoding,
+    /// What capabilities show beside it.
+    pub serving: Option<Serving>,
     created: u64,
 }
 
@@ -120,7 +123,7 @@ impl ChatModel {
         names: Vec<String>,
         decoding: Decoding,
     ) -> Self {
-        Self { engine, templates, defaults, stop_ids, names, decoding, created: unix_time() }
+        Self { engine, templates, defaults, stop_ids, names, decoding, serving: None, created: unix_time() }
     }
 
     /// Ids that end an answer: those of `generation_config.json` (or else `config.json`), and the tokenizer's own
@@ -146,21 +149,25 @@ impl ChatModel {
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
+    /// Refuses a name that is not served.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        if self.names.iter().any(|served| served == name) {
+            return Ok(());
+        }
+        let served = self.names.join(", ");
+        let message = format!("the model `{}` does not exist; served: {served}", clip(name));
+        Err(ApiError { param: Some("model".into()), ..ApiError::new(ErrorKind::ModelNotFound, message) })
+    }
+
+    /// Tells what capabilities show beside what the model itself knows.
+    pub fn with_serving(mut self, serving: Serving) -> Self {
+        self.serving = Some(serving);
+        self
+    }
+
     /// Everything between a parsed request and the engine: name, template, tokens, defaults.
     pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
-        if !self.names.contains(&request.model) {
-            return Err(ApiError {
-                param: Some("model".into()),
-                ..ApiError::new(
-                    ErrorKind::ModelNotFound,
-                    format!(
-                        "the model `{}` does not exist; served: {}",
-                        clip(&request.model),
-                        self.names.join(", ")
-                    ),
-                )
-            });
-        }
+        self.check_name(&request.model)?;
         let Prompt { tokens, hints, text } = self.prompt(request)?;
         let generate = GenerateRequest { cache: hints, ..self.prepare_tokens(request, tokens)? };
         Ok(Prepared { generate, text })

@@ -1,7 +1,7 @@
 //! `/v1/chat/completions`: request, messages, response.
 
 mod message;
-mod request;
+pub(crate) mod request;
 mod response;
 mod speculation;
 mod turn;
