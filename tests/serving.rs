@@ -355,6 +355,8 @@ fn the_openapi_document_names_the_routes() {
     let server = Server::demo(&[]);
     let document = server.get("/openapi.json").json();
     assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let chat = &document["components"]["schemas"]["ChatRequest"]["properties"];
+    assert_eq!(chat["model"]["enum"], json!(["demo"]));
     for (path, methods) in document["paths"].as_object().unwrap() {
         let path = path.replace("{id}", "demo");
         for method in methods.as_object().unwrap().keys() {

@@ -16,7 +16,7 @@ export OPENCODE_DISABLE_MODELS_FETCH=1 OPENCODE_DISABLE_AUTOUPDATE=1 OPENCODE_DI
 export OPENCODE_CONFIG_CONTENT="{\"provider\":{\"mach\":{\"options\":{\"baseURL\":\"$base\"}}}}"
 # Anything else goes to a port where nobody listens.
 export HTTPS_PROXY=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9 NO_PROXY=127.0.0.1,localhost
-answer=$(timeout 180 "$opencode" run "Write a binary search in Python" </dev/null 2>"$home/errors") || {
+answer=$(timeout 300 "$opencode" run "Write a binary search in Python" </dev/null 2>"$home/errors") || {
     echo "opencode failed:"
     cat "$home/errors"
     exit 1

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     UnsupportedMediaType,
     /// The body is larger than the limit.
     TooLarge,
+    /// The head of the request is larger than the limit.
+    HeadTooLarge,
     /// The API key is missing or wrong.
     Unauthorized,
     /// No model of this name.
@@ -46,6 +48,7 @@ impl ErrorKind {
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::Overloaded | Self::TooManyAtOnce => 429,
+            Self::HeadTooLarge => 431,
             Self::Internal => 500,
             Self::Unavailable | Self::QueueTimeout => 503,
             Self::Timeout => 504,
@@ -68,7 +71,7 @@ impl ErrorKind {
     pub fn code(self) -> Option<&'static str> {
         match self {
             Self::ContextLength => Some("context_length_exceeded"),
-            Self::TooLarge => Some("request_too_large"),
+            Self::TooLarge | Self::HeadTooLarge => Some("request_too_large"),
             Self::Unauthorized => Some("invalid_api_key"),
             Self::ModelNotFound => Some("model_not_found"),
             Self::NotFound => Some("unknown_url"),

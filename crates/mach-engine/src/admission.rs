@@ -221,10 +221,11 @@ impl Scheduler {
             }
         };
         if let Some(started) = admission.job.started.take() {
-            let mode = match (self.active.is_empty(), speculator.is_empty()) {
-                (false, _) => DecodeMode::Batched,
-                (true, false) => DecodeMode::Specdec,
-                (true, true) => DecodeMode::TargetOnly,
+            let shares = !self.active.is_empty() || admission.job.request.choices > 1;
+            let mode = match (shares && self.config.max_batch > 1, speculator.is_empty()) {
+                (true, _) => DecodeMode::Batched,
+                (false, false) => DecodeMode::Specdec,
+                (false, true) => DecodeMode::TargetOnly,
             };
             let _ = started.send(Started { mode, active: self.active.len() + 1 });
             self.shared.metrics.queued.observe(admission.job.submitted.elapsed().as_secs_f64());

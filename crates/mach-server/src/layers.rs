@@ -38,7 +38,15 @@ pub(crate) async fn observe(
     let method = request.method().clone();
     let route = matched.map_or_else(|| "other".to_owned(), |m| m.as_str().to_owned());
     let span = info_span!("request", id = %id, %method, path = request.uri().path());
-    let mut response = next.run(request).instrument(span.clone()).await;
+    // hyper stops reading a head that is much too large; up to what it reads at once, it does not notice.
+    let mut response = match head_bytes(&request) {
+        size if size > shared.config.max_head => {
+            let message =
+                format!("the head of the request has {size} bytes; {} may be", shared.config.max_head);
+            Failure(ApiError::new(ErrorKind::HeadTooLarge, message)).into_response()
+        }
+        _ => next.run(request).instrument(span.clone()).await,
+    };
     let status = response.status().as_u16();
     shared.http.count(method.as_str(), &route, status);
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -47,6 +55,11 @@ pub(crate) async fn observe(
     let quiet = matches!(route.as_str(), "/health" | "/metrics") && status < 400;
     let end = End { started, status, quiet };
     response.map(|body| Body::new(Watched { body, span, end }))
+}
+
+fn head_bytes(request: &Request) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    request.uri().path().len() + request.uri().query().map_or(0, str::len) + headers.sum::<usize>()
 }
 
 /// The client's id if it is sane, else a new one.

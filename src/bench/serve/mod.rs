@@ -153,3 +153,20 @@ fn long_text(tokenizer: &TextTokenizer, tokens: usize) -> Result<String> {
     let each = tokenizer.encode(piece, false)?.len().max(1);
     Ok(piece.repeat(tokens / each + 1 + tokens / each / 10))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_run_finds_figures() {
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+        let checkpoint = Checkpoint::open(demo.as_ref()).unwrap();
+        let plan = ServePlan { streams: 3, tokens: 20, prompt: 300, reps: 2 };
+        let report = measure_serve(&checkpoint, plan).unwrap();
+        assert_eq!(report.tokens_per_second.len(), 2);
+        assert!(report.tokens() > 0.0 && report.tokenise_ms > 0.0 && report.added_ms().is_finite());
+        // Each stream says something of its twenty tokens.
+        assert!(report.bytes_per_token > 5.0 && report.prompt_tokens >= 300);
+    }
+}

@@ -30,6 +30,9 @@ use crate::{ChatModel, auth, mode, sse};
 /// Events that may share one write when the client is slower than the model.
 const BATCH: usize = 64;
 
+/// Events of several prompts, each with the number of its prompt's first choice.
+type Numbered = Pin<Box<dyn Stream<Item = (u32, Event)> + Send>>;
+
 pub(crate) async fn completions(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
@@ -47,16 +50,18 @@ pub(crate) async fn completions(
     })
     .await?;
     let prompt_tokens = prompts.iter().map(|(_, generate)| generate.prompt.len()).sum();
-    let (mut echoes, mut all, mut first) = (Vec::new(), Vec::new(), None);
+    let (mut echoes, mut all, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for (echo, generate) in prompts {
         let submitted = model.engine.submit_and_tell(generate);
-        let (mut events, mut started) = submitted.map_err(|e| from_engine_for_prompt(&e))?;
-        if first.is_none() && request.settings.stream {
-            mode::wait(&mut started, &mut events).await.map_err(|e| from_engine_for_prompt(&e))?;
-        }
-        first.get_or_insert(started);
+        let (events, started) = submitted.map_err(|e| from_engine_for_prompt(&e))?;
         echoes.push(echo);
         all.push(events);
+        starts.push(started);
+    }
+    // The head speaks of the first prompt.
+    let mut first = starts.into_iter().next();
+    if let (true, Some(started), Some(events)) = (request.settings.stream, &mut first, all.first_mut()) {
+        mode::wait(started, events).await.map_err(|e| from_engine_for_prompt(&e))?;
     }
     let choices = request.settings.n;
     let numbered = (0..).zip(all).map(|(prompt, events)| {
@@ -126,8 +131,7 @@ struct Answer {
     echoes: Vec<String>,
     /// Where the next token of each choice begins, in characters.
     offsets: Vec<usize>,
-    /// Events of all prompts; the number is that of the prompt's first choice.
-    events: Pin<Box<dyn Stream<Item = (u32, Event)> + Send>>,
+    events: Numbered,
     tokens: usize,
     cached: usize,
 }
@@ -225,7 +229,7 @@ impl Answer {
 
 struct Writer {
     answer: Answer,
-    events: stream::ReadyChunks<Pin<Box<dyn Stream<Item = (u32, Event)> + Send>>>,
+    events: stream::ReadyChunks<Numbered>,
     /// Choices that have not finished.
     unfinished: u32,
     begun: bool,
