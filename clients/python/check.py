@@ -1,7 +1,12 @@
-"""Checks a running server with the official `openai` package. Usage: check.py BASE_URL (ending in /v1)."""
+"""Checks a running server with the official `openai` package.
 
+Usage: check.py BASE_URL [BASE_URL_OF_A_SERVER_WITH_ONE_SLOT_AND_A_QUEUE_OF_ONE] (both ending in /v1).
+"""
+
+import concurrent.futures
 import json
 import sys
+import time
 from typing import Literal
 
 import openai
@@ -110,3 +115,49 @@ for change, error, param in [
     else:
         raise AssertionError(change)
 print("ok   errors")
+
+prompt = dict(model=model, prompt="def binary_search(items, target):\n", max_tokens=12, temperature=0)
+plain = client.completions.create(**prompt, echo=True).choices[0].text
+assert plain.startswith(prompt["prompt"])
+pieces = [c.choices[0].text for c in client.completions.create(**prompt, stream=True) if c.choices]
+assert prompt["prompt"] + "".join(pieces) == plain
+both = client.completions.create(**{**prompt, "prompt": [prompt["prompt"], [1, 2, 3]], "logprobs": 2})
+assert [c.index for c in both.choices] == [0, 1] and len(both.choices[0].logprobs.tokens) > 0
+print("ok   completions")
+
+raw = client.chat.completions.with_raw_response.create(**ask, extra_headers={"X-Request-Id": "check-1"})
+assert raw.headers["x-request-id"] == "check-1" and raw.headers["x-decode-mode"]
+print("ok   headers:", raw.headers["x-decode-mode"])
+
+story = {**ask, "max_tokens": 5000, "extra_body": {"ignore_eos": True}}
+try:
+    client.with_options(timeout=0.05).chat.completions.create(**story)
+except openai.APITimeoutError:
+    pass
+else:
+    raise AssertionError("a short timeout must end the request")
+print("ok   timeout")
+
+if len(sys.argv) > 2:
+    # A server whose queue is full answers 429 with Retry-After, which the client waits for and tries again.
+    narrow = openai.OpenAI(base_url=sys.argv[2], api_key="any", max_retries=0)
+    busy = [narrow.chat.completions.create(**story, stream=True)]
+    next(iter(busy[0]))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(narrow.with_options(timeout=60).chat.completions.create, **{**ask, "max_tokens": 2})
+        seen = None
+        for _ in range(200):
+            try:
+                narrow.with_options(timeout=0.3).chat.completions.create(**{**ask, "max_tokens": 2})
+            except openai.RateLimitError as e:
+                seen = e
+                break
+            except openai.APITimeoutError:
+                pass
+        assert seen is not None and seen.code == "queue_full" and int(seen.response.headers["retry-after"]) > 0
+        retried = pool.submit(
+            narrow.with_options(max_retries=20).chat.completions.create, **{**ask, "max_tokens": 2})
+        time.sleep(0.5)
+        busy.pop().close()
+        assert waiting.result().choices and retried.result().choices
+    print("ok   429, Retry-After, retries")

@@ -10,6 +10,7 @@ use mach_models::{Activations, LoadOptions};
 use super::bench_grammar::GrammarArgs;
 use super::bench_kv::KvArgs;
 use super::bench_prefix::PrefixArgs;
+use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
 use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
@@ -62,6 +63,8 @@ enum What {
     Prefix(Box<PrefixArgs>),
     /// Quantized keys and values: size, divergence, speed.
     Kv(Box<KvArgs>),
+    /// Serving: HTTP, template and text over a model that takes no time.
+    Serve(Box<ServeArgs>),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -98,6 +101,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         Some(What::Grammar(args)) => return super::bench_grammar::run(*args),
         Some(What::Prefix(args)) => return super::bench_prefix::run(*args),
         Some(What::Kv(args)) => return super::bench_kv::run(*args),
+        Some(What::Serve(args)) => return super::bench_serve::run(*args),
         _ => {}
     }
     if let Some(What::Ceilings(common)) = &args.what {

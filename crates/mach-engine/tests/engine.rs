@@ -77,7 +77,7 @@ fn the_answer_does_not_depend_on_chunks_or_batch() {
     let prompt: Vec<u32> = (0..333).map(|i| i * 37 % 16000).collect();
     let mut seen = Vec::new();
     for (chunk, sequences) in [(512, 1), (512, 4), (7, 4), (1, 2)] {
-        let engine = engine(|_, c| (c.prefill_chunk, c.max_sequences) = (chunk, sequences));
+        let engine = engine(|_, c| (c.prefill_chunk, c.max_batch) = (chunk, sequences));
         let mut r = request(prompt.clone(), 20);
         r.choices = 3;
         seen.push(collect(engine.submit(r).unwrap(), 3).unwrap());
@@ -235,7 +235,7 @@ fn closing_finishes_what_was_accepted_and_aborting_does_not() {
 fn a_prompt_is_read_once_for_all_choices() {
     let mut inside = None;
     let engine = engine(|d, c| {
-        (c.prefill_chunk, c.max_sequences) = (10, 2);
+        (c.prefill_chunk, c.max_batch) = (10, 2);
         inside = Some(Arc::clone(&d.seen));
     });
     let mut r = request(vec![5; 100], 2);
