@@ -77,7 +77,7 @@ impl ResponseFormat {
     pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Option<Self>, ApiError> {
         let format = match fields.take("response_format") {
             None => None,
-            Some(value) => Self::response_format(value, limits)?,
+            Some(value) => from_object(value, limits)?,
         };
         let Some(value) = fields.take("grammar") else { return Ok(format) };
         if format.is_some() {
@@ -110,30 +110,31 @@ impl ResponseFormat {
             _ => Err(fields.error("grammar.syntax", "must be `lark` or `regex`")),
         }
     }
+}
 
-    fn response_format(value: Value, limits: &Limits) -> Result<Option<Self>, ApiError> {
-        let mut format = Fields::new("response_format", value)?;
-        let out = match format.required_string("type")?.as_str() {
-            "text" => None,
-            "json_object" => Some(Self::Json(json!({"type": "object"}), "response_format")),
-            "json_schema" => {
-                let given =
-                    format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
-                let mut given = Fields::new("response_format.json_schema", given)?;
-                given.string("name")?;
-                given.string("description")?;
-                given.bool("strict")?;
-                let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
-                refuse_rest(given)?;
-                let path = "response_format.json_schema.schema";
-                check_schema(path, &schema, limits)?;
-                Some(Self::Json(schema, path))
-            }
-            _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
-        };
-        refuse_rest(format)?;
-        Ok(out)
-    }
+/// Takes `response_format` apart.
+fn from_object(value: Value, limits: &Limits) -> Result<Option<ResponseFormat>, ApiError> {
+    let mut format = Fields::new("response_format", value)?;
+    let out = match format.required_string("type")?.as_str() {
+        "text" => None,
+        "json_object" => Some(ResponseFormat::Json(json!({"type": "object"}), "response_format")),
+        "json_schema" => {
+            let given =
+                format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
+            let mut given = Fields::new("response_format.json_schema", given)?;
+            given.string("name")?;
+            given.string("description")?;
+            given.bool("strict")?;
+            let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
+            refuse_rest(given)?;
+            let path = "response_format.json_schema.schema";
+            check_schema(path, &schema, limits)?;
+            Some(ResponseFormat::Json(schema, path))
+        }
+        _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
+    };
+    refuse_rest(format)?;
+    Ok(out)
 }
 
 fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
