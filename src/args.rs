@@ -35,7 +35,7 @@ pub struct ModelArgs {
     #[arg(long, default_value = "off", value_name = "BITS")]
     pub turboquant_kv: TurboQuantArg,
 
-    /// Instruction set (scalar, avx2, avx512, neon); the best of this machine if not given
+    /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod); the best of this machine if not given
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
 

@@ -38,7 +38,7 @@ pub struct BenchArgs {
     /// Exact float32 activations instead of int8.
     #[arg(long)]
     f32_activations: bool,
-    /// Instruction set (scalar, avx2, avx512, neon) instead of the best one.
+    /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod) instead of the best one.
     #[arg(long)]
     isa: Option<String>,
     #[command(flatten)]

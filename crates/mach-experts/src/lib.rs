@@ -13,6 +13,7 @@ mod bank;
 mod eviction;
 mod fetch;
 mod heat;
+mod landing;
 mod manifest;
 mod record;
 mod residency;

@@ -12,14 +12,14 @@ use mach_quant::Order;
 use crate::arena::{Arena, Use};
 use crate::background::Background;
 use crate::eviction::{EvictionPolicy, ExpertKey};
-use crate::fetch::{Arrival, ExpertFiles};
+use crate::fetch::ExpertFiles;
 use crate::record::{ExpertView, RecordLayout};
 use crate::residency::{BankFull, LayerStats, Place, Residency};
 use crate::sidecar::SidecarError;
 use crate::summary::{Counters, StreamingStats};
 
 /// Tags of reads into the arena; those into the bank are slot numbers.
-const ARENA: u64 = 1 << 32;
+pub(crate) const ARENA: u64 = 1 << 32;
 
 /// A layer that uses this share of its experts makes the next one be read before its router has spoken: what is read in
 /// vain is then less than what the drive would wait.
@@ -114,18 +114,18 @@ pub struct BankOptions {
 
 /// The layer that computes now.
 #[derive(Debug, Default)]
-struct Pass {
-    layer: usize,
+pub(crate) struct Pass {
+    pub(crate) layer: usize,
     /// There and not handed out.
-    ready: VecDeque<usize>,
+    pub(crate) ready: VecDeque<usize>,
     /// There, but not yet compared with their checksums.
-    landed: Vec<usize>,
+    pub(crate) landed: Vec<usize>,
     /// Being read.
-    outstanding: usize,
+    pub(crate) outstanding: usize,
     /// To be read into the arena as soon as it has room.
-    todo: VecDeque<usize>,
+    pub(crate) todo: VecDeque<usize>,
     /// Pinned in the bank.
-    pinned: Vec<usize>,
+    pub(crate) pinned: Vec<usize>,
 }
 
 impl Pass {
@@ -146,31 +146,31 @@ impl Pass {
 /// [`end`](Self::end) ends the layer. After an error [`abandon`](Self::abandon) makes the bank ready for the next pass.
 #[derive(Debug)]
 pub struct StreamingBank {
-    files: ExpertFiles,
-    records: Vec<Option<RecordLayout>>,
-    order: Order,
+    pub(crate) files: ExpertFiles,
+    pub(crate) records: Vec<Option<RecordLayout>>,
+    pub(crate) order: Order,
     pub(crate) residency: Residency,
     /// What is read before it is asked for.
     pub(crate) background: Background,
     /// `None` while the drive writes to it, or after it was given up.
-    slots: Vec<Option<Slot>>,
-    slot_bytes: usize,
+    pub(crate) slots: Vec<Option<Slot>>,
+    pub(crate) slot_bytes: usize,
     /// The expert on its way to each slot.
-    coming: Vec<Option<ExpertKey>>,
-    arena: Arena,
-    pass: Pass,
+    pub(crate) coming: Vec<Option<ExpertKey>>,
+    pub(crate) arena: Arena,
+    pub(crate) pass: Pass,
     /// Experts of the next layer, to be read when the arena has room to spare.
-    ahead: VecDeque<ExpertKey>,
+    pub(crate) ahead: VecDeque<ExpertKey>,
     /// Experts of a layer that a token uses.
-    top_k: usize,
+    pub(crate) top_k: usize,
     /// Slots of the bank that one layer may fill with what prompts brought.
-    share: usize,
+    pub(crate) share: usize,
     /// For records that must be put into another order.
-    scratch: Vec<u8>,
-    counters: Counters,
-    stats: Arc<StreamingStats>,
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) counters: Counters,
+    pub(crate) stats: Arc<StreamingStats>,
     /// Ends the thread that fetches the bank's pages.
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 impl Drop for StreamingBank {
@@ -323,7 +323,7 @@ impl StreamingBank {
                 None => self.pass.todo.push_back(demand.expert),
             }
         }
-        self.files.submit(reads);
+        self.submit(reads);
         if let Some(next) = next.filter(|_| demands.len() as f64 >= AHEAD * experts as f64) {
             self.expect(next);
         }
@@ -425,186 +425,12 @@ impl StreamingBank {
         self.end();
     }
 
-    /// Submits reads into the free slots of the arena: what this layer needs, then what the next one will.
-    fn refill(&mut self) {
-        let mut reads = Vec::new();
-        loop {
-            let (key, wanted) = match self.pass.todo.front() {
-                Some(&expert) => (ExpertKey { layer: self.pass.layer, expert }, true),
-                None => match self.ahead.front() {
-                    Some(&key) => (key, false),
-                    None => break,
-                },
-            };
-            if !wanted && (self.residency.resident(key).is_some() || self.arena.find(key).is_some()) {
-                self.ahead.pop_front();
-                continue;
-            }
-            let Some((index, slot)) = self.arena.start(key) else { break };
-            if wanted {
-                self.pass.todo.pop_front();
-                self.pass.outstanding += 1;
-            } else {
-                self.ahead.pop_front();
-            }
-            reads.push((key, slot, ARENA | index as u64));
-        }
-        if !reads.is_empty() {
-            self.files.submit(reads);
-        }
-        if self.pass.outstanding == 0 && self.ahead.is_empty() && !self.background.idle() {
-            self.refill_background();
-        }
-    }
-
-    /// The read that brings an expert into a slot of the bank, whose memory it takes.
-    pub(crate) fn read_into(&mut self, key: ExpertKey, index: usize) -> Option<(ExpertKey, Slot, u64)> {
-        let slot = self.slots.get_mut(index)?.take()?;
-        *self.coming.get_mut(index)? = Some(key);
-        Some((key, slot, index as u64))
-    }
-
-    pub(crate) fn submit(&mut self, reads: Vec<(ExpertKey, Slot, u64)>) {
-        self.files.submit(reads);
-    }
-
-    pub(crate) fn in_arena(&self, key: ExpertKey) -> bool {
-        self.arena.find(key).is_some()
-    }
-
-    pub(crate) fn experts(&self) -> usize {
-        self.files.experts()
-    }
-
-    /// Puts what a read brought into its place.
-    fn land(&mut self, arrival: Arrival) -> Result<(), StreamingError> {
-        let Arrival { tag, slot, result } = arrival;
-        let index = (tag & !ARENA) as usize;
-        let bank = tag & ARENA == 0;
-        let key = if bank {
-            self.coming.get_mut(index).and_then(Option::take)
-        } else {
-            match self.arena.usage(index) {
-                Use::Coming(key) => Some(key),
-                _ => None,
-            }
-        };
-        let lost = slot.is_none();
-        let good = result.is_ok();
-        if bank {
-            if let Some(place) = self.slots.get_mut(index) {
-                *place = slot;
-            }
-            if good { self.residency.landed(index) } else { self.residency.failed(index, lost) }
-        } else {
-            self.arena.put(index, slot);
-            let mine = |k: &ExpertKey| self.pass.outstanding > 0 && k.layer == self.pass.layer;
-            self.arena.set(
-                index,
-                match key {
-                    Some(key) if good && mine(&key) => Use::Taken(key),
-                    Some(key) if good => Use::Here(key),
-                    _ => Use::Free,
-                },
-            );
-        }
-        let unasked = key.filter(|_| bank).and_then(|key| Some((key, self.background.landed(key, good)?)));
-        if let Some((key, claimed)) = unasked {
-            if claimed && key.layer == self.pass.layer && self.pass.outstanding > 0 {
-                self.pass.outstanding -= 1;
-                match good {
-                    true => self.pass.landed.push(key.expert),
-                    // The pass reads it itself.
-                    false => self.pass.todo.push_back(key.expert),
-                }
-            }
-            return Ok(());
-        }
-        // What was read ahead and failed is read again when it is needed.
-        let Some(key) = key.filter(|k| k.layer == self.pass.layer && self.pass.outstanding > 0) else {
-            return Ok(());
-        };
-        self.pass.outstanding -= 1;
-        if good {
-            self.pass.landed.push(key.expert);
-        }
-        result.map_err(|source| StreamingError::Expert { layer: key.layer, expert: key.expert, source })
-    }
-
-    /// Compares what has landed with its checksums and puts it into the order that is wanted.
-    fn settle(&mut self, sums: Checksums<'_>) -> Result<(), StreamingError> {
-        if self.pass.landed.is_empty() {
-            return Ok(());
-        }
-        let (layer, mut landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
-        let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
-        let (mut records, mut expected) = (Vec::new(), Vec::new());
-        for key in keys.clone() {
-            if let (Some((len, sum)), Some(slot)) = (self.files.expected(key), self.slot(key)) {
-                records.push(slot.get(..len).unwrap_or_default());
-                expected.push((key, sum));
-            }
-        }
-        let found = sums(&records);
-        drop(records);
-        let matches = expected.iter().zip(&found).map(|((key, sum), found)| (*key, sum == found));
-        for (key, good) in matches.collect::<Vec<_>>() {
-            // What was read before it was asked for and is damaged is read again.
-            if self.background.checked(key, good) && !good {
-                self.residency.discard(key);
-                landed.retain(|&expert| expert != key.expert);
-                self.pass.todo.push_back(key.expert);
-            }
-        }
-        let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
-        // Files without checksums have nothing to compare.
-        keys.clone().for_each(|key| self.background.replaced(key));
-        let asked = |key: &ExpertKey| landed.contains(&key.expert);
-        let bad = expected.into_iter().zip(found).find(|((key, sum), found)| sum != found && asked(key));
-        if let Some(((key, _), _)) = bad {
-            // Nothing of this batch is trusted: all of it is read again when it is needed again.
-            for key in keys {
-                self.residency.discard(key);
-                if let Some((index, _)) = self.arena.find(key) {
-                    self.arena.set(index, Use::Free);
-                }
-            }
-            let source = self.files.damaged(key);
-            return Err(StreamingError::Expert { layer, expert: key.expert, source });
-        }
-        for key in keys {
-            self.reorder(key);
-            self.pass.ready.push_back(key.expert);
-        }
-        Ok(())
-    }
-
-    /// Puts a record that has been read into the order that is wanted.
-    fn reorder(&mut self, key: ExpertKey) {
-        let (Some(stored), Some(record)) = (self.files.stored(key.layer), self.record(key.layer).copied())
-        else {
-            return;
-        };
-        if stored == record {
-            return;
-        }
-        let slot = match self.residency.resident(key) {
-            Some(slot) => self.slots.get_mut(slot).and_then(Option::as_mut),
-            None => self.arena.find(key).and_then(|(index, _)| self.arena.get_mut(index)),
-        };
-        if let Some(slot) = slot {
-            self.scratch.clear();
-            self.scratch.extend_from_slice(slot);
-            record.repack(&stored, &self.scratch, slot);
-        }
-    }
-
     pub(crate) fn record(&self, layer: usize) -> Option<&RecordLayout> {
         self.records.get(layer)?.as_ref()
     }
 
     /// The memory of an expert that is there.
-    fn slot(&self, key: ExpertKey) -> Option<&Slot> {
+    pub(crate) fn slot(&self, key: ExpertKey) -> Option<&Slot> {
         match self.residency.resident(key) {
             Some(slot) => self.slots.get(slot)?.as_ref(),
             None => match self.arena.find(key)? {

@@ -28,7 +28,7 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// Compute threads; 0 means all available.
     pub threads: usize,
-    /// Instruction set by name (`scalar`, `avx2`, `avx512`, `neon`); `None` picks the best the machine has.
+    /// Instruction set by name (`scalar`, `avx2`, `avx-vnni`, `avx512`, `neon`, `neon-dotprod`); `None` picks the best the machine has.
     pub isa: Option<String>,
     /// Keys and values rotated and quantized; changes logits a little. `None` keeps them as the activations ask.
     pub turboquant_kv: Option<TurboQuant>,
