@@ -25,29 +25,28 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 #[test]
 fn logits_do_not_depend_on_chunks_threads_batches_or_instructions() {
     let prompt = tokens(3, 300, 16000);
-    let other = tokens(4, 90, 16000);
+    let other = tokens(4, 9, 16000);
     let mut m = model("demo", "k4v3", 2, None);
     let mut state = m.new_state();
     let whole = all_logits(&mut *m, &mut state, &prompt, 300);
     let expected = bits(&whole);
-    let tail = |logits: &[f32]| bits(&logits[logits.len() - 40 * (logits.len() / 300)..]);
-    for (chunk, threads, isa) in [(7, 1, None), (64, 3, None), (300, 2, Some("scalar"))] {
-        for isa in isa.map_or_else(|| vec![Isa::best().name()], |name| vec![name]) {
-            let mut m = model("demo", "k4v3", threads, Some(isa));
-            let mut state = m.new_state();
-            let logits = all_logits(&mut *m, &mut state, &prompt, chunk);
-            assert!(bits(&logits) == expected, "chunks of {chunk}, {threads} threads, {isa}");
-        }
+    let vocab = m.config().vocab_size;
+    for (chunk, threads) in [(7, 1), (64, 3)] {
+        let mut m = model("demo", "k4v3", threads, None);
+        let mut state = m.new_state();
+        let logits = all_logits(&mut *m, &mut state, &prompt, chunk);
+        assert!(bits(&logits) == expected, "chunks of {chunk}, {threads} threads");
     }
+    // The scalar twin is slow.
     for isa in Isa::available() {
         let mut m = model("demo", "k4v3", 2, Some(isa.name()));
         let (mut a, mut b) = (m.new_state(), m.new_state());
         let mut segments = [
             Segment { state: &mut b, tokens: &other, logits: LogitRows::None },
-            Segment { state: &mut a, tokens: &prompt, logits: LogitRows::All },
+            Segment { state: &mut a, tokens: &prompt[..20], logits: LogitRows::All },
         ];
         let logits = m.forward(&mut segments, &mut NoObserver).expect("forward");
-        assert!(tail(&logits.data) == tail(&whole), "in a batch, {isa}");
+        assert!(bits(&logits.data) == expected[..20 * vocab], "in a batch, {isa}");
     }
     // From its bytes, and from a copy taken inside the pass.
     let mut state = m.new_state();
@@ -61,7 +60,7 @@ fn logits_do_not_depend_on_chunks_threads_batches_or_instructions() {
     }
     for mut state in [copy, restored] {
         let logits = all_logits(&mut *m, &mut state, &prompt[260..], 11);
-        assert!(bits(&logits) == tail(&whole));
+        assert!(bits(&logits) == expected[260 * vocab..]);
     }
 }
 

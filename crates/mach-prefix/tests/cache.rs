@@ -111,7 +111,7 @@ fn limits_hold_and_anchors_stay() {
 #[test]
 fn shared_pages_count_once() {
     let cache = open(None, true, |_| ());
-    let long = common::image(&tokens(3, 1000), true, false);
+    let long = mach_prefix::Image { hot: None, ..common::image(&tokens(3, 1000), true, false) };
     let root = cache.root(None);
     for position in [1000, 768, 512] {
         let image = long.cut(position).unwrap();
