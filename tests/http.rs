@@ -214,7 +214,7 @@ fn endless(server: &Server) -> TcpStream {
 
 #[test]
 fn a_full_queue_answers_429_and_leaving_frees_a_place() {
-    let server = Server::demo(&["--max-queue", "1"]);
+    let server = Server::demo(&["--max-queue", "1", "--max-batch", "1"]);
     let running = endless(&server);
     let waiting = endless_waiting(&server);
     let refused = server.chat(json!({"messages": user("hi"), "max_tokens": 1}));

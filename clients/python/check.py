@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import sys
 import time
+import urllib.request
 from typing import Literal
 
 import openai
@@ -141,23 +142,23 @@ print("ok   timeout")
 if len(sys.argv) > 2:
     # A server whose queue is full answers 429 with Retry-After, which the client waits for and tries again.
     narrow = openai.OpenAI(base_url=sys.argv[2], api_key="any", max_retries=0)
-    busy = [narrow.chat.completions.create(**story, stream=True)]
-    next(iter(busy[0]))
+    health = sys.argv[2].removesuffix("/v1") + "/health"
+    short = {**ask, "max_tokens": 2}
+    busy = narrow.chat.completions.create(**story, stream=True)
+    words = iter(busy)
+    next(words)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(narrow.with_options(timeout=60).chat.completions.create, **{**ask, "max_tokens": 2})
-        seen = None
-        for _ in range(200):
-            try:
-                narrow.with_options(timeout=0.3).chat.completions.create(**{**ask, "max_tokens": 2})
-            except openai.RateLimitError as e:
-                seen = e
-                break
-            except openai.APITimeoutError:
-                pass
-        assert seen is not None and seen.code == "queue_full" and int(seen.response.headers["retry-after"]) > 0
-        retried = pool.submit(
-            narrow.with_options(max_retries=20).chat.completions.create, **{**ask, "max_tokens": 2})
+        waiting = pool.submit(narrow.chat.completions.create, **short)
+        while json.load(urllib.request.urlopen(health))["queued"] == 0:
+            time.sleep(0.01)
+        try:
+            narrow.chat.completions.create(**short)
+        except openai.RateLimitError as e:
+            assert e.code == "queue_full" and int(e.response.headers["retry-after"]) > 0
+        else:
+            raise AssertionError("the queue is full")
+        retried = pool.submit(narrow.with_options(max_retries=20).chat.completions.create, **short)
         time.sleep(0.5)
-        busy.pop().close()
+        busy.close()
         assert waiting.result().choices and retried.result().choices
     print("ok   429, Retry-After, retries")

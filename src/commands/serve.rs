@@ -397,7 +397,7 @@ mod tests {
     fn what_is_not_built_or_makes_no_sense_is_refused() {
         for line in [
             "--backend openai",
-            "--queue-timeout -1",
+            "--queue-timeout=-1",
             "--request-timeout NaN",
             "--cors-origin example.org",
             "--max-head-kib 1000000",
