@@ -11,7 +11,7 @@ pub(crate) enum Use {
     /// Being read.
     Coming(ExpertKey),
     /// Being read, but nobody wants it any more.
-    Stale,
+    Stale(ExpertKey),
     /// Read ahead of its layer.
     Here(ExpertKey),
     /// Wanted by the layer that computes now.
@@ -87,7 +87,7 @@ impl Arena {
         for usage in &mut self.uses {
             match *usage {
                 Use::Here(key) | Use::Taken(key) if !wanted(key) => *usage = Use::Free,
-                Use::Coming(key) if !wanted(key) => *usage = Use::Stale,
+                Use::Coming(key) if !wanted(key) => *usage = Use::Stale(key),
                 _ => {}
             }
         }

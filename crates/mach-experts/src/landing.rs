@@ -77,7 +77,11 @@ impl StreamingBank {
         };
         let lost = slot.is_none();
         let good = result.is_ok();
-        if let Some(key) = key {
+        let unwanted = match self.arena.usage(index) {
+            Use::Stale(key) if !bank => Some(key),
+            _ => None,
+        };
+        if let Some(key) = key.or(unwanted) {
             self.counters.arrived(key.layer, good.then_some((bytes, took)));
         }
         if bank {

@@ -8,8 +8,8 @@ use super::{DFlash, DraftContext, DraftWorkspace};
 use crate::{Draft, DraftError, Drafting, Proposed, Proposer};
 
 /// Feature rows that wait before they are projected, unless a block is drafted sooner: a sequence that ends, or whose
-/// policy says no, pays little for its draft.
-const LAZY_ROWS: usize = 256;
+/// policy says no, pays little for its draft. Bounds the memory that they take.
+const LAZY_ROWS: usize = 1024;
 
 /// Rows of one pass that do not wait: they are a prompt, and decoding should not pay for it.
 const PROMPT_ROWS: usize = 32;

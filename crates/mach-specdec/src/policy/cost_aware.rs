@@ -14,9 +14,9 @@ const PRIOR: (f64, f64) = (2.0, 0.5);
 /// Plain passes before a proposer that lost is tried again, at first and at most; four times as many for each further
 /// loss.
 const BACKOFF: (usize, usize) = (32, 512);
-/// Rows of a sequence's first block, for what was right elsewhere says little here, and fewest rows of a later trial.
-const FIRST: usize = 8;
+/// Rows of a trial: few, for most of what a failed one costs are its rows; at most so many, whatever is promised.
 const TRIAL: usize = 4;
+const LONG_TRIAL: usize = 8;
 /// A plain pass is measured from this one on in a row: drafts leave caches behind that slow the next pass down, and
 /// plain decoding would not have to bear that.
 const SETTLED: usize = 3;
@@ -124,11 +124,11 @@ impl BlockPolicy for CostAware {
             }
             self.trial = true;
         }
-        let first = self.blocks == 0;
+        // What was right in other sequences says little here: the first block is a trial.
+        self.trial |= self.blocks == 0;
         match self.best() {
-            _ if first => FIRST.min(self.most),
-            None => FIRST.min(self.most),
-            Some(best) if self.trial => best.rows.clamp(TRIAL, FIRST).min(self.most),
+            None => TRIAL.min(self.most),
+            Some(best) if self.trial => best.rows.clamp(TRIAL, LONG_TRIAL).min(self.most),
             Some(best) if best.rate > GAIN * best.plain => best.rows,
             Some(_) => {
                 self.back_off();
@@ -198,7 +198,7 @@ impl BlockPolicy for CostAware {
             } else {
                 self.back_off();
             }
-        } else if self.blocks >= 4 && self.speed.0 * plain < self.speed.1 {
+        } else if self.blocks >= 2 && self.speed.0 * plain < self.speed.1 {
             // Whatever was promised, it does not come true.
             self.back_off();
         }
