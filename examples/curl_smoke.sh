@@ -108,6 +108,35 @@ has "GET /v1/cache/warm_prefix" '"object":"list"'
 call "GET /v1/cache/stats" 200 "$url/v1/cache/stats"
 has "GET /v1/cache/stats" '"prefix_cache"'
 
+call "GET /v1/capabilities" 200 "$url/v1/capabilities"
+has "GET /v1/capabilities" '"effective_decode_path_reason"'
+
+call "GET /openapi.json" 200 "$url/openapi.json"
+has "GET /openapi.json" '"openapi"'
+
+call "POST /tokenize" 200 "$url/tokenize" -H 'Content-Type: application/json' -d '{"prompt":"Hello"}'
+has "POST /tokenize" '"count"'
+tokens=$(sed -n 's/.*"tokens":\(\[[^]]*\]\).*/\1/p' "$out")
+
+call "POST /detokenize" 200 "$url/detokenize" -H 'Content-Type: application/json' -d "{\"tokens\":$tokens}"
+has "POST /detokenize" '{"prompt":"Hello"}'
+
+call "POST /v1/completions" 200 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":[\"Hello\",$tokens],\"max_tokens\":4,\"echo\":true}"
+has "POST /v1/completions" '"object":"text_completion"'
+
+call "POST /v1/completions, streamed" 200 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":\"Hello\",\"max_tokens\":4,\"stream\":true}"
+has "POST /v1/completions, streamed" 'data: [DONE]'
+
+call "POST /v1/completions: suffix is refused by name" 400 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":\"Hello\",\"suffix\":\"x\"}"
+has "POST /v1/completions: suffix is refused by name" '"param":"suffix"'
+
+call "GET /metrics" 200 "$url/metrics"
+has "GET /metrics" 'mach_time_to_first_token_seconds_bucket'
+has "GET /metrics" 'mach_num_requests_running'
+
 chat "a field out of range is named" 400 "{$hello,\"temperature\":-1}"
 has "a field out of range is named" '"param":"temperature"'
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
-use mach_checkpoint::Checkpoint;
+use mach_checkpoint::{Architecture, Checkpoint, architecture};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{Activations, LoadProgress, Model};
 use mach_prefix::PrefixConfig;
-use mach_server::{ChatModel, Decoding, Templates};
+use mach_server::{ChatModel, Decoding, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
 use tracing::{info, warn};
 
@@ -55,6 +55,15 @@ impl Opened {
         &self.checkpoint
     }
 
+    /// Whether requests share passes, or why they cannot.
+    pub(crate) fn batching(&self, asked: Option<bool>) -> Result<bool, String> {
+        self.architecture().map_or(Ok(asked.unwrap_or(true)), |arch| arch.batching(asked))
+    }
+
+    fn architecture(&self) -> Option<&'static Architecture> {
+        architecture(&self.checkpoint.config().model_type)
+    }
+
     /// Whether chats can be rendered.
     pub(crate) fn can_chat(&self) -> bool {
         self.templates.is_some()
@@ -77,7 +86,7 @@ impl Opened {
         let started = Instant::now();
         let mut display = Display::new(&self.config.checkpoint);
         let draft = draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir));
-        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_sequences, draft)?;
+        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_batch, draft)?;
         if report.signals {
             prepared.signals.into_iter().for_each(Signal::emit);
         }
@@ -96,14 +105,14 @@ impl Opened {
         engine.state_budget = Some(prepared.budget.state);
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
-            let activations = self.config.load.activations;
-            crate::prefix::complete(prefix, &self.checkpoint, activations, draft.as_deref());
+            crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
             let spare = prepared.budget.state - prepared.budget.needs.least_state.min(prepared.budget.state);
             let cached = crate::prefix::share(prefix.max_bytes, spare);
             prefix.max_bytes = cached;
             engine.state_budget = Some(prepared.budget.state - cached);
         }
         let facts = model.facts();
+        let family = self.architecture();
         let architecture = model.config().model_type.clone();
         let experts =
             model.config().moe.num_experts * model.config().moe_layers.iter().filter(|&&m| m).count();
@@ -124,7 +133,11 @@ impl Opened {
                 .with("context", engine.context())
                 .with("prefill_chunk", engine.prefill_chunk())
                 .with("max_queue", engine_config.queue_capacity)
-                .with("max_sequences", engine_config.max_sequences);
+                .with("max_batch", engine_config.max_batch)
+                .with("continuous_batching", engine_config.continuous_batching);
+            if let Some(reason) = family.and_then(|arch| arch.unbatchable) {
+                signal = signal.with("continuous_batching_reason", reason);
+            }
             if let Some(bytes) = engine_config.state_budget {
                 signal = signal.with("state_budget_bytes", bytes);
             }
@@ -149,7 +162,10 @@ impl Opened {
                 .emit();
         }
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
-        Ok(ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding))
+        let arch = family.map(|arch| arch.card());
+        let serving = Serving { backend: "production", arch, mode: prepared.mode };
+        let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
+        Ok(model.with_serving(serving))
     }
 }
 

@@ -1,7 +1,13 @@
-"""Checks a running server with the official `openai` package. Usage: check.py BASE_URL (ending in /v1)."""
+"""Checks a running server with the official `openai` package.
 
+Usage: check.py BASE_URL [BASE_URL_OF_A_SERVER_WITH_ONE_SLOT_AND_A_QUEUE_OF_ONE] (both ending in /v1).
+"""
+
+import concurrent.futures
 import json
 import sys
+import time
+import urllib.request
 from typing import Literal
 
 import openai
@@ -110,3 +116,49 @@ for change, error, param in [
     else:
         raise AssertionError(change)
 print("ok   errors")
+
+prompt = dict(model=model, prompt="def binary_search(items, target):\n", max_tokens=12, temperature=0)
+plain = client.completions.create(**prompt, echo=True).choices[0].text
+assert plain.startswith(prompt["prompt"])
+pieces = [c.choices[0].text for c in client.completions.create(**prompt, stream=True) if c.choices]
+assert prompt["prompt"] + "".join(pieces) == plain
+both = client.completions.create(**{**prompt, "prompt": [prompt["prompt"], [1, 2, 3]], "logprobs": 2})
+assert [c.index for c in both.choices] == [0, 1] and len(both.choices[0].logprobs.tokens) > 0
+print("ok   completions")
+
+raw = client.chat.completions.with_raw_response.create(**ask, extra_headers={"X-Request-Id": "check-1"})
+assert raw.headers["x-request-id"] == "check-1" and raw.headers["x-decode-mode"]
+print("ok   headers:", raw.headers["x-decode-mode"])
+
+story = {**ask, "max_tokens": 5000, "extra_body": {"ignore_eos": True}}
+try:
+    client.with_options(timeout=0.05).chat.completions.create(**story)
+except openai.APITimeoutError:
+    pass
+else:
+    raise AssertionError("a short timeout must end the request")
+print("ok   timeout")
+
+if len(sys.argv) > 2:
+    # A server whose queue is full answers 429 with Retry-After, which the client waits for and tries again.
+    narrow = openai.OpenAI(base_url=sys.argv[2], api_key="any", max_retries=0)
+    health = sys.argv[2].removesuffix("/v1") + "/health"
+    short = {**ask, "max_tokens": 2}
+    busy = narrow.chat.completions.create(**story, stream=True)
+    words = iter(busy)
+    next(words)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(narrow.chat.completions.create, **short)
+        while json.load(urllib.request.urlopen(health))["queued"] == 0:
+            time.sleep(0.01)
+        try:
+            narrow.chat.completions.create(**short)
+        except openai.RateLimitError as e:
+            assert e.code == "queue_full" and int(e.response.headers["retry-after"]) > 0
+        else:
+            raise AssertionError("the queue is full")
+        retried = pool.submit(narrow.with_options(max_retries=20).chat.completions.create, **short)
+        time.sleep(0.5)
+        busy.close()
+        assert waiting.result().choices and retried.result().choices
+    print("ok   429, Retry-After, retries")

@@ -5,9 +5,11 @@
 //! speculation.
 
 mod ceilings;
+pub mod kv;
 mod machine;
 pub mod prefix;
 mod report;
+pub mod serve;
 pub mod specdec;
 pub mod stream;
 mod timing;

@@ -1,6 +1,6 @@
 //! A real server process on a free port, and a small HTTP client.
 
-// Each test file uses its own part of this.
+// Each test binary compiles this module for itself and uses a part of it.
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};

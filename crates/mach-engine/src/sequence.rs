@@ -11,7 +11,10 @@ use crate::grammar::Guide;
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
 use crate::text::TextStream;
-use crate::{EngineError, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer, TokenLogprob};
+use crate::{
+    EngineError, EngineMetrics, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer,
+    TokenLogprob,
+};
 
 /// A sequence: its tokens, how far the model has seen them, and the choosing and showing of new ones.
 #[derive(Debug)]
@@ -21,15 +24,17 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Number of the request that it belongs to.
     pub(crate) request: u64,
-    /// Bytes of state that it may grow to.
-    pub(crate) reserved_bytes: usize,
+    /// It was in a pass that failed and has to show alone that it was not at fault.
+    pub(crate) suspect: bool,
+    /// Shared passes that failed with it.
+    pub(crate) strikes: u8,
     pub(crate) speculator: Speculator,
     pub(crate) stats: RequestStats,
     pub(crate) reuse: Reuse,
-    choice: u32,
+    pub(crate) choice: u32,
     prompt_len: usize,
     /// Length of `tokens` at which the answer is as long as it may be.
-    limit: usize,
+    pub(crate) limit: usize,
     stop_ids: Arc<[u32]>,
     logprobs: Option<usize>,
     sampler: Sampler,
@@ -39,6 +44,8 @@ pub(crate) struct Sequence {
     submitted: Instant,
     admitted: Instant,
     first_token: Option<Instant>,
+    last_token: Instant,
+    metrics: Arc<EngineMetrics>,
 }
 
 /// Lets a draft choose as the sequence itself does.
@@ -60,9 +67,11 @@ pub(crate) struct Origin<'a> {
     pub(crate) stop_ids: Arc<[u32]>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) submitted: Instant,
-    pub(crate) reserved_bytes: usize,
+    /// When it left the queue: before a cached beginning is brought back, which is part of the time to the first token.
+    pub(crate) admitted: Instant,
     pub(crate) speculator: Speculator,
     pub(crate) reuse: Reuse,
+    pub(crate) metrics: Arc<EngineMetrics>,
 }
 
 impl Sequence {
@@ -70,11 +79,13 @@ impl Sequence {
         let request = origin.request;
         let mut sampling = request.sampling.clone();
         sampling.seed = choice_seed(sampling.seed, origin.choice);
+        let now = Instant::now();
         Self {
             state,
             tokens: request.prompt.clone(),
             request: origin.number,
-            reserved_bytes: origin.reserved_bytes,
+            suspect: false,
+            strikes: 0,
             speculator: origin.speculator,
             stats: RequestStats {
                 prompt_tokens: request.prompt.len(),
@@ -92,8 +103,10 @@ impl Sequence {
             text: TextStream::new(request.stop.clone(), Arc::clone(&request.output.show)),
             events: origin.events,
             submitted: origin.submitted,
-            admitted: Instant::now(),
+            admitted: origin.admitted,
             first_token: None,
+            last_token: now,
+            metrics: origin.metrics,
         }
     }
 
@@ -104,6 +117,10 @@ impl Sequence {
 
     pub(crate) fn admitted(&self) -> Instant {
         self.admitted
+    }
+
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
     }
 
     /// Whether the first token was chosen, so that one token is left for the model to see.
@@ -171,7 +188,7 @@ impl Sequence {
             }
             Err(error) => return Err(error),
         };
-        self.first_token.get_or_insert_with(Instant::now);
+        self.clock();
         self.tokens.push(id);
         self.sampler.accept(id);
         if self.stop_ids.contains(&id) {
@@ -204,6 +221,18 @@ impl Sequence {
         Ok(false)
     }
 
+    /// Takes the time of a token.
+    fn clock(&mut self) {
+        let now = Instant::now();
+        if self.first_token.is_some() {
+            self.metrics.inter_token.observe((now - self.last_token).as_secs_f64());
+        } else {
+            self.first_token = Some(now);
+            self.metrics.first_token.observe((now - self.submitted).as_secs_f64());
+        }
+        self.last_token = now;
+    }
+
     fn send_text(&self, text: String, logprobs: Vec<TokenLogprob>) {
         if !text.is_empty() || !logprobs.is_empty() {
             let _ = self.events.send(Event::Text { choice: self.choice, text, logprobs });
@@ -220,6 +249,7 @@ impl Sequence {
             decode: first.elapsed(),
         };
         let tokens = self.tokens.len() - self.prompt_len;
+        self.metrics.finished(reason, self.prompt_len, tokens, self.choice == 0, self.submitted.elapsed());
         let ids =
             (!self.text.stopped()).then(|| self.tokens.get(self.prompt_len..).unwrap_or_default().to_vec());
         let (choice, cached) = (self.choice, self.reuse.cached);

@@ -16,6 +16,14 @@ pub struct EngineStats {
     pub decode_tokens: u64,
     /// Time of those passes, proposals included.
     pub decode_time: Duration,
+    /// Decode passes that several sequences shared.
+    pub batched_passes: u64,
+    /// Tokens that those brought.
+    pub batched_tokens: u64,
+    /// Times that a sequence gave up its state to older ones, for want of memory.
+    pub preemptions: u64,
+    /// Sequences that wait to have their state again.
+    pub paused: usize,
     /// Speculation.
     pub specdec: SpecdecStats,
     /// Tokens that were held to a grammar, of choices that have ended.

@@ -77,7 +77,7 @@ fn the_answer_does_not_depend_on_chunks_or_batch() {
     let prompt: Vec<u32> = (0..333).map(|i| i * 37 % 16000).collect();
     let mut seen = Vec::new();
     for (chunk, sequences) in [(512, 1), (512, 4), (7, 4), (1, 2)] {
-        let engine = engine(|_, c| (c.prefill_chunk, c.max_sequences) = (chunk, sequences));
+        let engine = engine(|_, c| (c.prefill_chunk, c.max_batch) = (chunk, sequences));
         let mut r = request(prompt.clone(), 20);
         r.choices = 3;
         seen.push(collect(engine.submit(r).unwrap(), 3).unwrap());
@@ -235,7 +235,7 @@ fn closing_finishes_what_was_accepted_and_aborting_does_not() {
 fn a_prompt_is_read_once_for_all_choices() {
     let mut inside = None;
     let engine = engine(|d, c| {
-        (c.prefill_chunk, c.max_sequences) = (10, 2);
+        (c.prefill_chunk, c.max_batch) = (10, 2);
         inside = Some(Arc::clone(&d.seen));
     });
     let mut r = request(vec![5; 100], 2);
@@ -243,4 +243,98 @@ fn a_prompt_is_read_once_for_all_choices() {
     collect(engine.submit(r).unwrap(), 6).unwrap();
     // Ten passes for the prompt, then one token each for six choices, two at a time.
     assert!(inside.unwrap().passes.load(Ordering::SeqCst) <= 10 + 6);
+}
+
+#[test]
+fn bringing_a_state_up_is_part_of_the_time_to_the_first_token() {
+    let pause = Duration::from_millis(60);
+    let engine = engine(|d, c| {
+        d.start_pace = pause;
+        c.prefix = Some(mach_prefix::PrefixConfig::default());
+    });
+    let mut events = engine.submit(request(vec![1, 2, 3], 2)).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { timings, .. } = event {
+            assert!(timings.prefill >= pause, "{timings:?}");
+            return;
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn a_long_answer_that_is_cut_off_is_not_lost() {
+    let prompt: Vec<u32> = (0..40).collect();
+    let start = || {
+        engine(|d, c| {
+            d.pace = Duration::from_millis(1);
+            c.prefix = Some(mach_prefix::PrefixConfig { block: 16, stride: 64, ..Default::default() });
+        })
+    };
+    let whole = start();
+    let mut events = whole.submit(request(prompt.clone(), 400)).unwrap();
+    let mut answer = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { ids, .. } = event {
+            answer = ids.unwrap();
+        }
+    }
+    // End of the prompt, six times on the way, end of the answer.
+    assert_eq!(whole.prefix().unwrap().stats().l1.entries, 8);
+
+    let cut = start();
+    let mut events = cut.submit(request(prompt.clone(), 400)).unwrap();
+    let mut seen = 0;
+    while seen < 100 {
+        assert!(matches!(events.blocking_recv(), Some(Event::Text { .. })));
+        seen += 1;
+    }
+    drop(events);
+    while cut.busy() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let longer = [prompt.clone(), answer].concat();
+    let mut events = cut.submit(request(longer, 2)).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { cached, .. } = event {
+            assert!(cached >= prompt.len() + 99, "{cached}");
+            return;
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn a_prefix_on_disk_is_read_while_others_decode() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        engine(|d, c| {
+            d.pace = Duration::from_millis(1);
+            let directory = Some(dir.path().to_owned());
+            c.prefix = Some(mach_prefix::PrefixConfig { block: 16, directory, ..Default::default() });
+        })
+    };
+    let prompt: Vec<u32> = (0..100).collect();
+    let first = start();
+    answer(&first, request(prompt.clone(), 2));
+    first.close();
+    first.join();
+
+    let second = start();
+    let mut others = second.submit(request(vec![7], 400)).unwrap();
+    assert!(matches!(others.blocking_recv(), Some(Event::Text { .. })));
+    let mut events = second.submit(request([prompt.clone(), vec![5]].concat(), 2)).unwrap();
+    loop {
+        match events.blocking_recv() {
+            Some(Event::Finished { cached, .. }) => {
+                assert_eq!(cached, prompt.len());
+                break;
+            }
+            Some(Event::Text { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // Read once, whether it had to be waited for (nobody else decoded) or not.
+    let stats = second.prefix().unwrap().stats();
+    assert_eq!((stats.l1_hits + stats.l2_hits, stats.l2_restore.count), (1, 1));
 }

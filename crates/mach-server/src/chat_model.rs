@@ -16,6 +16,7 @@ use mach_specdec::policy::PolicySpec;
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
+use crate::capabilities::Serving;
 use crate::prompt::Prompt;
 use crate::reader::{OutputStats, Reading};
 
@@ -104,6 +105,8 @@ pub struct ChatModel {
     /// Control tokens that answers show to the parsers.
     markers: Arc<[u32]>,
     grammars: GrammarCompiler,
+    /// What capabilities show beside it.
+    pub serving: Option<Serving>,
     created: u64,
 }
 
@@ -151,6 +154,7 @@ impl ChatModel {
             output: OutputFormat::default(),
             output_stats: Arc::default(),
             markers: Arc::default(),
+            serving: None,
             created: unix_time(),
         }
     }
@@ -187,21 +191,25 @@ impl ChatModel {
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
+    /// Refuses a name that is not served.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        if self.names.iter().any(|served| served == name) {
+            return Ok(());
+        }
+        let served = self.names.join(", ");
+        let message = format!("the model `{}` does not exist; served: {served}", clip(name));
+        Err(ApiError { param: Some("model".into()), ..ApiError::new(ErrorKind::ModelNotFound, message) })
+    }
+
+    /// Tells what capabilities show beside what the model itself knows.
+    pub fn with_serving(mut self, serving: Serving) -> Self {
+        self.serving = Some(serving);
+        self
+    }
+
     /// Everything between a parsed request and the engine: name, template, tokens, defaults.
     pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
-        if !self.names.contains(&request.model) {
-            return Err(ApiError {
-                param: Some("model".into()),
-                ..ApiError::new(
-                    ErrorKind::ModelNotFound,
-                    format!(
-                        "the model `{}` does not exist; served: {}",
-                        clip(&request.model),
-                        self.names.join(", ")
-                    ),
-                )
-            });
-        }
+        self.check_name(&request.model)?;
         let Prompt { tokens, hints, text, start } = self.prompt(request)?;
         let schemas = (!request.tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&request.tools)));
         let reading = Reading { format: self.output, schemas, start };

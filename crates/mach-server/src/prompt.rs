@@ -34,7 +34,7 @@ fn turn_key(salt: Option<&str>, text: &[u8; 32], digest: &[u8; 32]) -> [u8; 32] 
 }
 
 impl ChatModel {
-    fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
+    pub(crate) fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
         let templates = self.templates.as_ref().ok_or_else(|| {
             ApiError::new(ErrorKind::InvalidRequest, "this model has no chat template, so it cannot chat")
         })?;

@@ -12,12 +12,17 @@ use mach_api::chat::{ChatCompletionChunk, ChunkChoice, Delta, Usage};
 use mach_engine::{Event, Events};
 use serde::Serialize;
 
+use crate::coalesce::coalesce;
 use crate::failure::from_engine;
 use crate::reader::Reader;
 use crate::routes::{Answer, lost};
 
 /// A comment line goes out when nothing else did for this long, so that proxies keep the connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// That line.
+pub(crate) const KEEP_ALIVE_LINE: &[u8] = b": keep-alive\n\n";
+/// The last event of a stream.
+pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 /// Events that may share one write when the client is slower than the model.
 const BATCH: usize = 64;
 
@@ -38,6 +43,11 @@ pub(crate) fn response(answer: Answer, events: Events) -> Response {
         let bytes = writer.next().await?;
         Some((Ok::<_, Infallible>(bytes), writer))
     }));
+    event_stream(body)
+}
+
+/// The response that carries a stream of events.
+pub(crate) fn event_stream(body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
@@ -90,10 +100,10 @@ impl Writer {
                 let received =
                     tokio::time::timeout(KEEP_ALIVE, self.events.recv_many(&mut buffer, BATCH)).await;
                 match received {
-                    Err(_) => out.extend_from_slice(b": keep-alive\n\n"),
+                    Err(_) => out.extend_from_slice(KEEP_ALIVE_LINE),
                     Ok(0) => self.fail(&mut out, &lost()),
                     Ok(_) => {
-                        for event in buffer.drain(..) {
+                        for ((), event) in coalesce(buffer.drain(..).map(|event| ((), event))) {
                             self.event(&mut out, event);
                         }
                     }
@@ -136,7 +146,7 @@ impl Writer {
                     if self.answer.request.include_usage {
                         self.chunk(out, None);
                     }
-                    out.extend_from_slice(b"data: [DONE]\n\n");
+                    out.extend_from_slice(DONE);
                     self.answer.log_finish(self.tokens);
                     self.stage = Stage::Done;
                 }
@@ -184,12 +194,12 @@ impl Writer {
     /// The status is long sent, so the error is an event.
     fn fail(&mut self, out: &mut Vec<u8>, error: &mach_api::ApiError) {
         write_data(out, &error.body());
-        out.extend_from_slice(b"data: [DONE]\n\n");
+        out.extend_from_slice(DONE);
         self.stage = Stage::Done;
     }
 }
 
-fn write_data(out: &mut Vec<u8>, value: &impl Serialize) {
+pub(crate) fn write_data(out: &mut Vec<u8>, value: &impl Serialize) {
     out.extend_from_slice(b"data: ");
     // These types hold strings and finite numbers only, and a Vec takes every write.
     let _ = serde_json::to_writer(&mut *out, value);

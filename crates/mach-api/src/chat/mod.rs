@@ -2,7 +2,7 @@
 
 mod constraint;
 mod message;
-mod request;
+pub(crate) mod request;
 mod response;
 mod speculation;
 mod turn;

@@ -256,7 +256,7 @@ impl SamplingFields {
     }
 }
 
-pub(super) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
+pub(crate) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
     let list = fields.array("messages")?.ok_or_else(|| fields.error("messages", "is required"))?;
     if list.is_empty() {
         return Err(fields.error("messages", "must hold at least one message"));
@@ -267,7 +267,7 @@ pub(super) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec
     list.into_iter().enumerate().map(|(i, m)| Message::parse(&format!("messages[{i}]"), m)).collect()
 }
 
-pub(super) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
+pub(crate) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
     let tools = fields.array("tools")?.unwrap_or_default();
     if tools.len() > limits.tools {
         return Err(fields.error("tools", format!("must hold at most {} tools", limits.tools)));
@@ -382,7 +382,7 @@ fn parse_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiEr
     }
 }
 
-pub(super) fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
+pub(crate) fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
     for (name, value) in fields.rest() {
         if HARMLESS.contains(&name.as_str()) {
             continue;

@@ -107,7 +107,8 @@ impl ChatTemplate {
         with.strip_prefix(&without).filter(|rest| !rest.is_empty()).map(str::to_owned)
     }
 
-    fn render_as(
+    /// Renders a prompt; `add_generation_prompt`: one that ends where the assistant is to speak.
+    pub fn render_as(
         &self,
         messages: &[Message],
         tools: &[Json],

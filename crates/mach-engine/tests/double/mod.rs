@@ -23,10 +23,14 @@ pub(crate) struct Double {
     config: ModelConfig,
     /// Time a pass takes.
     pub(crate) pace: Duration,
+    /// Time that bringing up a state takes.
+    pub(crate) start_pace: Duration,
     /// A prompt that holds this token makes the pass panic.
     pub(crate) panic_on: Option<u32>,
     /// A prompt that holds this token makes the pass fail.
     pub(crate) fail_on: Option<u32>,
+    /// Passes over more than one sequence fail.
+    pub(crate) fail_shared: bool,
     /// Tokens are chosen from this list alone, by position.
     pub(crate) script: Vec<u32>,
     pub(crate) seen: Arc<Seen>,
@@ -64,8 +68,10 @@ impl Double {
         Self {
             config,
             pace: Duration::ZERO,
+            start_pace: Duration::ZERO,
             panic_on: None,
             fail_on: None,
+            fail_shared: false,
             script: Vec::new(),
             seen: Arc::default(),
         }
@@ -89,6 +95,7 @@ impl Model for Double {
     }
 
     fn new_state(&self) -> SequenceState {
+        std::thread::sleep(self.start_pace);
         SequenceState::without_layers()
     }
 
@@ -104,6 +111,9 @@ impl Model for Double {
         self.seen.passes.fetch_add(1, Ordering::SeqCst);
         self.seen.most_segments.fetch_max(segments.len(), Ordering::SeqCst);
         std::thread::sleep(self.pace);
+        if self.fail_shared && segments.len() > 1 {
+            return Err(ModelError::Unsupported("the double takes one at a time".into()));
+        }
         let mut logits = Logits { vocab: self.config.vocab_size, data: Vec::new() };
         for segment in segments {
             self.seen.longest_segment.fetch_max(segment.tokens.len(), Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -11,14 +12,14 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use mach_api::chat::{ChatCompletion, Choice, FinishReason, TokenLogprob, TopLogprob, Usage, completion_id};
 use mach_api::{ApiError, ChatRequest, ErrorKind};
-use mach_engine::{Event, Events, TextTokenizer};
+use mach_engine::{EngineError, Event, Events, TextTokenizer};
 use tracing::info;
 
 use crate::chat_model::unix_time;
 use crate::failure::{Failure, from_engine};
 use crate::reader::{Reader, Reading};
 use crate::server::Shared;
-use crate::{ChatModel, Prepared, auth, sse};
+use crate::{ChatModel, Prepared, auth, mode, sse};
 
 pub(crate) async fn chat_completions(
     State(shared): State<Arc<Shared>>,
@@ -32,14 +33,19 @@ pub(crate) async fn chat_completions(
     let (request, Prepared { generate, text, reading }) =
         parse_and_prepare(shared, Arc::clone(&model), body).await?;
     let prompt_tokens = generate.prompt.len();
-    let events = model.engine.submit(generate).map_err(|e| from_engine(&e, request.max_tokens_field))?;
+    let failed = |e: &EngineError| from_engine(e, request.max_tokens_field);
+    let (mut events, mut started) = model.engine.submit_and_tell(generate).map_err(|e| failed(&e))?;
+    if request.stream {
+        mode::wait(&mut started, &mut events).await.map_err(|e| failed(&e))?;
+    }
     let answer =
         Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens, text, reading };
-    if answer.request.stream {
-        Ok(sse::response(answer, events))
+    let response = if answer.request.stream {
+        sse::response(answer, events)
     } else {
-        Ok(Json(collect(&answer, events).await?).into_response())
-    }
+        Json(collect(&answer, events).await?).into_response()
+    };
+    Ok(mode::tell(response, &mut started))
 }
 
 /// An answer in the making.
@@ -87,7 +93,7 @@ impl Answer {
     }
 }
 
-fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> TokenLogprob {
+pub(crate) fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> TokenLogprob {
     let text = |id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
     TokenLogprob {
         token: text(token.id),
@@ -117,8 +123,15 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::UnsupportedMediaType, message))
 }
 
+/// How long a request's body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(crate) async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    match Limited::new(body, limit).collect().await {
+    let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await else {
+        let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
             let message = format!("the request body is larger than {limit} bytes");
