@@ -288,6 +288,44 @@ fn grammars_and_drafts_give_the_same_bytes() {
 }
 
 #[test]
+fn grammars_in_a_batch_do_not_see_each_other() {
+    let server = Server::demo(&["--no-prefix-cache", "--max-batch", "4"]);
+    let asks: Vec<Value> = (0..4)
+        .map(|seed| match seed {
+            0 => json!({"messages": user("What's the weather in Rome?"), "tools": tools(), "tool_choice": "required"}),
+            1 => json!({"messages": user("Tell me about the sea.")}),
+            2 => json!({"messages": user("Hello!"), "grammar": {"syntax": "regex", "definition": "(a|b|[0-9] ){20,40}"}}),
+            _ => json!({"messages": user("Give me a person as JSON."), "response_format": schema(&person())}),
+        })
+        .map(|mut fields| {
+            (fields["seed"], fields["temperature"], fields["max_tokens"]) = (7.into(), 1.0.into(), 80.into());
+            fields
+        })
+        .collect();
+    let alone: Vec<_> = asks.iter().map(|fields| whole(&server.chat(fields.clone()))).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let start = |fields: &Value| {
+            let fields = fields.clone();
+            scope.spawn(|| whole(&server.chat(fields)))
+        };
+        let threads: Vec<_> = asks.iter().chain(&asks).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let calls = 3.0 * alone[0].0["calls"].as_array().unwrap().len() as f64;
+    assert_eq!(together, [alone.clone(), alone].concat());
+    let metrics = server.get("/metrics").body;
+    let count = |name: &str| -> f64 {
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(count("mach_batched_passes_total ") > 0.0 && count("mach_grammar_tokens_total ") > 0.0);
+    assert_eq!((count("mach_tool_calls_total "), count("mach_tool_calls_malformed_total ")), (calls, 0.0));
+}
+
+#[test]
 fn what_cannot_be_enforced_is_named() {
     let server = Server::demo(&[]);
     let mut deep = json!({"type": "string"});

@@ -103,6 +103,7 @@ impl EngineMetrics {
             EngineError::RequestTimeout { .. } => "request_timeout",
             EngineError::Memory(_) | EngineError::NeverFits { .. } => "memory",
             EngineError::ShuttingDown => "shutdown",
+            EngineError::Grammar(_) => "grammar",
             _ => "model",
         };
         self.failed.get_or_create(&[("reason", reason)]).inc();

@@ -240,7 +240,7 @@ pub enum EngineError {
     #[error("out of memory: {0}")]
     Memory(String),
     /// The grammar could not be followed to its end.
-    #[error("the grammar became too costly to follow: {0}")]
+    #[error("the grammar could not be followed: {0}")]
     Grammar(String),
     /// The model failed.
     #[error("the model failed: {0}")]

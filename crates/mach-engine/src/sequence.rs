@@ -7,7 +7,7 @@ use mach_models::{Model, SequenceState};
 use mach_specdec::{Picker, Proposal, Speculator};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::grammar::Guide;
+use crate::grammar::{Guide, Lost};
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
 use crate::text::TextStream;
@@ -167,7 +167,7 @@ impl Sequence {
     }
 
     /// Chooses the next token from the logits after the last token and reports what became visible. True when the
-    /// sequence is complete, or has failed by itself and said so.
+    /// sequence is complete.
     pub(crate) fn advance(
         &mut self,
         logits: &mut [f32],
@@ -175,18 +175,9 @@ impl Sequence {
     ) -> Result<bool, EngineError> {
         let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
         let position = self.tokens.len();
-        let chosen = match &mut self.guide {
-            None => self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string())),
-            Some(guide) => self.sampler.sample_guided(logits, position, guide),
-        };
-        let id = match chosen {
-            Ok(id) => id,
-            Err(error @ EngineError::Grammar(_)) => {
-                // The others in the batch have nothing to do with it.
-                self.fail(&error);
-                return Ok(true);
-            }
-            Err(error) => return Err(error),
+        let id = match &mut self.guide {
+            None => self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string()))?,
+            Some(guide) => self.sampler.sample_guided(logits, position, guide)?,
         };
         self.clock();
         self.tokens.push(id);
@@ -202,14 +193,8 @@ impl Sequence {
         });
         let visible = self.text.push(id, logprob, tokenizer);
         self.send_text(visible.text, visible.tokens);
-        let ended = match self.guide.as_mut().map(|guide| guide.take(id)) {
-            None => false,
-            Some(Ok(ended)) => ended,
-            Some(Err(lost)) => {
-                self.fail(&EngineError::Grammar(lost.to_string()));
-                return Ok(true);
-            }
-        };
+        let lost = |e: Lost| EngineError::Grammar(e.to_string());
+        let ended = self.guide.as_mut().map_or(Ok(false), |guide| guide.take(id)).map_err(lost)?;
         if self.text.stopped() || ended {
             self.finish(FinishReason::Stop);
             return Ok(true);

@@ -76,6 +76,12 @@ impl Collector for Live {
         out.gauge("num_requests_waiting", "Requests in the queue", engine.waiting() as f64)?;
         out.gauge("num_sequences_paused", "Sequences that wait for memory", stats.paused as f64)?;
         decoding(out, &stats)?;
+        let calls = &self.0.output_stats;
+        out.counter("tool_calls", "Tool calls that could be read", calls.calls() as f64)?;
+        let malformed = calls.malformed() as f64;
+        out.counter("tool_calls_malformed", "Tool calls that came back as text", malformed)?;
+        out.counter("grammar_tokens", "Tokens held to a grammar", stats.guided_tokens as f64)?;
+        out.counter("grammar_seconds", "Time that took", stats.guide_time.as_secs_f64())?;
         if let Some(prefix) = engine.prefix() {
             let stats = prefix.stats();
             out.counter("prefix_cache_queries", "Prompts looked up", stats.lookups as f64)?;

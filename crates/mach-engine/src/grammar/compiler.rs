@@ -183,7 +183,11 @@ fn top_level(text: &GrammarText) -> TopLevelGrammar {
 }
 
 /// An error in one short line, without the excerpt of the grammar behind it.
-fn reason(error: &str) -> String {
+pub(super) fn reason(error: &str) -> String {
+    let error = error.trim_end().trim_end_matches("<non-verbose/>");
+    if error.starts_with("NoExtension") {
+        return "nothing can meet it".to_owned();
+    }
     let excerpt =
         |line: &&str| line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u32>().is_ok());
     let words = error.lines().take_while(|line| !excerpt(line)).flat_map(str::split_whitespace);

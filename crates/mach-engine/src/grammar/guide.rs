@@ -50,7 +50,7 @@ impl Guide {
         let started = Instant::now();
         let done = work(&mut self.matcher);
         self.took += started.elapsed();
-        done.map_err(|reason| Lost(reason.split_whitespace().take(40).collect::<Vec<_>>().join(" ")))
+        done.map_err(|error| Lost(super::compiler::reason(&error)))
     }
 
     /// How many of these tokens, from the first on, the grammar allows to follow.
