@@ -74,6 +74,25 @@ has "chat, content parts, stop and penalties" '"finish_reason"'
 chat "chat, tools" 200 "{$hello,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_time\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}]}"
 has "chat, tools" '"finish_reason"'
 
+weather='"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}}}]'
+ask="\"model\":\"$model\",\"max_tokens\":200,\"messages\":[{\"role\":\"user\",\"content\":\"What's the weather in Vienna?\"}]"
+
+chat "chat, a tool is called" 200 "{$ask,$weather,\"tool_choice\":\"required\"}"
+has "chat, a tool is called" '"finish_reason":"tool_calls"'
+has "chat, a tool is called: id" '"id":"call_'
+
+chat "chat, a tool is called, streamed" 200 "{$ask,$weather,\"tool_choice\":\"required\",\"stream\":true}"
+has "chat, a tool is called, streamed" '"tool_calls":[{"index":0,"id":"call_'
+
+chat "chat, JSON of a schema" 200 "{$hello,\"temperature\":0,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"type\":\"object\",\"properties\":{\"ok\":{\"type\":\"boolean\"}},\"required\":[\"ok\"],\"additionalProperties\":false}}}}"
+has "chat, JSON of a schema" '\"ok\"'
+
+chat "chat, a regular expression" 200 "{$hello,\"grammar\":{\"syntax\":\"regex\",\"definition\":\"[0-9]{3}\"}}"
+has "chat, a regular expression" '"finish_reason":"stop"'
+
+chat "a schema that is not supported is named" 400 "{$hello,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"\$ref\":\"https://example.com/x\"}}}}"
+has "a schema that is not supported is named" '"param":"response_format.json_schema.schema"'
+
 chat "chat, speculation preset" 200 "{$hello,\"temperature\":0,\"speculation\":{\"preset\":\"summarization\"}}"
 has "chat, speculation preset" '"finish_reason"'
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use mach_engine::EngineConfig;
-use mach_models::{Activations, LoadOptions};
+use mach_models::{Activations, LoadOptions, TurboQuant};
 use mach_specdec::DecodePath;
 use mach_specdec::policy::PolicySpec;
 
@@ -30,7 +30,12 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value_t = ActivationsArg::Int8)]
     pub activations: ActivationsArg,
 
-    /// Instruction set (scalar, avx2, avx512, neon); the best of this machine if not given
+    /// Keys and values rotated and quantized to so many bits: off, 2, 3, 4, 8, or keys and values apart as in k4v3. Several times
+    /// smaller, answers a little different
+    #[arg(long, default_value = "off", value_name = "BITS")]
+    pub turboquant_kv: TurboQuantArg,
+
+    /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod); the best of this machine if not given
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
 
@@ -90,6 +95,21 @@ impl From<ActivationsArg> for Activations {
     }
 }
 
+/// Values of `--turboquant-kv`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurboQuantArg(pub Option<TurboQuant>);
+
+impl std::str::FromStr for TurboQuantArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            widths => widths.parse().map(|t| Self(Some(t))).map_err(|e: String| format!("{e}, nor off")),
+        }
+    }
+}
+
 /// [`ModelArgs`], checked.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -132,6 +152,7 @@ impl ModelArgs {
                 activations: self.activations.into(),
                 threads: self.threads,
                 isa: self.isa,
+                turboquant_kv: self.turboquant_kv.0,
                 ..LoadOptions::default()
             },
             max_context: self.max_context,

@@ -163,7 +163,9 @@ pub(crate) fn prepare(
         available: crate::memory::available(),
     };
     let context = config.max_context.unwrap_or(usize::MAX).min(checkpoint.config().max_position_embeddings);
-    let state = |tokens: usize| state_bytes(checkpoint.config(), config.load.activations, tokens);
+    let state = |tokens: usize| {
+        state_bytes(checkpoint.config(), config.load.activations, config.load.turboquant_kv, tokens)
+    };
     let threads = match config.load.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mach_api::output::OutputFormat;
 use mach_checkpoint::{Architecture, Checkpoint, architecture};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{Activations, LoadProgress, Model};
@@ -68,6 +69,12 @@ impl Opened {
         self.templates.is_some()
     }
 
+    /// How the model writes its answers, by its chat template.
+    pub(crate) fn output_format(&self) -> OutputFormat {
+        let template = self.templates.as_ref().map_or("", Templates::source);
+        OutputFormat::detect(&self.checkpoint.config().model_type, template)
+    }
+
     /// Loads the weights and starts the engine.
     pub(crate) fn load(
         self,
@@ -98,8 +105,7 @@ impl Opened {
         engine.state_budget = Some(prepared.budget.state);
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
-            let activations = self.config.load.activations;
-            crate::prefix::complete(prefix, &self.checkpoint, activations, draft.as_deref());
+            crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
             let spare = prepared.budget.state - prepared.budget.needs.least_state.min(prepared.budget.state);
             let cached = crate::prefix::share(prefix.max_bytes, spare);
             prefix.max_bytes = cached;

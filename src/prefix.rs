@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_checkpoint::Checkpoint;
-use mach_models::{Activations, NUMERICS_VERSION};
+use mach_models::{LoadOptions, NUMERICS_VERSION, TURBOQUANT_VERSION};
 use mach_prefix::{PrefixConfig, chain};
 use serde_json::Value;
 
@@ -129,17 +129,19 @@ pub(crate) fn share(asked: usize, spare: usize) -> usize {
 pub(crate) fn complete(
     config: &mut PrefixConfig,
     checkpoint: &Checkpoint,
-    activations: Activations,
+    load: &LoadOptions,
     draft: Option<&Path>,
 ) {
     let template = checkpoint.chat_template().ok().flatten().map(|t| t.source).unwrap_or_default();
     let draft = draft.map(fingerprint).unwrap_or_default();
-    let activations = format!("{activations:?}");
+    let activations = format!("{:?}", load.activations);
+    let kv = load.turboquant_kv.map(|kv| format!("turboquant {TURBOQUANT_VERSION} {kv}")).unwrap_or_default();
     config.namespace = chain::namespace([
         checkpoint.fingerprint().as_slice(),
         template.as_bytes(),
         &NUMERICS_VERSION.to_le_bytes(),
         activations.as_bytes(),
+        kv.as_bytes(),
         &draft,
     ]);
 }

@@ -165,3 +165,21 @@ fn warmed_prefixes_are_pinned_listed_and_survive() {
     let listed = server.get("/v1/cache/warm_prefix").json();
     assert_eq!(listed["data"].as_array().unwrap().len(), 2, "{listed}");
 }
+
+#[test]
+fn quantized_keys_and_values_give_the_same_bytes_and_keep_to_themselves() {
+    let expected = walk(&Server::demo(&["--no-prefix-cache", "--turboquant-kv", "k4v3"]), 0.0).0;
+    let dir = tempfile::tempdir().unwrap();
+    for start in ["cold", "again"] {
+        let server = serve(dir.path(), &["--turboquant-kv", "k4v3"]);
+        let (texts, cached) = walk(&server, 0.0);
+        assert_eq!(texts, expected, "{start}");
+        assert_eq!(cached[0] > 40, start == "again", "{cached:?}");
+        stop(server);
+    }
+    // The same directory holds nothing for other widths, or for none.
+    for kv in ["off", "4"] {
+        let server = serve(dir.path(), &["--turboquant-kv", kv]);
+        assert_eq!(walk(&server, 0.0).1[0], 0, "{kv}");
+    }
+}

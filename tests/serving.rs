@@ -112,7 +112,7 @@ fn capabilities_are_those_of_the_running_server() {
         (&json!("resident"), &json!("specdec_v7"))
     );
     assert_eq!(serving["speculation"]["supported_presets"].as_array().unwrap().len(), 3);
-    assert!(all["grammar"].is_array() && serving["rho_gate"].is_null());
+    assert!(all["grammar"]["llguidance"] == true && serving["rho_gate"].is_null());
     let other = ["--streaming", "--expert-cache-gb", "0.02", "--serving-adaptive-block-policy", "off"];
     let serving = Server::start(DEMO.as_ref(), &other).get("/v1/capabilities").json()["serving"].clone();
     assert_eq!(

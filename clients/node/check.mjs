@@ -32,6 +32,52 @@ for (const count of ["prompt_tokens", "completion_tokens", "total_tokens"]) {
 }
 console.log("ok   stream");
 
+const weather = {
+  type: "function",
+  function: {
+    name: "get_weather",
+    description: "Get the current weather for a city.",
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+  },
+};
+const question = [{ role: "user", content: "What's the weather in Vienna?" }];
+const call = { model, messages: question, tools: [weather], temperature: 0, max_tokens: 200 };
+const first = await client.chat.completions.create({ ...call, tool_choice: "required" });
+assert.equal(first.choices[0].finish_reason, "tool_calls");
+const asked = first.choices[0].message.tool_calls[0];
+assert.equal(typeof JSON.parse(asked.function.arguments).city, "string");
+const runner = client.chat.completions.stream({ ...call, tool_choice: "required" });
+const again = (await runner.finalChatCompletion()).choices[0].message.tool_calls[0];
+assert.deepEqual([again.function.name, again.function.arguments], [asked.function.name, asked.function.arguments]);
+const told = await client.chat.completions.create({
+  ...call,
+  messages: [...question, first.choices[0].message, { role: "tool", tool_call_id: asked.id, content: '{"temperature": 17}' }],
+});
+assert(told.choices[0].message.content);
+console.log("ok   tools:", asked.function.arguments);
+
+const person = await client.chat.completions.parse({
+  model,
+  messages: [{ role: "user", content: "Give me a person as JSON." }],
+  temperature: 0,
+  max_tokens: 400,
+  response_format: {
+    type: "json_schema",
+    json_schema: {
+      name: "person",
+      strict: true,
+      schema: {
+        type: "object",
+        properties: { name: { type: "string", maxLength: 20 }, age: { type: "integer" } },
+        required: ["name", "age"],
+        additionalProperties: false,
+      },
+    },
+  },
+});
+assert(Number.isInteger(JSON.parse(person.choices[0].message.content).age));
+console.log("ok   structured output:", person.choices[0].message.content);
+
 const aborted = await client.chat.completions.create({ ...ask, max_tokens: 4000, stream: true });
 for await (const _ of aborted) break;
 console.log("ok   leaving early");

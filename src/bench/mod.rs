@@ -5,6 +5,7 @@
 //! speculation.
 
 mod ceilings;
+pub mod kv;
 mod machine;
 pub mod prefix;
 mod report;

@@ -7,6 +7,8 @@ use clap::{Args, Subcommand};
 use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions};
 
+use super::bench_grammar::GrammarArgs;
+use super::bench_kv::KvArgs;
 use super::bench_prefix::PrefixArgs;
 use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
@@ -38,7 +40,7 @@ pub struct BenchArgs {
     /// Exact float32 activations instead of int8.
     #[arg(long)]
     f32_activations: bool,
-    /// Instruction set (scalar, avx2, avx512, neon) instead of the best one.
+    /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod) instead of the best one.
     #[arg(long)]
     isa: Option<String>,
     #[command(flatten)]
@@ -55,8 +57,12 @@ enum What {
     Specdec(Box<SpecdecArgs>),
     /// Streaming: decoding and prompts beside what the drive can do.
     Stream(Box<StreamArgs>),
+    /// Grammars: what holding an answer to one costs beside decoding it.
+    Grammar(Box<GrammarArgs>),
     /// The prefix cache: time to the first token cold, from memory, from disk; what saving costs.
     Prefix(Box<PrefixArgs>),
+    /// Quantized keys and values: size, divergence, speed.
+    Kv(Box<KvArgs>),
     /// Serving: HTTP, template and text over a model that takes no time.
     Serve(Box<ServeArgs>),
 }
@@ -92,7 +98,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         Some(What::Specdec(args)) => return super::bench_specdec::run(*args),
         Some(What::Stream(args)) => return super::bench_stream::run(*args),
+        Some(What::Grammar(args)) => return super::bench_grammar::run(*args),
         Some(What::Prefix(args)) => return super::bench_prefix::run(*args),
+        Some(What::Kv(args)) => return super::bench_kv::run(*args),
         Some(What::Serve(args)) => return super::bench_serve::run(*args),
         _ => {}
     }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use mach_checkpoint::Checkpoint;
 use mach_engine::TextTokenizer;
-use mach_models::LoadOptions;
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource, footprint};
 
 use crate::bench::Machine;
-use crate::bench::prefix::{PrefixPlan, measure_prefix};
+use crate::bench::prefix::{FreshPlan, FreshRow, PrefixPlan, measure_fresh, measure_prefix};
 
 /// Arguments of `mach bench prefix`.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +36,9 @@ pub(super) struct PrefixArgs {
     /// Repeats
     #[arg(long, default_value_t = 3, value_name = "N")]
     reps: usize,
+    /// Stream experts through a bank with this share of them, and time decoding after a restore in a fresh process instead
+    #[arg(long, value_name = "SHARE")]
+    bank_share: Option<f64>,
     /// Threads; 0 means all available
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -57,6 +60,9 @@ pub(super) fn run(args: PrefixArgs) -> Result<()> {
         None => checkpoint.tokenizer().context("no tokenizer; --tokenizer names a directory with one")?,
     };
     let tokenizer = Arc::new(TextTokenizer::new(tokenizer, checkpoint.config().vocab_size)?);
+    if let Some(share) = args.bank_share {
+        return fresh(&args, &checkpoint, &tokenizer, share);
+    }
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
     let layers = model.config().layers.len();
@@ -95,5 +101,65 @@ pub(super) fn run(args: PrefixArgs) -> Result<()> {
     if let Some(seconds) = report.lookup_p99_seconds {
         println!("lookup among 1000 conversations: {:.3} ms (p99)", 1e3 * seconds);
     }
+    Ok(())
+}
+
+/// Decoding with an empty bank against decoding with a warm one.
+fn fresh(
+    args: &PrefixArgs,
+    checkpoint: &Checkpoint,
+    tokenizer: &Arc<TextTokenizer>,
+    share: f64,
+) -> Result<()> {
+    if !(0.0..=1.0).contains(&share) {
+        bail!("--bank-share must be between 0 and 1");
+    }
+    let Some(&prompt) = args.prompts.first() else { bail!("--prompts: none") };
+    let defaults = LoadOptions::default();
+    let size = footprint(checkpoint, defaults.activations, Some(StreamingSource::Sidecar))?;
+    let streaming = StreamingOptions {
+        bank_slots: ((size.experts as f64 * share) as usize).max(size.working_set),
+        arena_slots: size.arena_slots(64),
+        depth: 64,
+        ..StreamingOptions::default()
+    };
+    let load = LoadOptions { threads: args.threads, experts: ExpertMode::Streaming(streaming), ..defaults };
+    let load = || Ok(mach_models::load(checkpoint, &load, &mut |_| {})?);
+    let plan = FreshPlan { prompt, decode: args.decode, bank_share: share, reps: args.reps };
+    let report = measure_fresh(&load, tokenizer, &args.dir, plan)?;
+    let machine = Machine::this();
+    let synthetic = checkpoint.is_synthetic();
+    if args.json {
+        let whole = serde_json::json!({
+            "mach": env!("CARGO_PKG_VERSION"), "machine": machine, "random_routing": synthetic, "fresh": report,
+        });
+        println!("{}", serde_json::to_string_pretty(&whole)?);
+        return Ok(());
+    }
+    print!("{machine}");
+    println!(
+        "{} tokens after a prompt of {prompt}, a bank of {:.0} % of the experts",
+        args.decode,
+        100.0 * share
+    );
+    println!("                              first token    decode  hits at the end  brought  of warm");
+    let line = |name: &str, row: &FreshRow, share: f64| {
+        let mid = |v: &[f64]| {
+            let mut v = v.to_vec();
+            v.sort_by(f64::total_cmp);
+            v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        println!(
+            "{name:<28} {:>10.4} s {:>7.3} s {:>14.1} % {:>8} {:>6.1} %",
+            mid(&row.first_seconds),
+            mid(&row.decode_seconds),
+            100.0 * row.hit_rate,
+            row.background_reads,
+            100.0 * share,
+        );
+    };
+    line("warm", &report.warm, 1.0);
+    line("fresh, experts brought back", &report.fresh, report.fresh_share);
+    line("fresh, nothing brought back", &report.without, report.without_share);
     Ok(())
 }

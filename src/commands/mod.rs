@@ -2,6 +2,8 @@
 
 pub mod archs;
 pub mod bench;
+mod bench_grammar;
+mod bench_kv;
 mod bench_prefix;
 mod bench_serve;
 mod bench_specdec;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use mach_api::chat::WarmRequest;
+use mach_api::output::OutputFormat;
 use mach_engine::EngineConfig;
 use mach_server::{ChatModel, Origins, Readiness, ServerConfig};
 use tokio::net::TcpListener;
@@ -14,6 +15,7 @@ use tracing::info;
 use crate::Exit;
 use crate::args::{LogArgs, ModelArgs};
 use crate::loading::{Opened, Report};
+use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
 use crate::signals::Signal;
 
@@ -103,6 +105,10 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
 
+    /// How answers are read
+    #[command(flatten)]
+    pub output: OutputArgs,
+
     /// Prefix cache
     #[command(flatten)]
     pub prefix: PrefixArgs,
@@ -140,6 +146,7 @@ struct ServeConfig {
     names: Vec<String>,
     engine: EngineConfig,
     server: ServerConfig,
+    output: OutputArgs,
     /// Prefixes to be warm before the server is ready.
     warm: Vec<WarmRequest>,
 }
@@ -200,6 +207,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
                 .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
             ..ServerConfig::default()
         },
+        output: args.output.clone(),
         warm: args.prefix.prefixes()?,
     })
 }
@@ -244,7 +252,8 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
 
     let readiness = Readiness::loading();
     let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
-    let mut loaded = load_on_thread(opened, config.engine, names, config.warm, &readiness)?;
+    let output = config.output.apply(opened.output_format());
+    let mut loaded = load_on_thread(opened, config.engine, names, (output, config.warm), &readiness)?;
     let server = mach_server::serve(listener, config.server, Arc::clone(&readiness), stop_signal()?);
     let mut server = std::pin::pin!(server);
     tokio::select! {
@@ -274,7 +283,7 @@ fn load_on_thread(
     opened: Opened,
     engine: EngineConfig,
     names: Vec<String>,
-    warm: Vec<WarmRequest>,
+    (output, warm): (OutputFormat, Vec<WarmRequest>),
     readiness: &Arc<Readiness>,
 ) -> Result<Loaded, Exit> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -284,6 +293,8 @@ fn load_on_thread(
             readiness.progress(p.bytes_done, p.bytes_total);
         });
         let result = result.and_then(|model| {
+            let model = model.with_output(output);
+            output_signal(output).emit();
             warm_up(&model, &warm)?;
             Ok(model)
         });
@@ -292,6 +303,12 @@ fn load_on_thread(
     };
     std::thread::Builder::new().name("mach-load".into()).spawn(work).map_err(Exit::failure)?;
     Ok(receiver)
+}
+
+fn output_signal(output: OutputFormat) -> Signal {
+    Signal::new("output")
+        .with("tool_call_parser", output.tools.map_or("none", |format| format.name()))
+        .with("reasoning_parser", output.reasoning.map_or("none", |format| format.name()))
 }
 
 fn warm_up(model: &ChatModel, prefixes: &[WarmRequest]) -> Result<(), Exit> {

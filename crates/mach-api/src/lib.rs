@@ -9,6 +9,7 @@ pub mod completions;
 mod error;
 mod fields;
 mod models;
+pub mod output;
 pub mod template;
 pub mod tokens;
 

@@ -28,7 +28,7 @@ const CHECKPOINTS: [&str; 6] = [
 
 fn model(dir: &Path, activations: Activations, experts: ExpertMode) -> Box<dyn Model> {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let options = LoadOptions { activations, threads: 2, isa: None, experts };
+    let options = LoadOptions { activations, threads: 2, isa: None, experts, ..Default::default() };
     load(&checkpoint, &options, &mut |_| ()).unwrap()
 }
 
@@ -82,13 +82,16 @@ fn streaming_changes_no_logit() {
                         assert!(got == expected, "{name} {activations:?} chunk {chunk} {streaming:?}");
                     }
                     let stats = model.streaming_stats().unwrap().snapshot();
-                    assert!(stats.reads > 0 && stats.bytes_read > 0);
+                    let reads = &stats.total.reads;
+                    assert!(reads.reads > 0 && reads.bytes_read > 0);
+                    let by_layer: u64 = stats.layers.iter().map(|l| l.reads.bytes_read).sum();
+                    assert_eq!(by_layer, reads.bytes_read);
                     assert_eq!(stats.bank_slots, bank_slots);
                     if bank_slots == sizes.experts {
                         assert_eq!(stats.total.evictions, 0);
-                        let before = stats.reads;
+                        let before = stats.total.reads.reads;
                         run(&mut *model, 1).unwrap();
-                        let after = model.streaming_stats().unwrap().snapshot().reads;
+                        let after = model.streaming_stats().unwrap().snapshot().total.reads.reads;
                         assert_eq!(after, before, "everything is there");
                     }
                 }
@@ -168,7 +171,9 @@ fn a_failing_drive_fails_one_pass_and_the_next_is_right() {
             broken.store(false, Ordering::Relaxed);
             assert!(run(&mut *model, chunk).unwrap() == expected, "after {fault:?}, chunk {chunk}");
         }
-        assert!(model.streaming_stats().unwrap().snapshot().read_failures > 0 || words == "checksum");
+        assert!(
+            model.streaming_stats().unwrap().snapshot().total.reads.read_failures > 0 || words == "checksum"
+        );
     }
 }
 

@@ -1,13 +1,14 @@
 //! Who runs: requests leave the queue when a place and memory are free; sequences without memory wait for it.
 
 use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use mach_models::SequenceState;
 use mach_specdec::Speculator;
 use tracing::debug;
 
-use crate::prefix::{Reuse, Start};
+use crate::prefix::{Prefix, Reuse, Start};
 use crate::queue::{Job, Next};
 use crate::scheduler::{Scheduler, panic_message};
 use crate::sequence::{Origin, Sequence};
@@ -28,9 +29,27 @@ pub(crate) struct Admission {
     /// Prompt tokens that the prefix cache brought.
     cached: usize,
     metrics: Arc<EngineMetrics>,
+    /// When its turn came.
+    admitted: Option<Instant>,
+    /// What brings the beginning of its prompt from disk while others decode.
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Admission {
+    /// Whether the beginning of the prompt is on its way from disk and others have something to do meanwhile. A drive is waited for
+    /// only if nobody decodes.
+    fn must_wait(&mut self, prefix: &Prefix, others: bool) -> bool {
+        if others && self.reading.is_none() {
+            self.reading = prefix.read_aside(&self.job.request);
+        }
+        match self.reading.take_if(|reading| !others || reading.is_finished()) {
+            // A reader that panicked has been reported by the panic hook; the prompt is looked up as if it had not been.
+            Some(reading) => drop(reading.join()),
+            None => return self.reading.is_some(),
+        }
+        false
+    }
+
     /// Whether its first choice runs.
     pub(crate) fn started(&self) -> bool {
         self.next_choice > 0
@@ -60,6 +79,7 @@ impl Admission {
                 stop_ids: Arc::clone(&self.stop_ids),
                 events: self.job.events.clone(),
                 submitted: self.job.submitted,
+                admitted: *self.admitted.get_or_insert_with(Instant::now),
                 speculator,
                 reuse,
                 metrics: Arc::clone(&self.metrics),
@@ -72,6 +92,12 @@ impl Scheduler {
     /// Takes work in; sleeps when there is none. False when there will be none.
     pub(crate) fn admit(&mut self) -> bool {
         self.drop_the_late();
+        if let Some(prefix) = &self.prefix {
+            // Whoever went away may come back and have the answer go on.
+            for sequence in self.active.iter_mut().filter(|s| s.cancelled() && s.decoding()) {
+                prefix.keep_turn(self.model.as_mut(), sequence);
+            }
+        }
         self.active.retain(|s| !s.cancelled());
         self.paused.retain(|s| !s.cancelled());
         self.admissions.retain(|a| !a.job.events.is_closed());
@@ -178,6 +204,13 @@ impl Scheduler {
             self.admissions.insert(index, admission);
             return false;
         }
+        admission.admitted.get_or_insert_with(Instant::now);
+        if let Some(prefix) = self.prefix.as_ref().filter(|_| !admission.started())
+            && admission.must_wait(prefix, !self.active.is_empty())
+        {
+            self.admissions.insert(index, admission);
+            return false;
+        }
         // One request that cannot even start must not take the others with it.
         let started =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.start_choice(&mut admission)));
@@ -210,7 +243,7 @@ impl Scheduler {
             }
             None => {
                 let start = match &self.prefix {
-                    Some(prefix) => prefix.start(request, self.model.as_ref(), &mut speculator),
+                    Some(prefix) => prefix.start(request, self.model.as_mut(), &mut speculator),
                     None => Start::cold(self.model.as_ref()),
                 };
                 (admission.root, admission.cached) = (start.reuse.root, start.reuse.cached);
@@ -238,8 +271,7 @@ impl Scheduler {
         };
         if complete {
             let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
-            stats.finished += 1;
-            stats.last = Some(sequence.stats());
+            stats.ended(sequence.stats());
         } else {
             self.active.push(sequence);
         }
@@ -268,6 +300,8 @@ impl Scheduler {
             root: [0; 32],
             cached: 0,
             metrics: Arc::clone(&self.shared.metrics),
+            admitted: None,
+            reading: None,
             job,
         });
     }

@@ -92,6 +92,7 @@ pub struct Engine {
     running: Arc<AtomicBool>,
     commons: Commons,
     streaming: Option<Arc<StreamingStats>>,
+    kv_type: String,
     prefix: Option<Arc<PrefixCache>>,
 }
 
@@ -106,6 +107,8 @@ impl Engine {
         let context = context_that_fits(model.as_ref(), &config, wanted_context)?;
         let vocab = model.config().vocab_size;
         let streaming = model.streaming_stats();
+        let fact = model.facts().into_iter().find(|(key, _)| *key == "kv_type");
+        let kv_type = fact.map_or_else(|| "none".to_owned(), |(_, value)| value);
         let commons = Commons {
             queue: Queue::new(config.queue_capacity),
             stats: Arc::default(),
@@ -142,6 +145,7 @@ impl Engine {
             running,
             commons,
             streaming,
+            kv_type,
             prefix,
         })
     }
@@ -232,6 +236,11 @@ impl Engine {
     /// What streaming experts from the drive does; `None` if all are in memory.
     pub fn streaming(&self) -> Option<Arc<StreamingSummary>> {
         self.streaming.as_ref().map(|stats| stats.snapshot())
+    }
+
+    /// How keys and values are kept: `bf16`, `f32`, or `turboquant-kNvM`.
+    pub fn kv_type(&self) -> &str {
+        &self.kv_type
     }
 
     /// What was done since the start.

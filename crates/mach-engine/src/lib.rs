@@ -5,6 +5,7 @@
 
 mod admission;
 mod engine;
+pub mod grammar;
 mod metrics;
 mod prefix;
 mod queue;
@@ -21,8 +22,8 @@ mod tokenizer;
 pub use engine::{Engine, EngineConfig, StartError};
 pub use metrics::EngineMetrics;
 pub use request::{
-    CacheHints, DecodeMode, EngineError, Event, Events, FinishReason, GenerateRequest, Preset, Started,
-    Timings, TokenLogprob,
+    CacheHints, DecodeMode, EngineError, Event, Events, FinishReason, GenerateRequest, OutputControl, Preset,
+    Started, Timings, TokenLogprob,
 };
 pub use sampling::SamplingParams;
 pub use speculation::Speculation;

@@ -1,6 +1,7 @@
 //! The prefix cache at work: where a sequence starts, which states are kept on the way, when they are saved.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Image, Kind, PrefixCache, Snapshot};
@@ -29,6 +30,8 @@ pub(crate) struct Reuse {
     copies: Vec<usize>,
     kinds: Vec<Kind>,
     to_save: Vec<[u8; 32]>,
+    /// Position of the last snapshot inside the answer.
+    kept: usize,
 }
 
 impl Reuse {
@@ -80,7 +83,7 @@ impl Prefix {
     pub(crate) fn start(
         &self,
         request: &GenerateRequest,
-        model: &dyn Model,
+        model: &mut dyn Model,
         speculator: &mut Speculator,
     ) -> Start {
         let root = self.cache.root(request.cache.salt.as_deref());
@@ -90,14 +93,19 @@ impl Prefix {
         let found = found.filter(|f| !request.warm || f.image.position() < request.prompt.len());
         if let Some(found) = found {
             speculator.restore(found.image.draft.as_ref());
-            start.state = found.image.state;
+            let mut state = found.image.state;
+            state.count_uses(&start.state, found.image.hot.as_deref());
+            start.state = state;
+            if let Some(hot) = found.image.hot.as_ref().filter(|_| self.cache.config().bring_experts) {
+                model.bring_experts(hot);
+            }
             let whole = start.state.position() == request.prompt.len();
             start.logits = found.image.logits.filter(|_| whole).map(|logits| logits.to_vec());
         }
         let cached = start.state.position();
         let (copies, kinds) = self.plan(request, cached).into_iter().unzip();
         let prompt = request.prompt.as_slice().into();
-        start.reuse = Reuse { root, cached, warm: request.warm, prompt, copies, kinds, to_save: Vec::new() };
+        start.reuse = Reuse { root, cached, warm: request.warm, prompt, copies, kinds, ..Reuse::default() };
         start
     }
 
@@ -141,7 +149,7 @@ impl Prefix {
         &self,
         model: &mut dyn Model,
         sequence: &mut Sequence,
-        state: SequenceState,
+        mut state: SequenceState,
         logits: Option<&[f32]>,
         (tokens, kind): (Arc<[u32]>, Kind),
     ) -> Option<[u8; 32]> {
@@ -150,7 +158,8 @@ impl Prefix {
             // Going on from it would mean to go on without the draft.
             return None;
         }
-        let image = Image { state, draft, logits: logits.map(Into::into) };
+        let hot = state.take_hot().map(Arc::new);
+        let image = Image { state, draft, logits: logits.map(Into::into), hot };
         Some(self.cache.insert(Snapshot { root: sequence.reuse.root, tokens, image, kind }))
     }
 
@@ -186,6 +195,32 @@ impl Prefix {
         for key in std::mem::take(&mut sequence.reuse.to_save) {
             self.cache.save(&key);
         }
+    }
+
+    /// Keeps the state inside a long answer every so often: one that is cut off need not be computed again from its beginning.
+    pub(crate) fn keep_progress(&self, model: &mut dyn Model, sequence: &mut Sequence) {
+        let position = sequence.state.position();
+        let stride = self.cache.config().stride.max(1);
+        let last = sequence.reuse.kept.max(sequence.prompt_len());
+        if position <= last || position / stride == last / stride {
+            return;
+        }
+        sequence.reuse.kept = position;
+        let tokens: Arc<[u32]> = sequence.tokens.as_slice().into();
+        let state = sequence.state.clone();
+        self.insert(model, sequence, state, None, (tokens, Kind::Stride));
+    }
+
+    /// Begins to bring the beginning of a prompt from disk into memory on another thread, if that is where it is.
+    pub(crate) fn read_aside(&self, request: &GenerateRequest) -> Option<JoinHandle<()>> {
+        let root = self.cache.root(request.cache.salt.as_deref());
+        if !self.cache.reads_disk(&root, &request.prompt) {
+            return None;
+        }
+        let (cache, prompt) = (Arc::clone(&self.cache), request.prompt.clone());
+        let read = move || cache.preload(&root, &prompt);
+        // Without a thread it is read when it is needed.
+        std::thread::Builder::new().name("mach-restore".into()).spawn(read).ok()
     }
 
     /// Keeps the state at the end of an answer, which the next prompt of the conversation begins with.

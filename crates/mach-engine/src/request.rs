@@ -1,10 +1,12 @@
 //! What the engine is asked for and what it answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mach_specdec::policy::PolicySpec;
 use tokio::sync::mpsc;
 
+use crate::grammar::Grammar;
 use crate::sampling::SamplingParams;
 
 /// A request for one or more continuations of a prompt.
@@ -32,6 +34,17 @@ pub struct GenerateRequest {
     pub cache: CacheHints,
     /// Nothing is generated: the prompt is computed and pinned in the prefix cache.
     pub warm: bool,
+    /// What the answer may say and shows.
+    pub output: OutputControl,
+}
+
+/// What an answer may say and shows.
+#[derive(Debug, Clone, Default)]
+pub struct OutputControl {
+    /// Control tokens that are shown all the same, because what reads the answer looks for them.
+    pub show: Arc<[u32]>,
+    /// What it is held to.
+    pub grammar: Option<Grammar>,
 }
 
 /// What the prefix cache should know of a prompt.
@@ -226,6 +239,9 @@ pub enum EngineError {
     /// Memory for the sequence could not be had.
     #[error("out of memory: {0}")]
     Memory(String),
+    /// The grammar could not be followed to its end.
+    #[error("the grammar became too costly to follow: {0}")]
+    Grammar(String),
     /// The model failed.
     #[error("the model failed: {0}")]
     Model(String),

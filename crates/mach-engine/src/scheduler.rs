@@ -298,8 +298,11 @@ impl Scheduler {
     /// Lets go of the active sequences that are done.
     fn retire(&mut self, done: &[bool]) {
         if let Some(prefix) = &self.prefix {
-            for (sequence, _) in self.active.iter_mut().zip(done).filter(|(_, done)| **done) {
-                prefix.keep_turn(self.model.as_mut(), sequence);
+            for (sequence, done) in self.active.iter_mut().zip(done) {
+                match done {
+                    true => prefix.keep_turn(self.model.as_mut(), sequence),
+                    false => prefix.keep_progress(self.model.as_mut(), sequence),
+                }
             }
         }
         let mut done = done.iter().copied();
@@ -309,8 +312,7 @@ impl Scheduler {
             let finished = done.next().unwrap_or(false);
             if finished {
                 queue.served(sequence.admitted().elapsed());
-                stats.finished += 1;
-                stats.last = Some(sequence.stats());
+                stats.ended(sequence.stats());
             }
             !finished
         });

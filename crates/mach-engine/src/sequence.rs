@@ -7,6 +7,7 @@ use mach_models::{Model, SequenceState};
 use mach_specdec::{Picker, Proposal, Speculator};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::grammar::Guide;
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
 use crate::text::TextStream;
@@ -37,6 +38,7 @@ pub(crate) struct Sequence {
     stop_ids: Arc<[u32]>,
     logprobs: Option<usize>,
     sampler: Sampler,
+    guide: Option<Guide>,
     text: TextStream<TokenLogprob>,
     events: UnboundedSender<Event>,
     submitted: Instant,
@@ -65,6 +67,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) stop_ids: Arc<[u32]>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) submitted: Instant,
+    /// When it left the queue: before a cached beginning is brought back, which is part of the time to the first token.
+    pub(crate) admitted: Instant,
     pub(crate) speculator: Speculator,
     pub(crate) reuse: Reuse,
     pub(crate) metrics: Arc<EngineMetrics>,
@@ -95,10 +99,11 @@ impl Sequence {
             stop_ids: origin.stop_ids,
             logprobs: request.logprobs,
             sampler: Sampler::new(sampling, &request.prompt),
-            text: TextStream::new(request.stop.clone()),
+            guide: request.output.grammar.as_ref().map(Guide::new),
+            text: TextStream::new(request.stop.clone(), Arc::clone(&request.output.show)),
             events: origin.events,
             submitted: origin.submitted,
-            admitted: now,
+            admitted: origin.admitted,
             first_token: None,
             last_token: now,
             metrics: origin.metrics,
@@ -138,6 +143,8 @@ impl Sequence {
         RequestStats {
             completion_tokens: self.tokens.len() - self.prompt_len,
             decode_time: self.first_token.map_or(Duration::ZERO, |first| first.elapsed()),
+            guided_tokens: self.guide.as_ref().map_or(0, |guide| guide.tokens),
+            guide_time: self.guide.as_ref().map_or(Duration::ZERO, |guide| guide.took),
             ..self.stats
         }
     }
@@ -146,7 +153,12 @@ impl Sequence {
     pub(crate) fn propose(&mut self, model: &mut dyn Model) -> Proposal {
         let most = self.limit.saturating_sub(self.tokens.len() + 1);
         let picker = &mut SamplerPicker(&mut self.sampler);
-        self.speculator.propose(&self.tokens, &self.stop_ids, most, model, picker)
+        let mut proposal = self.speculator.propose(&self.tokens, &self.stop_ids, most, model, picker);
+        if let Some(guide) = &mut self.guide {
+            // What the grammar does not allow will not be chosen.
+            proposal.truncate(guide.allowed(&proposal.tokens).unwrap_or(0));
+        }
+        proposal
     }
 
     /// Reports a failure of the whole request.
@@ -155,7 +167,7 @@ impl Sequence {
     }
 
     /// Chooses the next token from the logits after the last token and reports what became visible. True when the
-    /// sequence is complete.
+    /// sequence is complete, or has failed by itself and said so.
     pub(crate) fn advance(
         &mut self,
         logits: &mut [f32],
@@ -163,7 +175,19 @@ impl Sequence {
     ) -> Result<bool, EngineError> {
         let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
         let position = self.tokens.len();
-        let id = self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string()))?;
+        let chosen = match &mut self.guide {
+            None => self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string())),
+            Some(guide) => self.sampler.sample_guided(logits, position, guide),
+        };
+        let id = match chosen {
+            Ok(id) => id,
+            Err(error @ EngineError::Grammar(_)) => {
+                // The others in the batch have nothing to do with it.
+                self.fail(&error);
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
         self.clock();
         self.tokens.push(id);
         self.sampler.accept(id);
@@ -178,7 +202,15 @@ impl Sequence {
         });
         let visible = self.text.push(id, logprob, tokenizer);
         self.send_text(visible.text, visible.tokens);
-        if self.text.stopped() {
+        let ended = match self.guide.as_mut().map(|guide| guide.take(id)) {
+            None => false,
+            Some(Ok(ended)) => ended,
+            Some(Err(lost)) => {
+                self.fail(&EngineError::Grammar(lost.to_string()));
+                return Ok(true);
+            }
+        };
+        if self.text.stopped() || ended {
             self.finish(FinishReason::Stop);
             return Ok(true);
         }

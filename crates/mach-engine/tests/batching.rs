@@ -10,7 +10,7 @@ use double::{Double, Seen};
 use mach_checkpoint::Checkpoint;
 use mach_engine::{
     CacheHints, DecodeMode, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
-    Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
+    OutputControl, Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
 use mach_prefix::PrefixConfig;
@@ -36,6 +36,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         logprobs: None,
         preset: Preset::None,
         cache: CacheHints::default(),
+        output: OutputControl::default(),
         warm: false,
         policy: None,
     }

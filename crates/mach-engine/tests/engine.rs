@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use double::Double;
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest, Preset,
-    SamplingParams, StartError, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
+    OutputControl, Preset, SamplingParams, StartError, TextTokenizer, TokenLogprob,
 };
 
 const VOCAB: usize = 16384;
@@ -38,6 +38,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         preset: Preset::None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
         policy: None,
     }
 }
@@ -242,4 +243,98 @@ fn a_prompt_is_read_once_for_all_choices() {
     collect(engine.submit(r).unwrap(), 6).unwrap();
     // Ten passes for the prompt, then one token each for six choices, two at a time.
     assert!(inside.unwrap().passes.load(Ordering::SeqCst) <= 10 + 6);
+}
+
+#[test]
+fn bringing_a_state_up_is_part_of_the_time_to_the_first_token() {
+    let pause = Duration::from_millis(60);
+    let engine = engine(|d, c| {
+        d.start_pace = pause;
+        c.prefix = Some(mach_prefix::PrefixConfig::default());
+    });
+    let mut events = engine.submit(request(vec![1, 2, 3], 2)).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { timings, .. } = event {
+            assert!(timings.prefill >= pause, "{timings:?}");
+            return;
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn a_long_answer_that_is_cut_off_is_not_lost() {
+    let prompt: Vec<u32> = (0..40).collect();
+    let start = || {
+        engine(|d, c| {
+            d.pace = Duration::from_millis(1);
+            c.prefix = Some(mach_prefix::PrefixConfig { block: 16, stride: 64, ..Default::default() });
+        })
+    };
+    let whole = start();
+    let mut events = whole.submit(request(prompt.clone(), 400)).unwrap();
+    let mut answer = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { ids, .. } = event {
+            answer = ids.unwrap();
+        }
+    }
+    // End of the prompt, six times on the way, end of the answer.
+    assert_eq!(whole.prefix().unwrap().stats().l1.entries, 8);
+
+    let cut = start();
+    let mut events = cut.submit(request(prompt.clone(), 400)).unwrap();
+    let mut seen = 0;
+    while seen < 100 {
+        assert!(matches!(events.blocking_recv(), Some(Event::Text { .. })));
+        seen += 1;
+    }
+    drop(events);
+    while cut.busy() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let longer = [prompt.clone(), answer].concat();
+    let mut events = cut.submit(request(longer, 2)).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let Event::Finished { cached, .. } = event {
+            assert!(cached >= prompt.len() + 99, "{cached}");
+            return;
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn a_prefix_on_disk_is_read_while_others_decode() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        engine(|d, c| {
+            d.pace = Duration::from_millis(1);
+            let directory = Some(dir.path().to_owned());
+            c.prefix = Some(mach_prefix::PrefixConfig { block: 16, directory, ..Default::default() });
+        })
+    };
+    let prompt: Vec<u32> = (0..100).collect();
+    let first = start();
+    answer(&first, request(prompt.clone(), 2));
+    first.close();
+    first.join();
+
+    let second = start();
+    let mut others = second.submit(request(vec![7], 400)).unwrap();
+    assert!(matches!(others.blocking_recv(), Some(Event::Text { .. })));
+    let mut events = second.submit(request([prompt.clone(), vec![5]].concat(), 2)).unwrap();
+    loop {
+        match events.blocking_recv() {
+            Some(Event::Finished { cached, .. }) => {
+                assert_eq!(cached, prompt.len());
+                break;
+            }
+            Some(Event::Text { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // Read once, whether it had to be waited for (nobody else decoded) or not.
+    let stats = second.prefix().unwrap().stats();
+    assert_eq!((stats.l1_hits + stats.l2_hits, stats.l2_restore.count), (1, 1));
 }

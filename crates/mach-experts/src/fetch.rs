@@ -1,5 +1,7 @@
 //! Where experts are read from: records of a sidecar, or slices of a checkpoint's own tensors.
 
+use std::time::Duration;
+
 use mach_io::{Read, ReadStats, Reader, Slot};
 use mach_quant::Order;
 
@@ -27,6 +29,8 @@ pub enum ExpertFiles {
 /// An expert that has been read, or could not be.
 pub(crate) struct Arrival {
     pub(crate) tag: u64,
+    pub(crate) bytes: usize,
+    pub(crate) took: Duration,
     /// The memory, unless it must be given up.
     pub(crate) slot: Option<Slot>,
     pub(crate) result: Result<(), SidecarError>,
@@ -95,7 +99,7 @@ impl ExpertFiles {
                     Ok(slot) => (Some(slot), Ok(())),
                     Err(failure) => (failure.slot, Err(failure.error.into())),
                 };
-                Some(Arrival { tag: done.tag, slot, result })
+                Some(Arrival { tag: done.tag, bytes: done.len, took: done.took, slot, result })
             }
             Self::Slices(pool) => pool.next(wait),
         }

@@ -8,9 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod background;
 mod bank;
 mod eviction;
 mod fetch;
+mod heat;
+mod landing;
 mod manifest;
 mod record;
 mod residency;
@@ -22,9 +25,10 @@ mod summary;
 pub use bank::{Bank, BankError};
 pub use eviction::{Eviction, EvictionPolicy, ExpertKey};
 pub use fetch::ExpertFiles;
+pub use heat::{Heat, HotExperts};
 pub use manifest::{LayerEntry, MANIFEST_FORMAT, Manifest, ManifestError};
 pub use record::{ExpertView, MatrixView, RECORD_ALIGN, RecordLayout};
-pub use residency::{BankFull, LayerStats, Place, Residency};
+pub use residency::{BankFull, LayerStats, Place, Reserved, Residency};
 pub use sidecar::{Location, Sidecar, SidecarError, source_id};
 pub use slices::{SlicePool, SliceSource};
 pub use streaming::{BankOptions, Checksums, Demand, StreamingBank, StreamingError, checksums};

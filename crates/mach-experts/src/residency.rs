@@ -27,6 +27,17 @@ pub enum Place {
     Miss(usize),
 }
 
+/// What [`Residency::reserve`] has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserved {
+    /// An empty slot, which is now the expert's own.
+    Slot(usize),
+    /// The expert is there or on its way.
+    Known,
+    /// No slot is empty.
+    Full,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Empty,
@@ -178,6 +189,26 @@ impl Residency {
         self.map.insert(key, slot);
         self.stats(key.layer, |s| s.resident += 1);
         Some(slot)
+    }
+
+    /// An empty slot for an expert that is to be read although nobody has asked for it; it counts as used once. Nothing is evicted,
+    /// nothing pinned.
+    pub fn reserve(&mut self, key: ExpertKey) -> Reserved {
+        if self.map.contains_key(&key) {
+            return Reserved::Known;
+        }
+        if self.map.len() >= self.entries.len() {
+            return Reserved::Full;
+        }
+        let Some(slot) = self.entries.iter().position(|e| e.state == State::Empty) else {
+            return Reserved::Full;
+        };
+        if let Some(entry) = self.entries.get_mut(slot) {
+            *entry = Entry { state: State::Loading(key), pins: 0, last_used: self.clock };
+        }
+        self.map.insert(key, slot);
+        self.policy.used(key);
+        Reserved::Slot(slot)
     }
 
     /// The slots to give to `wanted` experts, empty ones first; none of those in `keep`.

@@ -219,8 +219,6 @@ struct Job {
 
 struct Done {
     arrival: Arrival,
-    bytes: usize,
-    started: Instant,
     finished: Instant,
 }
 
@@ -260,8 +258,10 @@ impl SlicePool {
                         let Ok(Ok(Job { key, mut slot, tag, started })) = next else { break };
                         let loaded = source.load(key, &mut slot);
                         let bytes = loaded.as_ref().copied().unwrap_or(0);
-                        let arrival = Arrival { tag, slot: Some(slot), result: loaded.map(|_| ()) };
-                        let done = Done { arrival, bytes, started, finished: Instant::now() };
+                        let (finished, slot) = (Instant::now(), Some(slot));
+                        let took = finished - started;
+                        let arrival = Arrival { tag, bytes, took, slot, result: loaded.map(|_| ()) };
+                        let done = Done { arrival, finished };
                         if report.send(done).is_err() {
                             break;
                         }
@@ -329,8 +329,8 @@ impl SlicePool {
         match &done.arrival.result {
             Ok(()) => {
                 self.stats.reads += 1;
-                self.stats.bytes += done.bytes as u64;
-                self.stats.latency.record(done.finished - done.started);
+                self.stats.bytes += done.arrival.bytes as u64;
+                self.stats.latency.record(done.arrival.took);
             }
             Err(_) => self.stats.failures += 1,
         }

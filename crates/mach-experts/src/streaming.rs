@@ -10,15 +10,16 @@ use mach_io::{HugeBuf, MemoryError, ReadStats, Slot};
 use mach_quant::Order;
 
 use crate::arena::{Arena, Use};
+use crate::background::Background;
 use crate::eviction::{EvictionPolicy, ExpertKey};
-use crate::fetch::{Arrival, ExpertFiles};
+use crate::fetch::ExpertFiles;
 use crate::record::{ExpertView, RecordLayout};
 use crate::residency::{BankFull, LayerStats, Place, Residency};
 use crate::sidecar::SidecarError;
 use crate::summary::{Counters, StreamingStats};
 
 /// Tags of reads into the arena; those into the bank are slot numbers.
-const ARENA: u64 = 1 << 32;
+pub(crate) const ARENA: u64 = 1 << 32;
 
 /// A layer that uses this share of its experts makes the next one be read before its router has spoken: what is read in
 /// vain is then less than what the drive would wait.
@@ -113,18 +114,29 @@ pub struct BankOptions {
 
 /// The layer that computes now.
 #[derive(Debug, Default)]
-struct Pass {
-    layer: usize,
+pub(crate) struct Pass {
+    pub(crate) layer: usize,
     /// There and not handed out.
-    ready: VecDeque<usize>,
+    pub(crate) ready: VecDeque<usize>,
     /// There, but not yet compared with their checksums.
-    landed: Vec<usize>,
+    pub(crate) landed: Vec<usize>,
     /// Being read.
-    outstanding: usize,
+    pub(crate) outstanding: usize,
     /// To be read into the arena as soon as it has room.
-    todo: VecDeque<usize>,
+    pub(crate) todo: VecDeque<usize>,
     /// Pinned in the bank.
-    pinned: Vec<usize>,
+    pub(crate) pinned: Vec<usize>,
+}
+
+impl Pass {
+    /// An expert that the layer needs is in the bank.
+    fn there(&mut self, key: ExpertKey, background: &Background) {
+        if background.unchecked(key) {
+            self.landed.push(key.expert);
+        } else {
+            self.ready.push_back(key.expert);
+        }
+    }
 }
 
 /// Experts of all layers sharing fixed slots.
@@ -134,29 +146,31 @@ struct Pass {
 /// [`end`](Self::end) ends the layer. After an error [`abandon`](Self::abandon) makes the bank ready for the next pass.
 #[derive(Debug)]
 pub struct StreamingBank {
-    files: ExpertFiles,
-    records: Vec<Option<RecordLayout>>,
-    order: Order,
-    residency: Residency,
+    pub(crate) files: ExpertFiles,
+    pub(crate) records: Vec<Option<RecordLayout>>,
+    pub(crate) order: Order,
+    pub(crate) residency: Residency,
+    /// What is read before it is asked for.
+    pub(crate) background: Background,
     /// `None` while the drive writes to it, or after it was given up.
-    slots: Vec<Option<Slot>>,
-    slot_bytes: usize,
+    pub(crate) slots: Vec<Option<Slot>>,
+    pub(crate) slot_bytes: usize,
     /// The expert on its way to each slot.
-    coming: Vec<Option<ExpertKey>>,
-    arena: Arena,
-    pass: Pass,
+    pub(crate) coming: Vec<Option<ExpertKey>>,
+    pub(crate) arena: Arena,
+    pub(crate) pass: Pass,
     /// Experts of the next layer, to be read when the arena has room to spare.
-    ahead: VecDeque<ExpertKey>,
+    pub(crate) ahead: VecDeque<ExpertKey>,
     /// Experts of a layer that a token uses.
-    top_k: usize,
+    pub(crate) top_k: usize,
     /// Slots of the bank that one layer may fill with what prompts brought.
-    share: usize,
+    pub(crate) share: usize,
     /// For records that must be put into another order.
-    scratch: Vec<u8>,
-    counters: Counters,
-    stats: Arc<StreamingStats>,
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) counters: Counters,
+    pub(crate) stats: Arc<StreamingStats>,
     /// Ends the thread that fetches the bank's pages.
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 impl Drop for StreamingBank {
@@ -220,6 +234,7 @@ impl StreamingBank {
             arena: Arena::new(arena),
             pass: Pass::default(),
             ahead: VecDeque::new(),
+            background: Background::default(),
             scratch: Vec::new(),
             counters: Counters::new(layers),
             stats,
@@ -232,6 +247,7 @@ impl StreamingBank {
     /// Begins a pass with `rows` rows of prompt. If so many rows must use nearly all experts of a layer, the first layer
     /// is read at once.
     pub fn pass(&mut self, rows: usize) {
+        self.background.pause(rows > 0);
         let untouched = (1.0 - self.top_k as f64 / self.files.experts().max(1) as f64).max(0.0);
         if 1.0 - untouched.powf(rows as f64) >= CERTAIN
             && let Some(first) = self.records.iter().position(Option::is_some)
@@ -268,16 +284,15 @@ impl StreamingBank {
                 for (&expert, place) in banked.iter().zip(places) {
                     self.pass.pinned.push(expert);
                     match place {
-                        Place::Hit(_) => self.pass.ready.push_back(expert),
-                        Place::Coming(_) => self.pass.outstanding += 1,
-                        Place::Miss(index) => {
+                        Place::Hit(_) => self.pass.there(key(expert), &self.background),
+                        Place::Coming(_) => {
+                            self.background.claim(key(expert));
                             self.pass.outstanding += 1;
-                            if let (Some(slot), Some(coming)) =
-                                (self.slots.get_mut(index).and_then(Option::take), self.coming.get_mut(index))
-                            {
-                                *coming = Some(key(expert));
-                                reads.push((key(expert), slot, index as u64));
-                            }
+                        }
+                        Place::Miss(index) => {
+                            self.background.replaced(key(expert));
+                            self.pass.outstanding += 1;
+                            reads.extend(self.read_into(key(expert), index));
                         }
                     }
                 }
@@ -291,10 +306,14 @@ impl StreamingBank {
             if self.residency.pin_resident(key, demand.counts) {
                 transient.hits += 1;
                 self.pass.pinned.push(demand.expert);
-                self.pass.ready.push_back(demand.expert);
+                self.pass.there(key, &self.background);
                 continue;
             }
             transient.misses += 1;
+            if self.background.claim(key) {
+                self.pass.outstanding += 1;
+                continue;
+            }
             match self.arena.find(key) {
                 Some((index, Use::Here(_) | Use::Taken(_))) => {
                     self.arena.set(index, Use::Taken(key));
@@ -304,7 +323,7 @@ impl StreamingBank {
                 None => self.pass.todo.push_back(demand.expert),
             }
         }
-        self.files.submit(reads);
+        self.submit(reads);
         if let Some(next) = next.filter(|_| demands.len() as f64 >= AHEAD * experts as f64) {
             self.expect(next);
         }
@@ -322,7 +341,7 @@ impl StreamingBank {
 
     /// Takes note of reads that have ended and submits more; costs next to nothing when there are none.
     pub fn pump(&mut self) {
-        if self.files.pending() == 0 {
+        if self.files.pending() == 0 && self.background.idle() {
             return;
         }
         while let Some(arrival) = self.files.next(false) {
@@ -347,6 +366,7 @@ impl StreamingBank {
             }
             self.refill();
             self.settle(sums)?;
+            self.refill();
             if !self.pass.ready.is_empty() {
                 let n = most.max(1).min(self.pass.ready.len());
                 return Ok(Some(self.pass.ready.drain(..n).collect()));
@@ -372,6 +392,7 @@ impl StreamingBank {
                 && let Some(place) = self.slots.get_mut(slot)
             {
                 self.arena.swap(index, place);
+                self.background.replaced(key);
             }
             self.arena.set(index, Use::Free);
         }
@@ -383,6 +404,7 @@ impl StreamingBank {
         let Pass { layer, pinned, .. } = std::mem::take(&mut self.pass);
         self.residency.release(layer, &pinned);
         let last = self.records.iter().rposition(Option::is_some) == Some(layer);
+        self.counters.background = (self.background.reads, self.background.failures);
         self.stats.publish(last, &self.files, &self.residency, &self.counters);
     }
 
@@ -403,138 +425,12 @@ impl StreamingBank {
         self.end();
     }
 
-    /// Submits reads into the free slots of the arena: what this layer needs, then what the next one will.
-    fn refill(&mut self) {
-        let mut reads = Vec::new();
-        loop {
-            let (key, wanted) = match self.pass.todo.front() {
-                Some(&expert) => (ExpertKey { layer: self.pass.layer, expert }, true),
-                None => match self.ahead.front() {
-                    Some(&key) => (key, false),
-                    None => break,
-                },
-            };
-            if !wanted && (self.residency.resident(key).is_some() || self.arena.find(key).is_some()) {
-                self.ahead.pop_front();
-                continue;
-            }
-            let Some((index, slot)) = self.arena.start(key) else { break };
-            if wanted {
-                self.pass.todo.pop_front();
-                self.pass.outstanding += 1;
-            } else {
-                self.ahead.pop_front();
-            }
-            reads.push((key, slot, ARENA | index as u64));
-        }
-        if !reads.is_empty() {
-            self.files.submit(reads);
-        }
-    }
-
-    /// Puts what a read brought into its place.
-    fn land(&mut self, arrival: Arrival) -> Result<(), StreamingError> {
-        let Arrival { tag, slot, result } = arrival;
-        let index = (tag & !ARENA) as usize;
-        let bank = tag & ARENA == 0;
-        let key = if bank {
-            self.coming.get_mut(index).and_then(Option::take)
-        } else {
-            match self.arena.usage(index) {
-                Use::Coming(key) => Some(key),
-                _ => None,
-            }
-        };
-        let lost = slot.is_none();
-        let good = result.is_ok();
-        if bank {
-            if let Some(place) = self.slots.get_mut(index) {
-                *place = slot;
-            }
-            if good { self.residency.landed(index) } else { self.residency.failed(index, lost) }
-        } else {
-            self.arena.put(index, slot);
-            let mine = |k: &ExpertKey| self.pass.outstanding > 0 && k.layer == self.pass.layer;
-            self.arena.set(
-                index,
-                match key {
-                    Some(key) if good && mine(&key) => Use::Taken(key),
-                    Some(key) if good => Use::Here(key),
-                    _ => Use::Free,
-                },
-            );
-        }
-        // What was read ahead and failed is read again when it is needed.
-        let Some(key) = key.filter(|k| k.layer == self.pass.layer && self.pass.outstanding > 0) else {
-            return Ok(());
-        };
-        self.pass.outstanding -= 1;
-        if good {
-            self.pass.landed.push(key.expert);
-        }
-        result.map_err(|source| StreamingError::Expert { layer: key.layer, expert: key.expert, source })
-    }
-
-    /// Compares what has landed with its checksums and puts it into the order that is wanted.
-    fn settle(&mut self, sums: Checksums<'_>) -> Result<(), StreamingError> {
-        if self.pass.landed.is_empty() {
-            return Ok(());
-        }
-        let (layer, landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
-        let keys = landed.iter().map(|&expert| ExpertKey { layer, expert });
-        let (mut records, mut expected) = (Vec::new(), Vec::new());
-        for key in keys.clone() {
-            if let (Some((len, sum)), Some(slot)) = (self.files.expected(key), self.slot(key)) {
-                records.push(slot.get(..len).unwrap_or_default());
-                expected.push((key, sum));
-            }
-        }
-        let found = sums(&records);
-        let bad = expected.into_iter().zip(found).find(|((_, sum), found)| sum != found);
-        if let Some(((key, _), _)) = bad {
-            // Nothing of this batch is trusted: all of it is read again when it is needed again.
-            for key in keys {
-                self.residency.discard(key);
-                if let Some((index, _)) = self.arena.find(key) {
-                    self.arena.set(index, Use::Free);
-                }
-            }
-            let source = self.files.damaged(key);
-            return Err(StreamingError::Expert { layer, expert: key.expert, source });
-        }
-        for key in keys {
-            self.reorder(key);
-            self.pass.ready.push_back(key.expert);
-        }
-        Ok(())
-    }
-
-    /// Puts a record that has been read into the order that is wanted.
-    fn reorder(&mut self, key: ExpertKey) {
-        let (Some(stored), Some(record)) = (self.files.stored(key.layer), self.record(key.layer).copied())
-        else {
-            return;
-        };
-        if stored == record {
-            return;
-        }
-        let slot = match self.residency.resident(key) {
-            Some(slot) => self.slots.get_mut(slot).and_then(Option::as_mut),
-            None => self.arena.find(key).and_then(|(index, _)| self.arena.get_mut(index)),
-        };
-        if let Some(slot) = slot {
-            self.scratch.clear();
-            self.scratch.extend_from_slice(slot);
-            record.repack(&stored, &self.scratch, slot);
-        }
-    }
-
-    fn record(&self, layer: usize) -> Option<&RecordLayout> {
+    pub(crate) fn record(&self, layer: usize) -> Option<&RecordLayout> {
         self.records.get(layer)?.as_ref()
     }
 
     /// The memory of an expert that is there.
-    fn slot(&self, key: ExpertKey) -> Option<&Slot> {
+    pub(crate) fn slot(&self, key: ExpertKey) -> Option<&Slot> {
         match self.residency.resident(key) {
             Some(slot) => self.slots.get(slot)?.as_ref(),
             None => match self.arena.find(key)? {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mach_io::{LatencyHistogram, ReadStats};
 use serde::Serialize;
 
 use crate::fetch::ExpertFiles;
@@ -24,23 +25,99 @@ pub(crate) struct Transient {
 pub(crate) struct Counters {
     transient: Vec<Transient>,
     stall: Vec<Duration>,
+    reads: Vec<LayerReads>,
     nowhere: Transient,
+    /// Reads before experts were asked for, and those that failed.
+    pub(crate) background: (u64, u64),
+}
+
+/// Reads of a layer's experts.
+#[derive(Debug, Clone, Default)]
+struct LayerReads {
+    reads: u64,
+    failures: u64,
+    bytes: u64,
+    under_way: usize,
+    high_water: usize,
+    latency: LatencyHistogram,
 }
 
 impl Counters {
     pub(crate) fn new(layers: usize) -> Self {
         let (transient, stall) = (vec![Transient::default(); layers], vec![Duration::ZERO; layers]);
-        Counters { transient, stall, nowhere: Transient::default() }
+        let reads = vec![LayerReads::default(); layers];
+        Counters { transient, stall, reads, nowhere: Transient::default(), background: (0, 0) }
     }
 
     pub(crate) fn transient(&mut self, layer: usize) -> &mut Transient {
         self.transient.get_mut(layer).unwrap_or(&mut self.nowhere)
     }
 
+    pub(crate) fn submitted(&mut self, layer: usize) {
+        if let Some(reads) = self.reads.get_mut(layer) {
+            reads.under_way += 1;
+            reads.high_water = reads.high_water.max(reads.under_way);
+        }
+    }
+
+    /// A read has ended; bytes and time if it ended well.
+    pub(crate) fn arrived(&mut self, layer: usize, good: Option<(usize, Duration)>) {
+        let Some(reads) = self.reads.get_mut(layer) else { return };
+        reads.under_way = reads.under_way.saturating_sub(1);
+        match good {
+            Some((bytes, took)) => {
+                reads.reads += 1;
+                reads.bytes += bytes as u64;
+                reads.latency.record(took);
+            }
+            None => reads.failures += 1,
+        }
+    }
+
     pub(crate) fn stalled(&mut self, layer: usize, time: Duration) {
         if let Some(stall) = self.stall.get_mut(layer) {
             *stall += time;
         }
+    }
+}
+
+/// Reads, of one layer or of all.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct ReadSummary {
+    /// Reads that ended well.
+    pub reads: u64,
+    /// Reads that failed.
+    pub read_failures: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Most reads that were at the drive at one time.
+    pub reads_in_flight_high_water: usize,
+    /// Median time of a read.
+    pub read_latency_p50_ms: Option<f64>,
+    /// Time that one read in a hundred exceeded.
+    pub read_latency_p99_ms: Option<f64>,
+}
+
+impl ReadSummary {
+    fn new(reads: u64, failures: u64, bytes: u64, high_water: usize, latency: &LatencyHistogram) -> Self {
+        let ms = |q| latency.quantile(q).map(|d| d.as_secs_f64() * 1e3);
+        ReadSummary {
+            reads,
+            read_failures: failures,
+            bytes_read: bytes,
+            reads_in_flight_high_water: high_water,
+            read_latency_p50_ms: ms(0.5),
+            read_latency_p99_ms: ms(0.99),
+        }
+    }
+
+    fn total(stats: &ReadStats) -> Self {
+        Self::new(stats.reads, stats.failures, stats.bytes, stats.in_flight_high_water, &stats.latency)
+    }
+
+    /// `depth`: most reads at the drive; what was submitted beyond it waits.
+    fn layer(reads: &LayerReads, depth: usize) -> Self {
+        Self::new(reads.reads, reads.failures, reads.bytes, reads.high_water.min(depth), &reads.latency)
     }
 }
 
@@ -66,6 +143,9 @@ pub struct LayerSummary {
     pub transient_reads: u64,
     /// Seconds that computing waited for reads.
     pub stall_seconds: f64,
+    /// Its reads.
+    #[serde(flatten)]
+    pub reads: ReadSummary,
 }
 
 /// How the drive is read.
@@ -94,18 +174,10 @@ pub struct StreamingSummary {
     pub slot_bytes: usize,
     /// All layers together.
     pub total: LayerSummary,
-    /// Reads that ended well.
-    pub reads: u64,
-    /// Reads that failed.
-    pub read_failures: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Most reads that were at the drive at one time.
-    pub reads_in_flight_high_water: usize,
-    /// Median time of a read.
-    pub read_latency_p50_ms: Option<f64>,
-    /// Time that one read in a hundred exceeded.
-    pub read_latency_p99_ms: Option<f64>,
+    /// Experts of restored prefixes that were read before they were asked for.
+    pub background_reads: u64,
+    /// Of those reads the ones that failed, which changed nothing.
+    pub background_failures: u64,
     /// Seconds during which the drive had work.
     pub busy_seconds: f64,
     /// Bytes a second while it had.
@@ -173,7 +245,9 @@ impl StreamingStats {
             .map(|(layer, bank)| {
                 let transient = counters.transient.get(layer).copied().unwrap_or_default();
                 let stall = counters.stall.get(layer).copied().unwrap_or_default();
-                line(Some(layer), bank, transient, stall)
+                let reads = counters.reads.get(layer).cloned().unwrap_or_default();
+                let reads = ReadSummary::layer(&reads, self.fixed.direct_pread.depth);
+                line(Some(layer), bank, transient, stall, reads)
             })
             .collect();
         let mut bank = LayerStats::default();
@@ -188,16 +262,11 @@ impl StreamingStats {
             transient.hits += layer.hits;
             transient.misses += layer.misses;
         }
-        let ms = |q| reads.latency.quantile(q).map(|d| d.as_secs_f64() * 1e3);
         let busy = reads.busy.as_secs_f64();
         StreamingSummary {
-            total: line(None, &bank, transient, reads.stall),
-            reads: reads.reads,
-            read_failures: reads.failures,
-            bytes_read: reads.bytes,
-            reads_in_flight_high_water: reads.in_flight_high_water,
-            read_latency_p50_ms: ms(0.5),
-            read_latency_p99_ms: ms(0.99),
+            total: line(None, &bank, transient, reads.stall, ReadSummary::total(reads)),
+            background_reads: counters.background.0,
+            background_failures: counters.background.1,
             busy_seconds: busy,
             achieved_bandwidth: (busy > 0.0).then(|| reads.bytes as f64 / busy),
             layers,
@@ -206,7 +275,13 @@ impl StreamingStats {
     }
 }
 
-fn line(layer: Option<usize>, bank: &LayerStats, transient: Transient, stall: Duration) -> LayerSummary {
+fn line(
+    layer: Option<usize>,
+    bank: &LayerStats,
+    transient: Transient,
+    stall: Duration,
+    reads: ReadSummary,
+) -> LayerSummary {
     let asked = bank.hits + bank.misses;
     LayerSummary {
         layer,
@@ -218,5 +293,6 @@ fn line(layer: Option<usize>, bank: &LayerStats, transient: Transient, stall: Du
         transient_hits: transient.hits,
         transient_reads: transient.misses,
         stall_seconds: stall.as_secs_f64(),
+        reads,
     }
 }

@@ -20,7 +20,7 @@ struct Arguments {
     /// Compute threads; 0 for all.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Instruction set: scalar, avx2, avx512 or neon; the best of this machine by default.
+    /// Instruction set: scalar, avx2, avx-vnni, avx512, neon or neon-dotprod; the best of this machine by default.
     #[arg(long)]
     isa: Option<String>,
     /// Largest absolute difference accepted [default: 2e-3 for f32, 2 for int8].

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::files::{OpenFile, open_all};
 use crate::pool::PreadPool;
@@ -68,6 +68,10 @@ pub struct Read {
 pub struct Completion {
     /// Tag of the read.
     pub tag: u64,
+    /// Bytes asked for.
+    pub len: usize,
+    /// From handing the read to the system to its end; zero if it was never handed over.
+    pub took: Duration,
     /// The slot, its first `len` bytes those of the file; or what went wrong.
     pub result: Result<Slot, ReadFailure>,
 }
@@ -231,7 +235,12 @@ impl Reader {
                     let error = ReadError::Invalid { file, offset, len, reason };
                     let result = Err(ReadFailure { error, slot: Some(read.slot) });
                     self.stats.failures += 1;
-                    self.refused.push_back(Completion { tag: read.tag, result });
+                    self.refused.push_back(Completion {
+                        tag: read.tag,
+                        len: read.len,
+                        took: Duration::ZERO,
+                        result,
+                    });
                 }
             }
         }
@@ -319,7 +328,7 @@ impl Reader {
         {
             self.stats.busy += finished.saturating_duration_since(since);
         }
-        Some(Completion { tag, result })
+        Some(Completion { tag, len, took: finished.saturating_duration_since(started), result })
     }
 }
 

@@ -168,13 +168,13 @@ impl Kernel for GateUp<'_> {
                     gathered.extend_from_slice(job.rows);
                 }
                 let out = self.middle.add(job.first_pair * self.width);
-                Strips { matrix: gate, operand, from, to, out, stride: self.width }.run(s);
+                s.call(Strips { matrix: gate, operand, from, to, out, stride: self.width });
                 if !operand.suits(up.layout()) {
                     operand.gather(s, up.layout(), self.x, self.hidden, Rows::Listed(job.rows));
                 }
                 up_rows.resize(rows * self.width, 0.0);
-                Strips { matrix: up, operand, from, to, out: up_rows.as_mut_ptr(), stride: self.width }
-                    .run(s);
+                let out_up = up_rows.as_mut_ptr();
+                s.call(Strips { matrix: up, operand, from, to, out: out_up, stride: self.width });
                 for r in 0..rows {
                     let at = r * self.width + first;
                     map2(s, out.add(at), up_rows.as_ptr().add(at), last - first, SiluMul {});
@@ -209,7 +209,7 @@ impl Kernel for Down<'_> {
                 let operand = &mut self.local.operand;
                 operand.gather(s, down.layout(), rows, self.width, Rows::First(job.rows.len()));
                 let out = self.out.add(job.first_pair * self.hidden);
-                Strips { matrix: down, operand, from, to, out, stride: self.hidden }.run(s);
+                s.call(Strips { matrix: down, operand, from, to, out, stride: self.hidden });
             }
         }
     }

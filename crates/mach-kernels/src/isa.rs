@@ -15,6 +15,8 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -40,6 +42,9 @@ impl Isa {
                 all.push(Isa(Kind::Avx512));
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                if is_x86_feature_detected!("avxvnni") {
+                    all.push(Isa(Kind::AvxVnni));
+                }
                 all.push(Isa(Kind::Avx2));
             }
         }
@@ -65,6 +70,8 @@ impl Isa {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "aarch64")]
@@ -103,13 +110,16 @@ pub trait Kernel {
 #[inline]
 pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     match isa.0 {
-        Kind::Scalar => kernel.run(Scalar::new()),
+        Kind::Scalar => scalar(kernel),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Kind::Avx512` is made only after detecting every feature that `avx512` enables.
         Kind::Avx512 => unsafe { avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a `Kind::Avx2` is made only after detecting every feature that `avx2` enables.
         Kind::Avx2 => unsafe { avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Kind::AvxVnni` is made only after detecting every feature that `avx_vnni` enables.
+        Kind::AvxVnni => unsafe { avx_vnni(kernel) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: a `Kind::Neon` is made only after detecting NEON.
         Kind::Neon => unsafe { neon(kernel) },
@@ -119,30 +129,49 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
     }
 }
 
+// Never inlined: a kernel's code is large, and it is called from several places.
+
+#[inline(never)]
+pub(crate) fn scalar<K: Kernel>(kernel: K) {
+    kernel.run(Scalar::new());
+}
+
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,avx2")]
-unsafe fn avx512<K: Kernel>(kernel: K) {
+pub(crate) unsafe fn avx512<K: Kernel>(kernel: K) {
     // SAFETY: the caller guarantees the features, and they are enabled here.
     kernel.run(unsafe { crate::simd::avx512::Avx512::new() });
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<K: Kernel>(kernel: K) {
+pub(crate) unsafe fn avx2<K: Kernel>(kernel: K) {
     // SAFETY: the caller guarantees the features, and they are enabled here.
-    kernel.run(unsafe { crate::simd::avx2::Avx2::new() });
+    kernel.run(unsafe { crate::simd::avx2::Avx2::<false>::new() });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(crate) unsafe fn avx_vnni<K: Kernel>(kernel: K) {
+    // SAFETY: the caller guarantees the features, and they are enabled here.
+    kernel.run(unsafe { crate::simd::avx2::Avx2::<true>::new() });
 }
 
 #[cfg(target_arch = "aarch64")]
+#[inline(never)]
 #[target_feature(enable = "neon")]
-unsafe fn neon<K: Kernel>(kernel: K) {
+pub(crate) unsafe fn neon<K: Kernel>(kernel: K) {
     // SAFETY: the caller guarantees the features, and they are enabled here.
     kernel.run(unsafe { crate::simd::neon::Neon::<false>::new() });
 }
 
 #[cfg(target_arch = "aarch64")]
+#[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn neon_dot<K: Kernel>(kernel: K) {
+pub(crate) unsafe fn neon_dot<K: Kernel>(kernel: K) {
     // SAFETY: the caller guarantees the features, and they are enabled here.
     kernel.run(unsafe { crate::simd::neon::Neon::<true>::new() });
 }

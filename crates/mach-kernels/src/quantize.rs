@@ -6,18 +6,13 @@ use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Isa, Kernel, Pool, dispatch, partition};
 
-/// Rows of the widest panel. Rows split greedily into panels of 8, 4, 2 and 1.
+/// Rows of the widest panel. Rows split into panels of 8 and one of what remains.
 pub const PANEL: usize = 8;
 
 /// Width of the panel that starts at `row` of `rows`.
 #[inline(always)]
 pub(crate) fn panel_width(row: usize, rows: usize) -> usize {
-    match rows - row {
-        8.. => 8,
-        4..=7 => 4,
-        2..=3 => 2,
-        n => n,
-    }
+    (rows - row).min(PANEL)
 }
 
 /// The left operand of a matrix product. Quantized: symmetric int8 for each row and group (scale = max |x| / 127), the

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use mach_checkpoint::Checkpoint;
 use mach_kernels::Isa;
+use mach_kernels::attention::turbo::LEAST_HEAD_DIM;
 use mach_models::{Activations, LoadOptions, LogitRows, ModelError, NoObserver, Segment, load};
 
 /// Tokens of the sequence: two chunks of different length, then single ones.
@@ -24,11 +25,16 @@ fn main() -> ExitCode {
     let isas: Vec<Isa> =
         Isa::available().into_iter().filter(|&isa| flags.is_empty() || isa != Isa::SCALAR).collect();
     for dir in dirs.iter().map(Path::new) {
-        for (name, activations) in [("int8", Activations::Int8), ("f32", Activations::F32)] {
+        for (name, activations, kv) in [
+            ("int8", Activations::Int8, None),
+            ("f32", Activations::F32, None),
+            ("int8 k4v3", Activations::Int8, Some("k4v3")),
+        ] {
             let mut first = None;
             for &isa in &isas {
-                match digest(dir, activations, isa) {
-                    Ok(found) => {
+                match digest(dir, activations, kv, isa) {
+                    Ok(None) => {}
+                    Ok(Some(found)) => {
                         let expected = *first.get_or_insert(found);
                         if found != expected {
                             println!(
@@ -52,11 +58,24 @@ fn main() -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// FNV-1a over the bits of all logits.
-fn digest(dir: &Path, activations: Activations, isa: Isa) -> Result<u64, ModelError> {
+/// FNV-1a over the bits of all logits; nothing for heads too narrow to be quantized.
+fn digest(
+    dir: &Path,
+    activations: Activations,
+    kv: Option<&str>,
+    isa: Isa,
+) -> Result<Option<u64>, ModelError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let options =
-        LoadOptions { activations, threads: 2, isa: Some(isa.name().to_owned()), ..Default::default() };
+    if kv.is_some() && checkpoint.config().head_dim < LEAST_HEAD_DIM {
+        return Ok(None);
+    }
+    let options = LoadOptions {
+        activations,
+        threads: 2,
+        isa: Some(isa.name().to_owned()),
+        turboquant_kv: kv.and_then(|kv| kv.parse().ok()),
+        ..Default::default()
+    };
     let mut model = load(&checkpoint, &options, &mut |_| {})?;
     let vocab = model.config().vocab_size.max(1) as u64;
     let mut state = model.new_state();
@@ -74,5 +93,5 @@ fn digest(dir: &Path, activations: Activations, isa: Isa) -> Result<u64, ModelEr
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
-    Ok(hash)
+    Ok(Some(hash))
 }

@@ -2,7 +2,8 @@
 
 use mach_experts::MatrixView;
 use mach_io::HugeBuf;
-use mach_kernels::attention::{AttentionScratch, KvType, attend};
+use mach_kernels::attention::turbo::TurboQuant;
+use mach_kernels::attention::{AttentionScratch, attend};
 use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaWeights, gated_delta, rewind};
 use mach_kernels::elementwise::{self, Heads, Rope};
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
@@ -47,6 +48,7 @@ pub struct Cpu {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
     activations: Activations,
+    turboquant_kv: Option<TurboQuant>,
     pub(crate) resident: HugeBuf,
     resident_bytes: u64,
     pub(crate) experts: Experts,
@@ -73,31 +75,36 @@ pub(crate) struct Scratch {
     routes: [Buf; 2],
 }
 
-/// Element type of cached keys and values: exact in the float mode.
-pub(crate) fn kv_type(activations: Activations) -> KvType {
-    match activations {
-        Activations::Int8 => KvType::Bf16,
-        Activations::F32 => KvType::F32,
-    }
-}
-
 impl Cpu {
     pub(crate) fn new(
         pool: Pool,
         isa: Isa,
         activations: Activations,
+        turboquant_kv: Option<TurboQuant>,
         resident: HugeBuf,
         resident_bytes: u64,
         experts: Experts,
     ) -> Self {
         let (rope, angles, scratch) = (None, Vec::new(), Scratch::default());
         let rows = Vec::new();
-        Cpu { pool, isa, activations, resident, resident_bytes, experts, rows, rope, angles, scratch }
+        Cpu {
+            pool,
+            isa,
+            activations,
+            turboquant_kv,
+            resident,
+            resident_bytes,
+            experts,
+            rows,
+            rope,
+            angles,
+            scratch,
+        }
     }
 
-    /// Element type of cached keys and values: exact in the float mode.
-    pub(crate) fn kv_type(&self) -> KvType {
-        kv_type(self.activations)
+    /// How keys and values are to be quantized.
+    pub(crate) fn turboquant_kv(&self) -> Option<TurboQuant> {
+        self.turboquant_kv
     }
 
     pub(crate) fn compute(&mut self) -> (&mut Pool, Isa) {
@@ -116,7 +123,14 @@ impl Cpu {
             ("isa", self.isa.to_string()),
             ("threads", self.pool.threads().to_string()),
             ("activations", if self.activations == Activations::Int8 { "int8" } else { "f32" }.into()),
-            ("kv_type", if self.kv_type() == KvType::Bf16 { "bf16" } else { "f32" }.into()),
+            (
+                "kv_type",
+                match (self.activations, self.turboquant_kv) {
+                    (Activations::F32, _) => "f32".into(),
+                    (_, None) => "bf16".into(),
+                    (_, Some(turbo)) => format!("turboquant-{turbo}"),
+                },
+            ),
             ("resident_weight_bytes", self.resident_bytes.to_string()),
             ("huge_page_share", huge.map_or("unknown".into(), |h| format!("{:.2}", h as f64 / total as f64))),
         ];

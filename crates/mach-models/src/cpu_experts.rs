@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mach_experts::{Bank, Demand, ExpertView, StreamingBank, StreamingStats};
+use mach_experts::{Bank, Demand, ExpertView, HotExperts, StreamingBank, StreamingStats};
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 use mach_kernels::{Isa, Pool};
 
@@ -94,6 +94,12 @@ impl Cpu {
         match &self.experts {
             Experts::Resident(_) => None,
             Experts::Streaming(bank) => Some(Arc::clone(bank.stats())),
+        }
+    }
+
+    pub(crate) fn bring_experts(&mut self, hot: &HotExperts) {
+        if let Experts::Streaming(bank) = &mut self.experts {
+            bank.bring(hot);
         }
     }
 

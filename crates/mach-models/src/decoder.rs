@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mach_checkpoint::{LayerKind, ModelConfig};
-use mach_experts::StreamingStats;
+use mach_experts::{Heat, HotExperts, StreamingStats};
 use mach_kernels::attention::{KvCache, KvShape};
 use mach_kernels::delta::DeltaState;
 use mach_kernels::{Isa, Pool};
@@ -12,6 +12,7 @@ use crate::backend::{Backend, Span};
 use crate::blocks::{Layer, Mixer, Workspace, delta_shape};
 use crate::cpu::Cpu;
 use crate::footprint::state_bytes;
+use crate::kv::kv_shape;
 use crate::model::{Activations, DraftHost, LogitRows, Logits, Model, ModelError, Observer, Segment};
 use crate::state::{LayerState, SequenceState};
 
@@ -38,18 +39,14 @@ impl Decoder {
         Decoder { config, parts, backend, workspace: Workspace::default() }
     }
 
-    fn kv_shape(&self) -> KvShape {
-        KvShape {
-            heads: self.config.num_kv_heads,
-            head_dim: self.config.head_dim,
-            kind: self.backend.kv_type(),
-        }
+    fn kv_shape(&self, layer: LayerKind) -> KvShape {
+        kv_shape(&self.config, self.backend.activations(), self.backend.turboquant_kv(), layer)
     }
 
     fn layer_state(&self, kind: LayerKind) -> LayerState {
         match (kind, &self.config.gdn) {
             (LayerKind::LinearAttention, Some(gdn)) => LayerState::Delta(DeltaState::new(&delta_shape(gdn))),
-            _ => LayerState::Attention(KvCache::new(self.kv_shape())),
+            _ => LayerState::Attention(KvCache::new(self.kv_shape(kind))),
         }
     }
 }
@@ -61,11 +58,15 @@ impl Model for Decoder {
 
     fn new_state(&self) -> SequenceState {
         let layers = self.config.layers.iter().map(|&kind| self.layer_state(kind)).collect();
-        SequenceState::new(layers)
+        let mut state = SequenceState::new(layers);
+        if self.backend.streaming_stats().is_some() {
+            state.heat = Some(Heat::new(self.config.layers.len(), self.config.moe.num_experts));
+        }
+        state
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
-        state_bytes(&self.config, self.backend.activations(), tokens)
+        state_bytes(&self.config, self.backend.activations(), self.backend.turboquant_kv(), tokens)
     }
 
     fn forward(
@@ -102,6 +103,14 @@ impl Model for Decoder {
             let mut states = segments.iter_mut().map(|s| &mut s.state.layers[index]).collect();
             layer.forward(b, ws, index, config.rms_norm_eps, &positions, &spans, &mut states, observer)?;
             observer.hidden(index + 1, b.read(&ws.h));
+            let routing = &ws.routing;
+            for (segment, span) in segments.iter_mut().zip(&spans).filter(|_| config.moe_layers[index]) {
+                let top_k = config.moe.top_k;
+                let used = routing.experts.get(span.start * top_k..(span.start + span.rows) * top_k);
+                if let (Some(heat), Some(used)) = (&mut segment.state.heat, used) {
+                    heat.used(index, used, top_k);
+                }
+            }
         }
         for segment in segments.iter_mut() {
             // A block is one pass.
@@ -139,6 +148,10 @@ impl Model for Decoder {
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
         self.backend.streaming_stats()
+    }
+
+    fn bring_experts(&mut self, hot: &HotExperts) {
+        self.backend.bring_experts(hot);
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {

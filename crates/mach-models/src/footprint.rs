@@ -3,11 +3,12 @@
 use mach_checkpoint::{Checkpoint, LayerKind, ModelConfig};
 use mach_experts::{RecordLayout, Sidecar};
 
-use mach_kernels::attention::{KvShape, PAGE};
+use mach_kernels::attention::PAGE;
+use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::delta::DeltaState;
 
 use crate::blocks::delta_shape;
-use crate::cpu::kv_type;
+use crate::kv::kv_shape;
 use crate::loader::{Plan, expert_bytes, family_parts, order_of, slices};
 use crate::model::{Activations, ModelError, StreamingSource};
 
@@ -85,16 +86,20 @@ impl Footprint {
 }
 
 /// Bytes of state that a sequence of `tokens` tokens takes.
-pub fn state_bytes(config: &ModelConfig, activations: Activations, tokens: usize) -> usize {
-    let shape = KvShape { heads: config.num_kv_heads, head_dim: config.head_dim, kind: kv_type(activations) };
+pub fn state_bytes(
+    config: &ModelConfig,
+    activations: Activations,
+    turboquant_kv: Option<TurboQuant>,
+    tokens: usize,
+) -> usize {
     let pages = tokens.div_ceil(PAGE);
     let recurrent = config.gdn.as_ref().map_or(0, |gdn| {
         let empty = DeltaState::new(&delta_shape(gdn));
         4 * (empty.conv.len() + empty.state.len())
     });
-    let bytes = config.layers.iter().map(|kind| match kind {
+    let bytes = config.layers.iter().map(|&kind| match kind {
         LayerKind::LinearAttention => recurrent,
-        LayerKind::FullAttention => shape.page_bytes() * pages,
+        LayerKind::FullAttention => kv_shape(config, activations, turboquant_kv, kind).page_bytes() * pages,
     });
     bytes.sum()
 }
@@ -115,7 +120,8 @@ pub fn scratch_bytes(config: &ModelConfig, rows: usize, threads: usize) -> usize
     // Residual stream, normed input, output; the four projections; the mixer's output.
     let activations =
         3 * hidden + (gated * heads).max(delta_in) + kv.max(delta_out) + kv + heads.max(delta_out);
-    let prepared = 2 * heads + kv + delta_in;
+    // Queries once more, where they are rotated.
+    let prepared = 3 * heads + kv + delta_in;
     let pairs = ranks * (hidden + width);
     // Activations quantized for the widest product, and each thread's gathered rows.
     let widest = hidden.max(heads).max(delta_out);

@@ -17,6 +17,7 @@ mod decoder;
 mod fill;
 mod footprint;
 mod inventory;
+mod kv;
 mod limits;
 mod loader;
 mod model;
@@ -27,6 +28,8 @@ mod state;
 pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
 /// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
 pub const NUMERICS_VERSION: u32 = 1;
+
+pub use mach_kernels::attention::turbo::{TurboQuant, VERSION as TURBOQUANT_VERSION};
 
 pub use inventory::{ResidentWeight, resident_weights};
 pub use loader::load;

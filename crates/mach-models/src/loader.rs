@@ -19,7 +19,7 @@ use crate::fill::fill;
 use crate::model::{
     Activations, ExpertMode, LoadOptions, LoadProgress, Model, ModelError, StreamingOptions, StreamingSource,
 };
-use crate::{limits, qwen3_5_moe, qwen3_moe};
+use crate::{kv, limits, qwen3_5_moe, qwen3_moe};
 
 /// Matrices start at multiples of a cache line.
 const ALIGN: usize = 64;
@@ -49,6 +49,7 @@ pub fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
     limits::check(checkpoint.config())?;
+    kv::check(checkpoint.config(), options.activations, options.turboquant_kv)?;
     let isa = match &options.isa {
         Some(name) => name.parse().map_err(ModelError::Unsupported)?,
         None => Isa::best(),
@@ -84,7 +85,8 @@ pub fn load(
             (Experts::Streaming(Box::new(bank)), plan.fill(pool.threads(), resident_bytes, progress)?)
         }
     };
-    let cpu = Cpu::new(pool, isa, options.activations, resident, resident_bytes, experts);
+    let kv = options.turboquant_kv;
+    let cpu = Cpu::new(pool, isa, options.activations, kv, resident, resident_bytes, experts);
     Ok(Box::new(Decoder::new(checkpoint.config().clone(), parts, cpu)))
 }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use mach_checkpoint::{CheckpointError, ModelConfig};
-use mach_experts::{EvictionPolicy, StreamingStats};
+use mach_experts::{EvictionPolicy, HotExperts, StreamingStats};
 use mach_io::faults::Faults;
 use mach_io::{Caching, Submission};
+use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::{Isa, Pool};
 
 use crate::SequenceState;
@@ -27,8 +28,10 @@ pub struct LoadOptions {
     pub activations: Activations,
     /// Compute threads; 0 means all available.
     pub threads: usize,
-    /// Instruction set by name (`scalar`, `avx2`, `avx512`, `neon`); `None` picks the best the machine has.
+    /// Instruction set by name (`scalar`, `avx2`, `avx-vnni`, `avx512`, `neon`, `neon-dotprod`); `None` picks the best the machine has.
     pub isa: Option<String>,
+    /// Keys and values rotated and quantized; changes logits a little. `None` keeps them as the activations ask.
+    pub turboquant_kv: Option<TurboQuant>,
     /// Where routed experts are.
     pub experts: ExpertMode,
 }
@@ -224,6 +227,9 @@ pub trait Model: Send {
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
         None
     }
+    /// Has experts that are likely to be used read while the drive has nothing better to do. Changes no result; does nothing if all are in
+    /// memory.
+    fn bring_experts(&mut self, _hot: &HotExperts) {}
     /// What truly runs, as key/value pairs for startup signals: `family`, `isa`, `threads`, `activations`,
     /// `weights_bytes`, `expert_bytes`, `huge_pages` and the like.
     fn facts(&self) -> Vec<(&'static str, String)>;

@@ -1,5 +1,6 @@
 //! The state of one sequence.
 
+use mach_experts::{Heat, HotExperts};
 use mach_kernels::attention::KvCache;
 use mach_kernels::delta::DeltaState;
 
@@ -23,12 +24,14 @@ pub struct SequenceState {
     pub(crate) block: Option<usize>,
     /// Positions inside the next pass at which the state is to be copied, ascending.
     pub(crate) copy_at: Vec<usize>,
+    /// Which experts it uses, if that is worth knowing.
+    pub(crate) heat: Option<Heat>,
 }
 
 impl SequenceState {
     /// An empty sequence of a model with these layers, themselves empty.
     pub fn new(layers: Vec<LayerState>) -> Self {
-        Self { position: 0, layers, block: None, copy_at: Vec::new() }
+        Self { position: 0, layers, block: None, copy_at: Vec::new(), heat: None }
     }
 
     /// Tokens seen so far; the next token's absolute position.
@@ -98,6 +101,7 @@ impl SequenceState {
         let mut copies: Vec<_> = reached
             .map(|&position| SequenceState {
                 position,
+                heat: self.heat.clone(),
                 ..SequenceState::new(Vec::with_capacity(self.layers.len()))
             })
             .collect();
@@ -206,6 +210,22 @@ impl SequenceState {
         };
         let layers = self.layers.iter().map(layer).collect();
         SequenceState { position, ..SequenceState::new(layers) }
+    }
+}
+
+/// The experts that a sequence uses most, where they are streamed.
+impl SequenceState {
+    /// The experts used up to now, the hottest first; the count of uses ends with it. Nothing if no count was kept.
+    pub fn take_hot(&mut self) -> Option<HotExperts> {
+        self.heat.take().map(|heat| heat.hottest()).filter(|hot| !hot.is_empty())
+    }
+
+    /// Counts uses of experts if `fresh`, a new sequence of the model, does, beginning with those of `hot`.
+    pub fn count_uses(&mut self, fresh: &SequenceState, hot: Option<&HotExperts>) {
+        self.heat.clone_from(&fresh.heat);
+        if let (Some(heat), Some(hot)) = (&mut self.heat, hot) {
+            heat.inherit(hot);
+        }
     }
 }
 

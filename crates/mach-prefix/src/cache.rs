@@ -5,131 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tracing::warn;
 
 use crate::chain::{Chain, Hash, hex, root};
+use crate::config::PrefixConfig;
 use crate::directory::Directory;
-use crate::image::{Blank, Image};
+use crate::image::Blank;
 use crate::memory::{Memory, Stored};
+use crate::snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 use crate::stats::{PrefixStats, Recent};
 use crate::turns::TurnMemory;
 use crate::writer::Writer;
 
 /// A segment on disk is worth reading if it reaches this many tokens further than a snapshot in memory.
 const WORTH_READING: usize = 64;
-
-/// Where in a conversation a snapshot was taken; later ones are dearer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// In the middle of something long.
-    Stride,
-    /// Between messages.
-    Boundary,
-    /// At the end of a prompt.
-    PromptEnd,
-    /// At the end of an answer.
-    TurnEnd,
-    /// After the instructions and tools that conversations share.
-    System,
-    /// Asked for.
-    Warmed,
-}
-
-impl Kind {
-    /// Whether it is to stay while others go.
-    pub fn anchor(self) -> bool {
-        self >= Kind::System
-    }
-
-    /// Whether it is worth saving when it is pushed out of memory.
-    fn outlives_memory(self) -> bool {
-        self >= Kind::PromptEnd
-    }
-}
-
-/// Settings.
-#[derive(Debug, Clone)]
-pub struct PrefixConfig {
-    /// Everything that decides what a state means beside its tokens.
-    pub namespace: Hash,
-    /// Tokens of a block: prefixes are found by the hashes at block edges.
-    pub block: usize,
-    /// Tokens between snapshots in the middle of something long.
-    pub stride: usize,
-    /// Most bytes in memory.
-    pub max_bytes: usize,
-    /// Most snapshots in memory.
-    pub max_entries: usize,
-    /// Where segments are saved, if at all.
-    pub directory: Option<PathBuf>,
-    /// Most bytes there.
-    pub disk_budget: u64,
-    /// How long the stop may wait for saves.
-    pub close_timeout: Duration,
-}
-
-impl Default for PrefixConfig {
-    fn default() -> Self {
-        Self {
-            namespace: [0; 32],
-            block: 256,
-            stride: 2048,
-            max_bytes: 1 << 30,
-            max_entries: 4096,
-            directory: None,
-            disk_budget: 16 << 30,
-            close_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// A snapshot to be kept.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// From [`PrefixCache::root`].
-    pub root: Hash,
-    /// Tokens of the sequence; those of the image come first.
-    pub tokens: Arc<[u32]>,
-    /// The snapshot.
-    pub image: Image,
-    /// Where it was taken.
-    pub kind: Kind,
-}
-
-/// Where a snapshot came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Memory.
-    L1,
-    /// Disk.
-    L2,
-}
-
-/// The beginning of a prompt, brought back.
-#[derive(Debug)]
-pub struct Restored {
-    /// State after the beginning.
-    pub image: Image,
-    /// Where it came from.
-    pub level: Level,
-    /// The snapshot's key.
-    pub key: Hash,
-}
-
-/// A prefix that was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct WarmedPrefix {
-    /// Its name.
-    pub key: String,
-    /// Its length.
-    pub tokens: usize,
-    /// Bytes in memory and on disk, whichever is more; in memory shared pages count in full.
-    pub bytes: u64,
-    /// Where it is.
-    pub levels: Vec<Level>,
-}
 
 /// The cache.
 #[derive(Debug)]
@@ -227,6 +116,30 @@ impl PrefixCache {
         let restored = restored.or_else(|| self.share(in_memory?, now));
         self.count(prompt.len(), restored.as_ref(), looked);
         restored
+    }
+
+    /// Whether [`lookup`](Self::lookup) would read from disk.
+    pub fn reads_disk(&self, root: &Hash, prompt: &[u32]) -> bool {
+        let chain = self.chain(root, prompt);
+        self.worth_reading(&chain, prompt).is_some()
+    }
+
+    /// Brings into memory what a lookup would read from disk, so that it need not.
+    pub fn preload(&self, root: &Hash, prompt: &[u32]) {
+        let (now, chain) = (self.now.load(Ordering::Relaxed), self.chain(root, prompt));
+        while let (Some(directory), Some((key, end))) = (&self.directory, self.worth_reading(&chain, prompt))
+        {
+            if self.load(directory, &chain, root, key, end, now).is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The segment that reaches enough further than what is in memory.
+    fn worth_reading(&self, chain: &Chain, prompt: &[u32]) -> Option<(Hash, usize)> {
+        let (key, end) = self.directory.as_ref()?.longest(chain, prompt)?;
+        let enough = self.memory().longest(chain, prompt).map_or(0, |(_, end)| end + WORTH_READING);
+        (end >= enough.max(1)).then_some((key, end))
     }
 
     fn share(&self, (key, end): (Hash, usize), now: u64) -> Option<Restored> {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use mach_experts::HotExperts;
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
@@ -25,37 +26,35 @@ use crate::segment::{ALIGN, Head, head_len};
 use crate::stats::DiskStats;
 use crate::transfer::{BodyError, create, open_to_read, read_aligned, read_body, write_aligned, write_body};
 
-const SUFFIX: &str = "seg";
+pub(crate) const SUFFIX: &str = "seg";
 const TEMPORARY: &str = "tmp-";
-const QUARANTINE: &str = "quarantine";
+pub(crate) const QUARANTINE: &str = "quarantine";
 /// Damaged files kept for a look at them.
 const MOST_QUARANTINED: usize = 8;
-/// Bytes that a save leaves free on the filesystem.
-const LEAVE_FREE: u64 = 256 << 20;
 
 #[derive(Debug)]
-struct Segment {
+pub(crate) struct Segment {
     file: PathBuf,
-    head: Arc<Head>,
-    reach: Reach,
-    hits: Hits,
+    pub(crate) head: Arc<Head>,
+    pub(crate) reach: Reach,
+    pub(crate) hits: Hits,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    segments: HashMap<Hash, Segment>,
+pub(crate) struct Inner {
+    pub(crate) segments: HashMap<Hash, Segment>,
     index: Index,
-    stats: DiskStats,
+    pub(crate) stats: DiskStats,
 }
 
 /// The segments of one namespace.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    base: PathBuf,
-    own: PathBuf,
+    pub(crate) base: PathBuf,
+    pub(crate) own: PathBuf,
     namespace: Hash,
     block: usize,
-    budget: u64,
+    pub(crate) budget: u64,
     inner: Mutex<Inner>,
     temporaries: AtomicU64,
 }
@@ -93,7 +92,7 @@ impl Directory {
         directory
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         // The lock is never held across code that can panic halfway through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -197,7 +196,7 @@ impl Directory {
     }
 
     /// Forgets a segment; gives its file.
-    fn forget(&self, key: &Hash) -> Option<PathBuf> {
+    pub(crate) fn forget(&self, key: &Hash) -> Option<PathBuf> {
         let mut inner = self.lock();
         let segment = inner.segments.remove(key)?;
         let chain = Chain::new(&segment.head.root, &segment.head.tokens, self.block);
@@ -300,7 +299,8 @@ impl Directory {
             BodyError::Io(error) => LoadError::Io(error),
             damage => damaged(damage),
         })?;
-        Ok(image.filled())
+        let hot = HotExperts::from_words(&known.hot).filter(|hot| !hot.is_empty());
+        Ok(Image { hot: hot.map(Arc::new), ..image.filled() })
     }
 
     /// Writes a snapshot, after making room for it.
@@ -347,6 +347,7 @@ impl Directory {
             tokens: stored.tokens().to_vec(),
             body,
             checksums: vec![0; chunks],
+            hot: image.hot.as_ref().map(|hot| hot.to_words()).unwrap_or_default(),
         };
         let worth = value(1.0, head.tokens.len(), head.file_len() as usize, head.anchor);
         self.make_room(head.file_len(), worth, now)?;
@@ -368,61 +369,6 @@ impl Directory {
         self.forget(&head.key);
         self.insert(self.file(&head.key), head, now);
         Ok(bytes)
-    }
-
-    /// Deletes until `bytes` more fit the budget: the least valuable segments of this model, and before them files of other
-    /// models that nobody has touched since.
-    fn make_room(&self, bytes: u64, worth: f64, now: u64) -> io::Result<()> {
-        let full = |reason: &str| io::Error::new(io::ErrorKind::StorageFull, reason.to_owned());
-        if bytes > self.budget {
-            return Err(full("larger than the whole budget"));
-        }
-        let mut others = self.files_of_others();
-        let mut total: u64 = self.lock().stats.bytes + others.iter().map(|(_, _, len)| len).sum::<u64>();
-        while total + bytes > self.budget {
-            let least = {
-                let inner = self.lock();
-                let worth = |s: &Segment| {
-                    value(s.hits.at(now), s.reach.end, s.head.file_len() as usize, s.head.anchor)
-                };
-                let all = inner.segments.iter().map(|(key, s)| (*key, worth(s), s.head.file_len()));
-                all.min_by(|a, b| a.1.total_cmp(&b.1))
-            };
-            let freed = if let Some((_, path, len)) = others.pop() {
-                fs::remove_file(path)?;
-                len
-            } else if let Some((key, _, len)) = least.filter(|(_, value, _)| *value <= worth) {
-                if let Some(path) = self.forget(&key) {
-                    fs::remove_file(path)?;
-                }
-                len
-            } else {
-                return Err(full("everything in the budget is worth more"));
-            };
-            self.lock().stats.evicted_for_budget += 1;
-            total = total.saturating_sub(freed);
-        }
-        match rustix::fs::statvfs(&self.own) {
-            Ok(fs) if fs.f_bavail.saturating_mul(fs.f_frsize) < bytes.saturating_add(LEAVE_FREE) => {
-                Err(full("the filesystem is nearly full"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Segments of other namespaces and whatever was set aside, the longest untouched last.
-    fn files_of_others(&self) -> Vec<(SystemTime, PathBuf, u64)> {
-        let mut found = Vec::new();
-        let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
-        let dirs = list(&self.base).filter(|dir| *dir != self.own).chain([self.own.join(QUARANTINE)]);
-        for path in dirs.flat_map(|dir| list(&dir).collect::<Vec<_>>()) {
-            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            if meta.is_file() && path.extension().is_some_and(|e| e == SUFFIX) {
-                found.push((meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), path, meta.len()));
-            }
-        }
-        found.sort_by(|a, b| b.cmp(a));
-        found
     }
 
     pub(crate) fn turn_log(&self) -> PathBuf {

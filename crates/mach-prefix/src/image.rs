@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mach_experts::HotExperts;
 use mach_models::SequenceState;
 use mach_specdec::{Draft, DraftContext};
 
@@ -14,6 +15,8 @@ pub struct Image {
     pub draft: Option<DraftContext>,
     /// Logits after the last token.
     pub logits: Option<Arc<[f32]>>,
+    /// The experts that the tokens used most, if experts are streamed.
+    pub hot: Option<Arc<HotExperts>>,
 }
 
 impl Image {
@@ -38,7 +41,7 @@ impl Image {
             Some(cut) => cut,
             None => None,
         };
-        Some(Image { state: self.state.cut(position)?, draft, logits: None })
+        Some(Image { state: self.state.cut(position)?, draft, logits: None, hot: self.hot.clone() })
     }
 
     /// Pages, which others may share: what tells them apart while they live, and their bytes.
@@ -49,7 +52,8 @@ impl Image {
 
     /// Bytes that are never shared.
     pub(crate) fn own_bytes(&self) -> usize {
-        self.state.own_bytes() + self.logits.as_ref().map_or(0, |logits| 4 * logits.len())
+        let logits = self.logits.as_ref().map_or(0, |logits| 4 * logits.len());
+        self.state.own_bytes() + logits + self.hot.as_ref().map_or(0, |hot| hot.bytes())
     }
 
     /// Everything as bytes, in a fixed order.
@@ -102,6 +106,6 @@ impl Unfilled {
 
     pub(crate) fn filled(self) -> Image {
         let logits = (!self.logits.is_empty()).then(|| self.logits.into());
-        Image { state: self.state, draft: self.draft, logits }
+        Image { state: self.state, draft: self.draft, logits, hot: None }
     }
 }

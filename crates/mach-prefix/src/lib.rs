@@ -13,19 +13,24 @@
 
 mod cache;
 pub mod chain;
+mod config;
 mod directory;
 mod image;
 mod index;
 mod memory;
+mod room;
 pub mod score;
 pub mod segment;
+mod snapshot;
 mod stats;
 mod transfer;
 mod turns;
 mod writer;
 
-pub use cache::{Kind, Level, PrefixCache, PrefixConfig, Restored, Snapshot, WarmedPrefix};
+pub use cache::PrefixCache;
+pub use config::PrefixConfig;
 pub use image::{Blank, Image};
+pub use snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 pub use stats::{DiskStats, Durations, MemoryStats, PrefixStats};
 pub use transfer::read_speed;
 pub use turns::{TurnKey, TurnMemory};

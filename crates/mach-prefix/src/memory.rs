@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::cache::Kind;
 use crate::chain::{Chain, Hash};
 use crate::image::Image;
 use crate::index::{Index, Reach};
 use crate::score::{Hits, value};
+use crate::snapshot::Kind;
 use crate::stats::MemoryStats;
 
 /// A snapshot and what it is of.

@@ -8,8 +8,10 @@
 //! 80   key [32]
 //! 112  position u64, body length u64, creation (Unix seconds) u64
 //! 136  flags u32 (1 draft, 2 can be cut, 4 anchor, 8 warmed), block u32, logits u32, chunk length u32
-//! 152  token ids, u32 each
+//! 152  number of the words that follow the checksums u32, zero u32
+//! 160  token ids, u32 each
 //!      CRC32C of every chunk of the body, u32 each
+//!      the hottest experts, u16 words
 //!      zeros
 //! end  BLAKE3 of everything before, 32 bytes
 //! ```
@@ -24,10 +26,10 @@ pub const ALIGN: usize = 4096;
 /// Bytes of the body that share a checksum.
 pub const CHUNK: usize = 4 << 20;
 /// The version that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"MACHSEG1";
-const FIXED: usize = 152;
+const FIXED: usize = 160;
 const MOST_HEAD: usize = 256 << 20;
 
 /// What a segment says of itself.
@@ -59,6 +61,8 @@ pub struct Head {
     pub body: u64,
     /// CRC32C of every chunk of the body.
     pub checksums: Vec<u32>,
+    /// The experts that the tokens used most, as [`HotExperts::to_words`](mach_experts::HotExperts::to_words) gives them.
+    pub hot: Vec<u16>,
 }
 
 /// Why bytes are no segment head.
@@ -114,10 +118,16 @@ fn words(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks_exact(4).map(word).collect()
 }
 
+fn short_words(bytes: &[u8]) -> Vec<u16> {
+    let word = |b: &[u8]| b.try_into().map(u16::from_le_bytes).unwrap_or_default();
+    bytes.chunks_exact(2).map(word).collect()
+}
+
 impl Head {
     /// Bytes of the head in the file.
     pub fn len(&self) -> usize {
-        (FIXED + 4 * (self.tokens.len() + self.checksums.len()) + 32).next_multiple_of(ALIGN)
+        (FIXED + 4 * (self.tokens.len() + self.checksums.len()) + 2 * self.hot.len() + 32)
+            .next_multiple_of(ALIGN)
     }
 
     /// Never: a head has a fixed part.
@@ -145,10 +155,13 @@ impl Head {
         }
         let flags = u32::from(self.draft) | u32::from(self.cut) << 1 | u32::from(self.anchor) << 2;
         let flags = flags | u32::from(self.warmed) << 3;
-        for number in [flags, self.block, self.logits, CHUNK as u32] {
+        for number in [flags, self.block, self.logits, CHUNK as u32, self.hot.len() as u32, 0] {
             out.extend(number.to_le_bytes());
         }
         for word in self.tokens.iter().chain(&self.checksums) {
+            out.extend(word.to_le_bytes());
+        }
+        for word in &self.hot {
             out.extend(word.to_le_bytes());
         }
         out.resize(len - 32, 0);
@@ -175,6 +188,8 @@ impl Head {
         let tokens_end = position.checked_mul(4).and_then(|n| n.checked_add(FIXED)).ok_or(Damaged)?;
         let end =
             body.div_ceil(CHUNK).checked_mul(4).and_then(|n| n.checked_add(tokens_end)).ok_or(Damaged)?;
+        let hot = u32_at(content, 152).ok_or(Truncated)? as usize;
+        let hot_end = hot.checked_mul(2).and_then(|n| n.checked_add(end)).ok_or(Damaged)?;
         let head = Head {
             namespace: hash_at(content, 16).ok_or(Truncated)?,
             root: hash_at(content, 48).ok_or(Truncated)?,
@@ -189,6 +204,7 @@ impl Head {
             tokens: words(content.get(FIXED..tokens_end).ok_or(Damaged)?),
             body: body as u64,
             checksums: words(content.get(tokens_end..end).ok_or(Damaged)?),
+            hot: short_words(content.get(end..hot_end).ok_or(Damaged)?),
         };
         if head.len() != len { Err(Damaged) } else { Ok(head) }
     }
@@ -213,6 +229,7 @@ mod tests {
             tokens: (0..1000).collect(),
             body: 2 * CHUNK as u64 + 1,
             checksums: vec![7, 8, 9],
+            hot: vec![0, 2, 5, 6, 1, 3],
         }
     }
 

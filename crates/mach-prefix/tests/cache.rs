@@ -111,7 +111,7 @@ fn limits_hold_and_anchors_stay() {
 #[test]
 fn shared_pages_count_once() {
     let cache = open(None, true, |_| ());
-    let long = common::image(&tokens(3, 1000), true, false);
+    let long = mach_prefix::Image { hot: None, ..common::image(&tokens(3, 1000), true, false) };
     let root = cache.root(None);
     for position in [1000, 768, 512] {
         let image = long.cut(position).unwrap();
@@ -141,6 +141,7 @@ fn a_restart_brings_back_what_was_saved() {
             prompt.push(7);
             let restored = again.lookup(&again.root(None), &prompt).expect("saved");
             assert_eq!((restored.level, restored.image.state.position()), (Level::L2, len));
+            assert_eq!(restored.image.hot.as_deref(), Some(&common::hot(&prompt[..len])));
             check(&restored, &prompt, plain);
             let restored = again.lookup(&again.root(None), &prompt).expect("in memory now");
             assert_eq!(restored.level, Level::L1);
@@ -176,4 +177,23 @@ fn the_disk_budget_holds() {
         assert!(l2.bytes <= 400_000 && l2.save_failures == 0, "{l2:?}");
     }
     assert!(cache.stats().l2.unwrap().evicted_for_budget > 10);
+}
+
+#[test]
+fn what_is_read_aside_is_in_memory_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(Some(dir.path()), false, |_| ());
+    let prompt = tokens(1, 400);
+    let key = insert(&cache, &prompt[..300], false, false, Kind::PromptEnd);
+    assert!(!cache.reads_disk(&cache.root(None), &prompt));
+    cache.save(&key);
+    cache.close();
+    let again = open(Some(dir.path()), false, |_| ());
+    let root = again.root(None);
+    assert!(again.reads_disk(&root, &prompt) && !again.reads_disk(&root, &tokens(2, 400)));
+    again.preload(&root, &prompt);
+    assert!(!again.reads_disk(&root, &prompt));
+    let restored = again.lookup(&root, &prompt).expect("a beginning");
+    assert_eq!((restored.level, restored.image.position()), (Level::L1, 300));
+    check(&restored, &prompt, false);
 }

@@ -156,6 +156,50 @@ fn two_servers_may_share_a_directory() {
     assert!(found >= 3 && aside == 0, "{found} found, {aside} set aside");
 }
 
+/// What [`a_disk_that_is_full_costs_saves_only`] starts where no file may grow beyond 64 KiB; its directory comes on stdin.
+#[test]
+#[ignore = "started by another test"]
+fn writer_without_room() {
+    let mut dir = String::new();
+    std::io::stdin().lock().read_line(&mut dir).unwrap();
+    let cache = open(Some(Path::new(dir.trim())), false, |_| ());
+    for (seed, len) in [(0, 300), (1, 8000), (2, 300), (3, 8000)] {
+        let key = insert(&cache, &tokens(seed, len), false, false, Kind::PromptEnd);
+        cache.save(&key);
+        cache.wait_saved(Duration::from_secs(10));
+        let mut prompt = tokens(seed, len);
+        prompt.push(7);
+        check(&cache.lookup(&cache.root(None), &prompt).expect("in memory"), &prompt, false);
+    }
+    let l2 = cache.stats().l2.unwrap();
+    assert_eq!((l2.saved, l2.save_failures, l2.files, l2.quarantined), (2, 2, 2, 0));
+    cache.close();
+}
+
+/// A limit on the size of files makes writes fail in the middle of a file, as a full disk does.
+#[test]
+fn a_disk_that_is_full_costs_saves_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "trap '' XFSZ; ulimit -f 128 || exit 9; exec \"$0\" \"$@\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .args(["writer_without_room", "--exact", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writeln!(child.stdin.take().unwrap(), "{}", dir.path().display()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let own = fs::read_dir(dir.path()).unwrap().flatten().find(|e| e.path().is_dir()).unwrap().path();
+    let left: Vec<_> = fs::read_dir(own).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("tmp-")), "{left:?}");
+    let cache = open(Some(dir.path()), false, |_| ());
+    let found = |seed, len: usize| cache.lookup(&cache.root(None), &tokens(seed, len + 1)).is_some();
+    assert_eq!([found(0, 300), found(1, 8000), found(2, 300), found(3, 8000)], [true, false, true, false]);
+}
+
 const CONVERSATIONS: u32 = 24;
 
 /// The writer that [`killed_writers_leave_no_wrong_state`] starts and kills; its directory comes on stdin.

@@ -3,12 +3,12 @@
 use mach_checkpoint::ArchitectureCard;
 use mach_specdec::EffectivePath;
 use mach_specdec::policy::PolicySpec;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::ChatModel;
 
-/// Libraries that hold answers to a grammar, of those compiled into this build.
-pub const GRAMMAR_BACKENDS: &[&str] = &[];
+/// Libraries that servers of this kind hold answers to a grammar with.
+const GRAMMAR_BACKENDS: [&str; 3] = ["llguidance", "xgrammar", "lm_format_enforcer"];
 
 /// What capabilities show beside what the model itself knows.
 #[derive(Debug, Clone)]
@@ -34,6 +34,9 @@ pub fn capabilities(model: &ChatModel) -> Value {
     let mode = serving.map_or("resident", |s| s.mode);
     let (policy, engine) =
         if speculates { ("exact-specdec", "native_v7") } else { ("target-only", "native") };
+    let built = mach_engine::grammar::backends();
+    let grammar: Map<String, Value> =
+        GRAMMAR_BACKENDS.iter().map(|&name| (name.to_owned(), built.contains(&name).into())).collect();
     json!({
         "model": model.names.first(),
         "backend": serving.map_or("production", |s| s.backend),
@@ -47,7 +50,7 @@ pub fn capabilities(model: &ChatModel) -> Value {
             "effective_decode_path": decoding.gate.effective.to_string(),
             "effective_decode_path_reason": decoding.gate.reason,
             "continuous_batching": model.engine.config().continuous_batching,
-            "turboquant_kv": false,
+            "turboquant_kv": model.engine.kv_type().starts_with("turboquant"),
             "decode_policy": {"mode": policy, "engine_mode": engine},
             "speculation": {
                 "supported_presets": presets,
@@ -56,6 +59,6 @@ pub fn capabilities(model: &ChatModel) -> Value {
             },
             "rho_gate": null,
         },
-        "grammar": GRAMMAR_BACKENDS,
+        "grammar": grammar,
     })
 }

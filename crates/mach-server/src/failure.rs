@@ -40,6 +40,7 @@ pub(crate) fn from_engine(error: &EngineError, max_tokens_field: &str) -> ApiErr
         }
         EngineError::MaxTokens { .. } => ApiError::field(max_tokens_field, message),
         EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("messages", message),
+        EngineError::Grammar(_) => ApiError::new(ErrorKind::InvalidRequest, message),
         EngineError::QueueFull { retry_after, .. } => {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(*retry_after)
         }

@@ -13,13 +13,15 @@ mod listen;
 mod metrics;
 mod mode;
 mod prompt;
+mod reader;
 mod routes;
 mod server;
 mod sse;
 mod warm;
 
-pub use capabilities::{GRAMMAR_BACKENDS, Serving, capabilities};
+pub use capabilities::{Serving, capabilities};
 pub use chat_model::{ChatModel, Decoding, PrepareError, Prepared, Templates};
 pub use layers::Origins;
+pub use reader::{OutputStats, Reading};
 pub use server::{Readiness, ServerConfig, serve};
 pub use warm::{WarmReport, warm};

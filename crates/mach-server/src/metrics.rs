@@ -100,7 +100,7 @@ impl Collector for Live {
             out.counter("expert_bank_evictions", "Experts that made room", total.evictions as f64)?;
             out.gauge("expert_bank_resident", "Experts in the bank", total.resident_slots as f64)?;
             out.gauge("expert_bank_slots", "Experts that the bank holds", bank.bank_slots as f64)?;
-            out.counter("expert_read_bytes", "Bytes of experts read", bank.bytes_read as f64)?;
+            out.counter("expert_read_bytes", "Bytes of experts read", bank.total.reads.bytes_read as f64)?;
             out.counter("expert_stall_seconds", "Time that computing waited for reads", total.stall_seconds)?;
         }
         Ok(())

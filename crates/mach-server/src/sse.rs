@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use crate::coalesce::coalesce;
 use crate::failure::from_engine;
-use crate::routes::{Answer, finish_reason, lost};
+use crate::reader::Reader;
+use crate::routes::{Answer, lost};
 
 /// A comment line goes out when nothing else did for this long, so that proxies keep the connection.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -27,7 +28,7 @@ const BATCH: usize = 64;
 
 /// The streaming response. Dropping it (the client left) drops `events`, which cancels the generation.
 pub(crate) fn response(answer: Answer, events: Events) -> Response {
-    let texts = vec![String::new(); answer.request.n as usize];
+    let readers = answer.readers();
     let writer = Writer {
         answer,
         events,
@@ -35,7 +36,7 @@ pub(crate) fn response(answer: Answer, events: Events) -> Response {
         unfinished: 0,
         tokens: 0,
         cached: 0,
-        texts,
+        readers,
         stage: Stage::Start,
     };
     let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
@@ -73,8 +74,8 @@ struct Writer {
     tokens: usize,
     /// Prompt tokens that were not computed.
     cached: usize,
-    /// What each choice has said.
-    texts: Vec<String>,
+    /// One a choice.
+    readers: Vec<Reader>,
     stage: Stage,
 }
 
@@ -85,7 +86,8 @@ impl Writer {
             Stage::Start => {
                 self.unfinished = self.answer.request.n;
                 for index in 0..self.answer.request.n {
-                    let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+                    let delta =
+                        Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
                     self.chunk(
                         &mut out,
                         Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None }),
@@ -119,20 +121,24 @@ impl Writer {
         }
         match event {
             Event::Text { choice, text, logprobs } => {
-                let logprobs = self.answer.logprobs(logprobs).map(Into::into);
-                if let Some(said) = self.texts.get_mut(choice as usize) {
-                    said.push_str(&text);
+                let mut deltas = Vec::new();
+                if let Some(reader) = self.readers.get_mut(choice as usize) {
+                    reader.push(&text, &mut |delta| deltas.push(delta));
                 }
-                let delta = Delta { role: None, content: Some(text) };
-                self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs, finish_reason: None }));
+                self.deltas(out, choice, deltas, logprobs);
             }
             Event::Finished { choice, reason, tokens, cached, ids, .. } => {
                 self.tokens += tokens;
                 self.cached = cached;
-                if let Some(said) = self.texts.get(choice as usize) {
-                    self.answer.remember(said, ids);
+                let mut deltas = Vec::new();
+                let mut finish_reason = None;
+                if let Some(reader) = self.readers.get_mut(choice as usize) {
+                    let cut = reason == mach_engine::FinishReason::Length;
+                    reader.finish(cut, &mut |delta| deltas.push(delta));
+                    self.answer.remember(reader, ids);
+                    finish_reason = Some(reader.finish_reason(reason));
                 }
-                let finish_reason = Some(finish_reason(reason));
+                self.deltas(out, choice, deltas, Vec::new());
                 let delta = Delta::default();
                 self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason }));
                 self.unfinished = self.unfinished.saturating_sub(1);
@@ -149,6 +155,24 @@ impl Writer {
                 let error = from_engine(&error, self.answer.request.max_tokens_field);
                 self.fail(out, &error);
             }
+        }
+    }
+
+    /// Writes what is new of a choice; the log probabilities of its tokens go with the first chunk.
+    fn deltas(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        mut deltas: Vec<Delta>,
+        logprobs: Vec<mach_engine::TokenLogprob>,
+    ) {
+        let mut logprobs = (!logprobs.is_empty()).then_some(logprobs);
+        if deltas.is_empty() && logprobs.is_some() {
+            deltas.push(Delta::default());
+        }
+        for delta in deltas {
+            let logprobs = logprobs.take().and_then(|new| self.answer.logprobs(new)).map(Into::into);
+            self.chunk(out, Some(ChunkChoice { index, delta, logprobs, finish_reason: None }));
         }
     }
 

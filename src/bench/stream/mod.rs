@@ -98,7 +98,7 @@ pub fn phase(model: &mut dyn Model, state: &mut SequenceState, ids: &[u32], chun
     Ok(Phase {
         tokens: ids.len(),
         seconds,
-        bytes: after.bytes_read - before.bytes_read,
+        bytes: after.total.reads.bytes_read - before.total.reads.bytes_read,
         busy_seconds: after.busy_seconds - before.busy_seconds,
         stall_seconds: after.total.stall_seconds - before.total.stall_seconds,
         hits: after.total.hits - before.total.hits,

@@ -23,6 +23,8 @@ pub(crate) struct Double {
     config: ModelConfig,
     /// Time a pass takes.
     pub(crate) pace: Duration,
+    /// Time that bringing up a state takes.
+    pub(crate) start_pace: Duration,
     /// A prompt that holds this token makes the pass panic.
     pub(crate) panic_on: Option<u32>,
     /// A prompt that holds this token makes the pass fail.
@@ -66,6 +68,7 @@ impl Double {
         Self {
             config,
             pace: Duration::ZERO,
+            start_pace: Duration::ZERO,
             panic_on: None,
             fail_on: None,
             fail_shared: false,
@@ -92,6 +95,7 @@ impl Model for Double {
     }
 
     fn new_state(&self) -> SequenceState {
+        std::thread::sleep(self.start_pace);
         SequenceState::without_layers()
     }
 

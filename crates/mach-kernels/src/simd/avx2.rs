@@ -1,16 +1,16 @@
-//! AVX2 and FMA: two registers are the whole vector.
+//! AVX2 and FMA, with or without AVX-VNNI: two registers are the whole vector.
 
 use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// Proof that the machine has AVX2 and FMA.
+/// Proof that the machine has AVX2 and FMA, and AVX-VNNI if `VNNI`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
-    /// The machine has avx2 and fma, and the caller runs with these target features enabled.
+    /// The machine has avx2 and fma, and avxvnni if `VNNI`, and the caller runs with these target features enabled.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Avx2(())
@@ -67,10 +67,16 @@ fn dot_half(acc: __m256i, w: __m256i, a: __m256i, factor: i16) -> __m256i {
 // Every method below only runs with an `Avx2` value, which proves the target features; that is the soundness reason of
 // each block. Pointer methods forward their caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
+    const PANEL_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn call<K: crate::Kernel>(self, kernel: K) {
+        unsafe { if VNNI { crate::isa::avx_vnni(kernel) } else { crate::isa::avx2(kernel) } };
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -249,12 +255,18 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot_small(self, acc: Self::I, w: Self::B, a: i32) -> Self::I {
         let a = unsafe { _mm256_set1_epi32(a) };
+        if VNNI {
+            return both!(acc, w, |acc, w| unsafe { _mm256_dpbusd_avx_epi32(acc, w, a) });
+        }
         both!(acc, w, |acc, w| dot_half(acc, w, a, 1))
     }
     #[inline(always)]
     fn dot(self, acc: Self::I, w: Self::B, a: i32) -> Self::I {
-        // In nibbles: two products of a whole unsigned byte would not fit 16 bits.
         let a = unsafe { _mm256_set1_epi32(a) };
+        if VNNI {
+            return both!(acc, w, |acc, w| unsafe { _mm256_dpbusd_avx_epi32(acc, w, a) });
+        }
+        // In nibbles: two products of a whole unsigned byte would not fit 16 bits.
         let low = both!(acc, self.low_nibbles(w), |acc, w| dot_half(acc, w, a, 1));
         both!(low, self.high_nibbles(w), |acc, w| dot_half(acc, w, a, 16))
     }
@@ -286,5 +298,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

@@ -32,6 +32,12 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    const PANEL_ROWS: usize = 8;
+
+    #[inline(always)]
+    fn call<K: crate::Kernel>(self, kernel: K) {
+        unsafe { crate::isa::avx512(kernel) };
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -217,5 +223,9 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
 
+use crate::Kernel;
+
 /// One instruction set. A value of an implementing type is proof that the machine has it: values are made only by
 /// [`crate::dispatch`] after detection, which is what makes the arithmetic methods safe to call.
 ///
@@ -22,6 +24,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 64 x u8: 16 lanes of 4 codes.
     type B: Copy;
+
+    /// Runs a kernel as a function of its own, so that its code exists once however many kernels use it.
+    fn call<K: Kernel>(self, kernel: K);
+
+    /// Rows of activations whose integer and float sums the registers hold at once.
+    const PANEL_ROWS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -116,4 +124,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn lookup(self, table: &[f32; 16], i: Self::I) -> Self::F;
     /// Asks for the cache line at `p`; any address is allowed.
     fn prefetch(self, p: *const u8);
+    /// As [`Simd::prefetch`], into the second-level cache.
+    fn prefetch_far(self, p: *const u8);
 }

@@ -63,6 +63,12 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
+    const PANEL_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn call<K: crate::Kernel>(self, kernel: K) {
+        unsafe { if DOT { crate::isa::neon_dot(kernel) } else { crate::isa::neon(kernel) } };
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -266,6 +272,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     fn prefetch(self, p: *const u8) {
         // SAFETY: a prefetch is a hint; it does not fault at any address.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) };
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        // SAFETY: a prefetch is a hint; it does not fault at any address.
+        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) };
     }
 }
 

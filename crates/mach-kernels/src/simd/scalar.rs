@@ -33,6 +33,12 @@ impl Simd for Scalar {
     type F = [f32; 16];
     type I = [i32; 16];
     type B = [u8; 64];
+    const PANEL_ROWS: usize = 8;
+
+    #[inline(always)]
+    fn call<K: crate::Kernel>(self, kernel: K) {
+        crate::isa::scalar(kernel);
+    }
 
     #[inline(never)]
     fn splat(self, x: f32) -> Self::F {
@@ -181,4 +187,6 @@ impl Simd for Scalar {
     }
     #[inline(never)]
     fn prefetch(self, _p: *const u8) {}
+    #[inline(never)]
+    fn prefetch_far(self, _p: *const u8) {}
 }

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use mach_experts::HotExperts;
 use mach_kernels::attention::{KvCache, KvShape, KvType};
 use mach_kernels::delta::{DeltaShape, DeltaState};
 use mach_models::{LayerState, SequenceState};
@@ -46,7 +47,13 @@ pub(crate) fn image(tokens: &[u32], plain: bool, logits: bool) -> Image {
         }
     }
     let logits = logits.then(|| (0..32).map(|i| (all ^ i) as f32).collect::<Vec<_>>().into());
-    Image { state, draft: None, logits }
+    Image { state, draft: None, logits, hot: Some(Arc::new(hot(tokens))) }
+}
+
+/// The experts of a prompt: those of its own tokens alone, so that they can be told from another's.
+pub(crate) fn hot(tokens: &[u32]) -> HotExperts {
+    let first = tokens.first().copied().unwrap_or(0) as u16;
+    HotExperts { layers: vec![vec![first, tokens.len() as u16], vec![]] }
 }
 
 /// Asserts that what came back is what the prompt's own beginning leads to.

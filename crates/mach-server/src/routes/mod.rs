@@ -24,7 +24,7 @@ use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
-pub(crate) use chat::{Answer, chat_completions, finish_reason, lost};
+pub(crate) use chat::{Answer, chat_completions, lost};
 pub(crate) use completions::completions;
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};

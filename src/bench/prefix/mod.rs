@@ -1,16 +1,21 @@
 //! Time to the first token with a prompt's beginning cold, in memory and on disk.
 
+mod fresh;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, Event, GenerateRequest, Preset, SamplingParams, TextTokenizer,
+    CacheHints, Engine, EngineConfig, Event, GenerateRequest, OutputControl, Preset, SamplingParams,
+    TextTokenizer,
 };
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Blank, Image, Kind, PrefixCache, PrefixConfig, Snapshot, chain, read_speed};
 use serde::Serialize;
+
+pub use fresh::{FreshPlan, FreshReport, FreshRow, measure_fresh};
 
 use super::token_ids;
 
@@ -87,11 +92,15 @@ struct Timed {
 }
 
 fn ask(engine: &Engine, prompt: Vec<u32>, tokens: usize) -> Result<Timed> {
+    ask_with(engine, prompt, tokens, SamplingParams::greedy())
+}
+
+fn ask_with(engine: &Engine, prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Result<Timed> {
     let request = GenerateRequest {
         prompt,
         choices: 1,
         max_tokens: Some(tokens as u32),
-        sampling: SamplingParams::greedy(),
+        sampling,
         stop: Vec::new(),
         stop_token_ids: Vec::new(),
         logprobs: None,
@@ -99,6 +108,7 @@ fn ask(engine: &Engine, prompt: Vec<u32>, tokens: usize) -> Result<Timed> {
         policy: None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
     };
     let mut events = engine.submit(request)?;
     while let Some(event) = events.blocking_recv() {
@@ -224,7 +234,7 @@ fn lookups(conversations: usize) -> Option<f64> {
         for position in [1024, 8000] {
             let mut state = SequenceState::without_layers();
             state.advance(position);
-            let image = Image { state, draft: None, logits: None };
+            let image = Image { state, draft: None, logits: None, hot: None };
             cache.insert(Snapshot { root, tokens: Arc::clone(&tokens), image, kind: Kind::PromptEnd });
         }
     }

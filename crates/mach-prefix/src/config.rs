@@ -1,0 +1,45 @@
+//! Settings.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::chain::Hash;
+
+/// Settings.
+#[derive(Debug, Clone)]
+pub struct PrefixConfig {
+    /// Everything that decides what a state means beside its tokens.
+    pub namespace: Hash,
+    /// Tokens of a block: prefixes are found by the hashes at block edges.
+    pub block: usize,
+    /// Tokens between snapshots in the middle of something long.
+    pub stride: usize,
+    /// Most bytes in memory.
+    pub max_bytes: usize,
+    /// Most snapshots in memory.
+    pub max_entries: usize,
+    /// Where segments are saved, if at all.
+    pub directory: Option<PathBuf>,
+    /// Most bytes there.
+    pub disk_budget: u64,
+    /// Whether a restore brings back the experts that the prefix used most, where they are streamed.
+    pub bring_experts: bool,
+    /// How long the stop may wait for saves.
+    pub close_timeout: Duration,
+}
+
+impl Default for PrefixConfig {
+    fn default() -> Self {
+        Self {
+            namespace: [0; 32],
+            block: 256,
+            stride: 2048,
+            max_bytes: 1 << 30,
+            max_entries: 4096,
+            directory: None,
+            disk_budget: 16 << 30,
+            bring_experts: true,
+            close_timeout: Duration::from_secs(10),
+        }
+    }
+}
