@@ -34,14 +34,34 @@ fn endless(server: &Server) -> TcpStream {
 #[test]
 fn chats_at_the_same_time_say_what_they_say_alone() {
     let server = Server::demo(&["--no-prefix-cache"]);
-    let texts = ["Write a binary search in Python", "Hello", "Tell me about the sea.", "What is 17 + 4?"];
-    let ask = |text: &str| chat_body(text, &json!({"max_tokens": 80}));
-    let alone: Vec<String> =
-        texts.iter().map(|t| server.post("/v1/chat/completions", &ask(t)).text()).collect();
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}, "people": {"type": "integer"}},
+        "required": ["city", "people"], "additionalProperties": false});
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "city", "strict": true, "schema": schema}});
+    let tool = json!({"type": "function", "function": {"name": "look_up", "parameters": schema}});
+    let asks: Vec<String> = [
+        ("Write a binary search in Python", json!({"max_tokens": 80})),
+        ("Name a city", json!({"max_tokens": 60, "response_format": format})),
+        ("Tell me about the sea.", json!({"max_tokens": 80})),
+        ("Look up a city", json!({"max_tokens": 60, "tools": [tool], "tool_choice": "required"})),
+    ]
+    .iter()
+    .map(|(text, extra)| chat_body(text, extra))
+    .collect();
+    // Ids of calls are fresh each time.
+    let said = |answer: &Answer| {
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let mut message = answer.json()["choices"][0]["message"].clone();
+        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+            call["id"] = Value::Null;
+        }
+        message
+    };
+    let alone: Vec<Value> = asks.iter().map(|ask| said(&server.post("/v1/chat/completions", ask))).collect();
     let sent: Vec<TcpStream> =
-        texts.iter().map(|t| server.send("POST", "/v1/chat/completions", &JSON, ask(t).as_bytes())).collect();
+        asks.iter().map(|ask| server.send("POST", "/v1/chat/completions", &JSON, ask.as_bytes())).collect();
     let together: Vec<Answer> = sent.into_iter().map(Answer::read).collect();
-    assert_eq!(together.iter().map(Answer::text).collect::<Vec<_>>(), alone);
+    assert_eq!(together.iter().map(said).collect::<Vec<_>>(), alone);
     // Streams tell how they start.
     let running = endless(&server);
     let streamed = server.chat(json!({"messages": user("Hello"), "stream": true, "max_tokens": 5}));

@@ -13,6 +13,9 @@ const DOCUMENT: &str = include_str!("openapi.json");
 
 pub(crate) async fn openapi(State(shared): State<Arc<Shared>>) -> Response {
     let text = DOCUMENT.replace("VERSION", env!("CARGO_PKG_VERSION"));
+    let first = shared.readiness.model().and_then(|model| model.names.first());
+    let first = serde_json::json!(first.map_or("model", String::as_str)).to_string();
+    let text = text.replace(r#""FIRST_MODEL""#, &first);
     let names = shared.readiness.model().map(|model| serde_json::json!(model.names).to_string());
     let text = match names {
         Some(names) => text.replace(r#"["MODELS"]"#, &names),
