@@ -74,6 +74,25 @@ has "chat, content parts, stop and penalties" '"finish_reason"'
 chat "chat, tools" 200 "{$hello,\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"get_time\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}]}"
 has "chat, tools" '"finish_reason"'
 
+weather='"tools":[{"type":"function","function":{"name":"get_weather","parameters":{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}}}]'
+ask="\"model\":\"$model\",\"max_tokens\":200,\"messages\":[{\"role\":\"user\",\"content\":\"What's the weather in Vienna?\"}]"
+
+chat "chat, a tool is called" 200 "{$ask,$weather,\"tool_choice\":\"required\"}"
+has "chat, a tool is called" '"finish_reason":"tool_calls"'
+has "chat, a tool is called: id" '"id":"call_'
+
+chat "chat, a tool is called, streamed" 200 "{$ask,$weather,\"tool_choice\":\"required\",\"stream\":true}"
+has "chat, a tool is called, streamed" '"tool_calls":[{"index":0,"id":"call_'
+
+chat "chat, JSON of a schema" 200 "{$hello,\"temperature\":0,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"type\":\"object\",\"properties\":{\"ok\":{\"type\":\"boolean\"}},\"required\":[\"ok\"],\"additionalProperties\":false}}}}"
+has "chat, JSON of a schema" '\"ok\"'
+
+chat "chat, a regular expression" 200 "{$hello,\"grammar\":{\"syntax\":\"regex\",\"definition\":\"[0-9]{3}\"}}"
+has "chat, a regular expression" '"finish_reason":"stop"'
+
+chat "a schema that is not supported is named" 400 "{$hello,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"\$ref\":\"https://example.com/x\"}}}}"
+has "a schema that is not supported is named" '"param":"response_format.json_schema.schema"'
+
 chat "chat, speculation preset" 200 "{$hello,\"temperature\":0,\"speculation\":{\"preset\":\"summarization\"}}"
 has "chat, speculation preset" '"finish_reason"'
 
@@ -88,6 +107,35 @@ has "GET /v1/cache/warm_prefix" '"object":"list"'
 
 call "GET /v1/cache/stats" 200 "$url/v1/cache/stats"
 has "GET /v1/cache/stats" '"prefix_cache"'
+
+call "GET /v1/capabilities" 200 "$url/v1/capabilities"
+has "GET /v1/capabilities" '"effective_decode_path_reason"'
+
+call "GET /openapi.json" 200 "$url/openapi.json"
+has "GET /openapi.json" '"openapi"'
+
+call "POST /tokenize" 200 "$url/tokenize" -H 'Content-Type: application/json' -d '{"prompt":"Hello"}'
+has "POST /tokenize" '"count"'
+tokens=$(sed -n 's/.*"tokens":\(\[[^]]*\]\).*/\1/p' "$out")
+
+call "POST /detokenize" 200 "$url/detokenize" -H 'Content-Type: application/json' -d "{\"tokens\":$tokens}"
+has "POST /detokenize" '{"prompt":"Hello"}'
+
+call "POST /v1/completions" 200 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":[\"Hello\",$tokens],\"max_tokens\":4,\"echo\":true}"
+has "POST /v1/completions" '"object":"text_completion"'
+
+call "POST /v1/completions, streamed" 200 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":\"Hello\",\"max_tokens\":4,\"stream\":true}"
+has "POST /v1/completions, streamed" 'data: [DONE]'
+
+call "POST /v1/completions: suffix is refused by name" 400 "$url/v1/completions" -H 'Content-Type: application/json' \
+    -d "{\"model\":\"$model\",\"prompt\":\"Hello\",\"suffix\":\"x\"}"
+has "POST /v1/completions: suffix is refused by name" '"param":"suffix"'
+
+call "GET /metrics" 200 "$url/metrics"
+has "GET /metrics" 'mach_time_to_first_token_seconds_bucket'
+has "GET /metrics" 'mach_num_requests_running'
 
 chat "a field out of range is named" 400 "{$hello,\"temperature\":-1}"
 has "a field out of range is named" '"param":"temperature"'

@@ -12,6 +12,7 @@ pub mod experts;
 mod loading;
 mod logging;
 mod memory;
+pub mod output;
 pub mod prefix;
 mod signals;
 pub mod trace;

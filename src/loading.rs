@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mach_checkpoint::Checkpoint;
+use mach_api::output::OutputFormat;
+use mach_checkpoint::{Architecture, Checkpoint, architecture};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{Activations, LoadProgress, Model};
 use mach_prefix::PrefixConfig;
-use mach_server::{ChatModel, Decoding, Templates};
+use mach_server::{ChatModel, Decoding, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
 use tracing::{info, warn};
 
@@ -54,9 +55,24 @@ impl Opened {
         &self.checkpoint
     }
 
+    /// Whether requests share passes, or why they cannot.
+    pub(crate) fn batching(&self, asked: Option<bool>) -> Result<bool, String> {
+        self.architecture().map_or(Ok(asked.unwrap_or(true)), |arch| arch.batching(asked))
+    }
+
+    fn architecture(&self) -> Option<&'static Architecture> {
+        architecture(&self.checkpoint.config().model_type)
+    }
+
     /// Whether chats can be rendered.
     pub(crate) fn can_chat(&self) -> bool {
         self.templates.is_some()
+    }
+
+    /// How the model writes its answers, by its chat template.
+    pub(crate) fn output_format(&self) -> OutputFormat {
+        let template = self.templates.as_ref().map_or("", Templates::source);
+        OutputFormat::detect(&self.checkpoint.config().model_type, template)
     }
 
     /// Loads the weights and starts the engine.
@@ -70,7 +86,7 @@ impl Opened {
         let started = Instant::now();
         let mut display = Display::new(&self.config.checkpoint);
         let draft = draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir));
-        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_sequences, draft)?;
+        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_batch, draft)?;
         if report.signals {
             prepared.signals.into_iter().for_each(Signal::emit);
         }
@@ -96,6 +112,7 @@ impl Opened {
             engine.state_budget = Some(prepared.budget.state - cached);
         }
         let facts = model.facts();
+        let family = self.architecture();
         let architecture = model.config().model_type.clone();
         let experts =
             model.config().moe.num_experts * model.config().moe_layers.iter().filter(|&&m| m).count();
@@ -116,7 +133,11 @@ impl Opened {
                 .with("context", engine.context())
                 .with("prefill_chunk", engine.prefill_chunk())
                 .with("max_queue", engine_config.queue_capacity)
-                .with("max_sequences", engine_config.max_sequences);
+                .with("max_batch", engine_config.max_batch)
+                .with("continuous_batching", engine_config.continuous_batching);
+            if let Some(reason) = family.and_then(|arch| arch.unbatchable) {
+                signal = signal.with("continuous_batching_reason", reason);
+            }
             if let Some(bytes) = engine_config.state_budget {
                 signal = signal.with("state_budget_bytes", bytes);
             }
@@ -141,7 +162,10 @@ impl Opened {
                 .emit();
         }
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
-        Ok(ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding))
+        let arch = family.map(|arch| arch.card());
+        let serving = Serving { backend: "production", arch, mode: prepared.mode };
+        let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
+        Ok(model.with_serving(serving))
     }
 }
 

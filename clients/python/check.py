@@ -1,8 +1,17 @@
-"""Checks a running server with the official `openai` package. Usage: check.py BASE_URL (ending in /v1)."""
+"""Checks a running server with the official `openai` package.
 
+Usage: check.py BASE_URL [BASE_URL_OF_A_SERVER_WITH_ONE_SLOT_AND_A_QUEUE_OF_ONE] (both ending in /v1).
+"""
+
+import concurrent.futures
+import json
 import sys
+import time
+import urllib.request
+from typing import Literal
 
 import openai
+import pydantic
 
 client = openai.OpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
 
@@ -41,20 +50,64 @@ again = client.chat.completions.create(**{**ask, "temperature": 1, "seed": 7, "n
 assert [c.message.content for c in two.choices] == [c.message.content for c in again.choices]
 print("ok   seed, n")
 
-tool = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
-history = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": [{"type": "text", "text": "What time is it?"}]},
-    {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": "{\"zone\": \"UTC\"}"}}]},
-    {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+weather = {"type": "function", "function": {
+    "name": "get_weather", "description": "Get the current weather for a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+question = [{"role": "user", "content": "What's the weather in Vienna?"}]
+call = dict(model=model, messages=question, tools=[weather], temperature=0, max_tokens=200)
+
+first = client.chat.completions.create(**call, tool_choice="required")
+assert first.choices[0].finish_reason == "tool_calls", first
+asked = first.choices[0].message.tool_calls[0]
+assert asked.id.startswith("call_") and asked.function.name == "get_weather"
+assert isinstance(json.loads(asked.function.arguments)["city"], str)
+
+name, arguments, finish = "", "", None
+for chunk in client.chat.completions.create(**call, tool_choice="required", stream=True):
+    for delta in chunk.choices[0].delta.tool_calls or []:
+        name += delta.function.name or ""
+        arguments += delta.function.arguments or ""
+    finish = chunk.choices[0].finish_reason or finish
+assert (name, arguments, finish) == (asked.function.name, asked.function.arguments, "tool_calls")
+
+history = question + [
+    first.choices[0].message,
+    {"role": "tool", "tool_call_id": asked.id, "content": '{"city": "Vienna", "temperature": 17, "condition": "light rain"}'},
 ]
-assert client.chat.completions.create(**{**ask, "messages": history, "tools": [tool]}).choices
-print("ok   tools, history")
+told = client.chat.completions.create(**{**call, "messages": history})
+assert told.choices[0].message.content, told
+assert told.usage.prompt_tokens_details.cached_tokens >= first.usage.total_tokens - 1, told.usage
+print("ok   tools:", asked.function.arguments, "->", repr(told.choices[0].message.content))
+
+
+class Person(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=20)
+    age: int = pydantic.Field(ge=0, le=150)
+    likes: list[Literal["music", "books", "boats"]] = pydantic.Field(max_length=3)
+
+
+class Order(pydantic.BaseModel):
+    count: int = pydantic.Field(ge=1, le=99)
+    things: list[Literal["music", "books", "boats"]] = pydantic.Field(max_length=3)
+
+
+person = [{"role": "user", "content": "Give me a person as JSON."}]
+for seed in range(3):
+    parsed = client.chat.completions.parse(
+        model=model, messages=person, response_format=Person, temperature=1.2, seed=seed, max_tokens=400)
+    assert isinstance(parsed.choices[0].message.parsed, Person), parsed
+print("ok   parsed:", parsed.choices[0].message.parsed)
+
+strict = openai.pydantic_function_tool(Order, name="order")
+ordered = client.chat.completions.parse(
+    model=model, messages=person, tools=[strict], tool_choice="required", temperature=1.2, seed=1, max_tokens=400)
+assert isinstance(ordered.choices[0].message.tool_calls[0].function.parsed_arguments, Order), ordered
+print("ok   parsed tool call")
 
 for change, error, param in [
     ({"temperature": -1}, openai.BadRequestError, "temperature"),
     ({"model": "no-such-model"}, openai.NotFoundError, "model"),
+    ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
 ]:
     try:
         client.chat.completions.create(**{**ask, **change})
@@ -63,3 +116,49 @@ for change, error, param in [
     else:
         raise AssertionError(change)
 print("ok   errors")
+
+prompt = dict(model=model, prompt="def binary_search(items, target):\n", max_tokens=12, temperature=0)
+plain = client.completions.create(**prompt, echo=True).choices[0].text
+assert plain.startswith(prompt["prompt"])
+pieces = [c.choices[0].text for c in client.completions.create(**prompt, stream=True) if c.choices]
+assert prompt["prompt"] + "".join(pieces) == plain
+both = client.completions.create(**{**prompt, "prompt": [prompt["prompt"], [1, 2, 3]], "logprobs": 2})
+assert [c.index for c in both.choices] == [0, 1] and len(both.choices[0].logprobs.tokens) > 0
+print("ok   completions")
+
+raw = client.chat.completions.with_raw_response.create(**ask, extra_headers={"X-Request-Id": "check-1"})
+assert raw.headers["x-request-id"] == "check-1" and raw.headers["x-decode-mode"]
+print("ok   headers:", raw.headers["x-decode-mode"])
+
+story = {**ask, "max_tokens": 5000, "extra_body": {"ignore_eos": True}}
+try:
+    client.with_options(timeout=0.05).chat.completions.create(**story)
+except openai.APITimeoutError:
+    pass
+else:
+    raise AssertionError("a short timeout must end the request")
+print("ok   timeout")
+
+if len(sys.argv) > 2:
+    # A server whose queue is full answers 429 with Retry-After, which the client waits for and tries again.
+    narrow = openai.OpenAI(base_url=sys.argv[2], api_key="any", max_retries=0)
+    health = sys.argv[2].removesuffix("/v1") + "/health"
+    short = {**ask, "max_tokens": 2}
+    busy = narrow.chat.completions.create(**story, stream=True)
+    words = iter(busy)
+    next(words)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(narrow.chat.completions.create, **short)
+        while json.load(urllib.request.urlopen(health))["queued"] == 0:
+            time.sleep(0.01)
+        try:
+            narrow.chat.completions.create(**short)
+        except openai.RateLimitError as e:
+            assert e.code == "queue_full" and int(e.response.headers["retry-after"]) > 0
+        else:
+            raise AssertionError("the queue is full")
+        retried = pool.submit(narrow.with_options(max_retries=20).chat.completions.create, **short)
+        time.sleep(0.5)
+        busy.close()
+        assert waiting.result().choices and retried.result().choices
+    print("ok   429, Retry-After, retries")

@@ -9,6 +9,7 @@ pub mod kv;
 mod machine;
 pub mod prefix;
 mod report;
+pub mod serve;
 pub mod specdec;
 pub mod stream;
 mod timing;

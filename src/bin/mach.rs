@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mach::commands::{bench, convert, generate, serve, synth, trace};
+use mach::commands::{archs, bench, convert, generate, serve, synth, trace};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Write a synthetic checkpoint with the shape of a real model
     Synth(synth::SynthArgs),
+    /// List the model families, or tell which one a checkpoint is of
+    Archs(archs::ArchsArgs),
     /// Convert a checkpoint to the engine format: laid out weights, one record an expert
     Convert(convert::ConvertArgs),
     /// Write the experts of a checkpoint as records beside its tensors, for streaming
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
         Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
         Command::Synth(args) => synth::run(args),
+        Command::Archs(args) => archs::run(&args),
         Command::Convert(args) => convert::run(args),
         Command::ExportSidecar(args) => convert::export(args),
     })

@@ -7,8 +7,10 @@ use clap::{Args, Subcommand};
 use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions};
 
+use super::bench_grammar::GrammarArgs;
 use super::bench_kv::KvArgs;
 use super::bench_prefix::PrefixArgs;
+use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
 use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
@@ -55,10 +57,14 @@ enum What {
     Specdec(Box<SpecdecArgs>),
     /// Streaming: decoding and prompts beside what the drive can do.
     Stream(Box<StreamArgs>),
+    /// Grammars: what holding an answer to one costs beside decoding it.
+    Grammar(Box<GrammarArgs>),
     /// The prefix cache: time to the first token cold, from memory, from disk; what saving costs.
     Prefix(Box<PrefixArgs>),
     /// Quantized keys and values: size, divergence, speed.
     Kv(Box<KvArgs>),
+    /// Serving: HTTP, template and text over a model that takes no time.
+    Serve(Box<ServeArgs>),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -92,8 +98,10 @@ pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         Some(What::Specdec(args)) => return super::bench_specdec::run(*args),
         Some(What::Stream(args)) => return super::bench_stream::run(*args),
+        Some(What::Grammar(args)) => return super::bench_grammar::run(*args),
         Some(What::Prefix(args)) => return super::bench_prefix::run(*args),
         Some(What::Kv(args)) => return super::bench_kv::run(*args),
+        Some(What::Serve(args)) => return super::bench_serve::run(*args),
         _ => {}
     }
     if let Some(What::Ceilings(common)) = &args.what {

@@ -1,8 +1,11 @@
 //! One module a subcommand.
 
+pub mod archs;
 pub mod bench;
+mod bench_grammar;
 mod bench_kv;
 mod bench_prefix;
+mod bench_serve;
 mod bench_specdec;
 mod bench_stream;
 pub mod convert;

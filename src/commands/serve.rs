@@ -4,16 +4,18 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mach_api::chat::WarmRequest;
+use mach_api::output::OutputFormat;
 use mach_engine::EngineConfig;
-use mach_server::{ChatModel, Readiness, ServerConfig};
+use mach_server::{ChatModel, Origins, Readiness, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::Exit;
 use crate::args::{LogArgs, ModelArgs};
 use crate::loading::{Opened, Report};
+use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
 use crate::signals::Signal;
 
@@ -51,9 +53,49 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = EngineConfig::default().queue_capacity, value_name = "N")]
     pub max_queue: usize,
 
-    /// Choices of one request (`n`) that are generated together
-    #[arg(long, default_value_t = EngineConfig::default().max_sequences, value_name = "N")]
-    pub max_sequences: usize,
+    /// Sequences that are generated together: requests, and the choices (`n`) of each
+    #[arg(long, alias = "max-sequences", default_value_t = EngineConfig::default().max_batch, value_name = "N")]
+    pub max_batch: usize,
+
+    /// Let requests share passes of the model; the default where the model's family can
+    #[arg(long, conflicts_with = "no_continuous_batching")]
+    pub continuous_batching: bool,
+
+    /// Run one request after another
+    #[arg(long)]
+    pub no_continuous_batching: bool,
+
+    /// Prompt tokens of a pass while other requests decode
+    #[arg(long, default_value_t = EngineConfig::default().prefill_interleave, value_name = "TOKENS")]
+    pub prefill_interleave: usize,
+
+    /// Seconds that a request may wait for its turn before it is refused with 503; 0 for no limit
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub queue_timeout: f64,
+
+    /// Seconds that a request may take, waiting included, before it is cut off with 504; 0 for no limit
+    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    pub request_timeout: f64,
+
+    /// Generating requests that one API key may have at one time; more are refused with 429
+    #[arg(long, value_name = "N")]
+    pub max_concurrent_per_key: Option<usize>,
+
+    /// Site whose pages may ask this server, as https://example.org, or * for all; may be given more than once
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<String>,
+
+    /// How the model is run: production (also called dflash); openai, the generic path, is not built yet
+    #[arg(long, value_enum, default_value_t = BackendArg::Production)]
+    pub backend: BackendArg,
+
+    /// Largest request head in KiB
+    #[arg(long, default_value_t = 64, value_name = "KIB")]
+    pub max_head_kib: usize,
+
+    /// Connections that may be open at one time; more wait
+    #[arg(long, default_value_t = ServerConfig::default().max_connections, value_name = "N")]
+    pub max_connections: usize,
 
     /// Largest request body in MiB
     #[arg(long, default_value_t = 32, value_name = "MIB")]
@@ -62,6 +104,10 @@ pub struct ServeArgs {
     /// Seconds that running generations may take to finish after SIGTERM
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
+
+    /// How answers are read
+    #[command(flatten)]
+    pub output: OutputArgs,
 
     /// Prefix cache
     #[command(flatten)]
@@ -72,6 +118,27 @@ pub struct ServeArgs {
     pub log: LogArgs,
 }
 
+/// Values of `--backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The engine of this project.
+    Production,
+    /// The same by its other name.
+    Dflash,
+    /// The generic path.
+    Openai,
+}
+
+/// A limit in seconds; 0 is none.
+fn limit(flag: &str, seconds: f64) -> Result<Option<Duration>, Exit> {
+    if seconds == 0.0 {
+        return Ok(None);
+    }
+    let fits = Some(seconds).filter(|s| (0.001..=1e7).contains(s));
+    fits.map(|s| Some(Duration::from_secs_f64(s)))
+        .ok_or_else(|| Exit::input(format!("{flag}: must be 0 or between 0.001 and 10000000 seconds")))
+}
+
 /// [`ServeArgs`], checked.
 #[derive(Debug)]
 struct ServeConfig {
@@ -79,6 +146,7 @@ struct ServeConfig {
     names: Vec<String>,
     engine: EngineConfig,
     server: ServerConfig,
+    output: OutputArgs,
     /// Prefixes to be warm before the server is ready.
     warm: Vec<WarmRequest>,
 }
@@ -98,8 +166,22 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
     if args.served_model_name.iter().any(|n| n.trim().is_empty()) {
         return Err(Exit::input("--served-model-name: must not be empty"));
     }
-    if args.max_queue == 0 || args.max_sequences == 0 || args.max_body_mib == 0 {
-        return Err(Exit::input("--max-queue, --max-sequences and --max-body-mib must be at least 1"));
+    if args.backend == BackendArg::Openai {
+        return Err(Exit::input("--backend openai: not built yet; production (or dflash) is"));
+    }
+    let counts = [
+        ("--max-queue", args.max_queue),
+        ("--max-batch", args.max_batch),
+        ("--max-body-mib", args.max_body_mib),
+        ("--prefill-interleave", args.prefill_interleave),
+        ("--max-concurrent-per-key", args.max_concurrent_per_key.unwrap_or(1)),
+        ("--max-connections", args.max_connections),
+    ];
+    if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+        return Err(Exit::input(format!("{flag}: must be at least 1")));
+    }
+    if !(8..=4096).contains(&args.max_head_kib) {
+        return Err(Exit::input("--max-head-kib: must be between 8 and 4096"));
     }
     let max_body = args.max_body_mib.checked_mul(1 << 20);
     Ok(ServeConfig {
@@ -107,7 +189,10 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
         names: args.served_model_name.clone(),
         engine: EngineConfig {
             queue_capacity: args.max_queue,
-            max_sequences: args.max_sequences,
+            max_batch: args.max_batch,
+            prefill_interleave: args.prefill_interleave,
+            queue_timeout: limit("--queue-timeout", args.queue_timeout)?,
+            request_timeout: limit("--request-timeout", args.request_timeout)?,
             prefix: args.prefix.validate()?,
             ..EngineConfig::default()
         },
@@ -115,17 +200,30 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
             api_key,
             max_body: max_body.ok_or_else(|| Exit::input("--max-body-mib: too large"))?,
             drain_timeout: Duration::from_secs(args.drain_timeout),
+            max_head: args.max_head_kib << 10,
+            max_connections: args.max_connections,
+            max_concurrent_per_key: args.max_concurrent_per_key,
+            cors: Origins::parse(&args.cors_origin)
+                .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
             ..ServerConfig::default()
         },
+        output: args.output.clone(),
         warm: args.prefix.prefixes()?,
     })
 }
 
 /// Runs the command.
 pub fn run(args: ServeArgs) -> Result<(), Exit> {
-    let config = validate(&args, std::env::var(KEY_VARIABLE).ok())?;
+    let mut config = validate(&args, std::env::var(KEY_VARIABLE).ok())?;
     crate::logging::init(&args.log);
+    let asked = match (args.continuous_batching, args.no_continuous_batching) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    };
     let opened = Opened::open(args.model.validate()?)?;
+    config.engine.continuous_batching =
+        opened.batching(asked).map_err(|reason| Exit::input(format!("--continuous-batching: {reason}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // Serving needs little; the cores belong to the model.
         .worker_threads(2)
@@ -154,7 +252,8 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
 
     let readiness = Readiness::loading();
     let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
-    let mut loaded = load_on_thread(opened, config.engine, names, config.warm, &readiness)?;
+    let output = config.output.apply(opened.output_format());
+    let mut loaded = load_on_thread(opened, config.engine, names, (output, config.warm), &readiness)?;
     let server = mach_server::serve(listener, config.server, Arc::clone(&readiness), stop_signal()?);
     let mut server = std::pin::pin!(server);
     tokio::select! {
@@ -184,7 +283,7 @@ fn load_on_thread(
     opened: Opened,
     engine: EngineConfig,
     names: Vec<String>,
-    warm: Vec<WarmRequest>,
+    (output, warm): (OutputFormat, Vec<WarmRequest>),
     readiness: &Arc<Readiness>,
 ) -> Result<Loaded, Exit> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -194,6 +293,8 @@ fn load_on_thread(
             readiness.progress(p.bytes_done, p.bytes_total);
         });
         let result = result.and_then(|model| {
+            let model = model.with_output(output);
+            output_signal(output).emit();
             warm_up(&model, &warm)?;
             Ok(model)
         });
@@ -202,6 +303,12 @@ fn load_on_thread(
     };
     std::thread::Builder::new().name("mach-load".into()).spawn(work).map_err(Exit::failure)?;
     Ok(receiver)
+}
+
+fn output_signal(output: OutputFormat) -> Signal {
+    Signal::new("output")
+        .with("tool_call_parser", output.tools.map_or("none", |format| format.name()))
+        .with("reasoning_parser", output.reasoning.map_or("none", |format| format.name()))
 }
 
 fn warm_up(model: &ChatModel, prefixes: &[WarmRequest]) -> Result<(), Exit> {
@@ -287,8 +394,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_built_or_makes_no_sense_is_refused() {
+        for line in [
+            "--backend openai",
+            "--queue-timeout=-1",
+            "--request-timeout NaN",
+            "--cors-origin example.org",
+            "--max-head-kib 1000000",
+        ] {
+            assert_eq!(check(&format!("demo {line}"), None).unwrap_err().code, 2, "{line}");
+        }
+        let config = check("demo --backend dflash --queue-timeout 0.5 --cors-origin *", None).unwrap();
+        assert_eq!(config.engine.queue_timeout, Some(Duration::from_millis(500)));
+        assert_eq!((config.engine.request_timeout, config.server.cors), (None, Some(Origins::Any)));
+    }
+
+    #[test]
     fn limits_must_not_be_zero() {
-        for flag in ["--max-queue", "--max-sequences", "--max-body-mib", "--prefill-chunk", "--max-context"] {
+        for flag in [
+            "--max-queue",
+            "--max-batch",
+            "--max-sequences",
+            "--max-body-mib",
+            "--max-head-kib",
+            "--max-connections",
+            "--max-concurrent-per-key",
+            "--prefill-chunk",
+            "--prefill-interleave",
+            "--max-context",
+        ] {
             assert_eq!(check(&format!("demo {flag} 0"), None).unwrap_err().code, 2, "{flag}");
         }
     }

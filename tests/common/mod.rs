@@ -1,5 +1,8 @@
 //! A real server process on a free port, and a small HTTP client.
 
+// Each test binary compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     UnsupportedMediaType,
     /// The body is larger than the limit.
     TooLarge,
+    /// The head of the request is larger than the limit.
+    HeadTooLarge,
     /// The API key is missing or wrong.
     Unauthorized,
     /// No model of this name.
@@ -23,6 +25,12 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The queue is full.
     Overloaded,
+    /// The key has as many requests at work as it may have.
+    TooManyAtOnce,
+    /// The request waited for its turn as long as it may.
+    QueueTimeout,
+    /// The request took as long as it may.
+    Timeout,
     /// The model is loading, or the server is draining.
     Unavailable,
     /// The server failed.
@@ -39,9 +47,11 @@ impl ErrorKind {
             Self::MethodNotAllowed => 405,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
-            Self::Overloaded => 429,
+            Self::Overloaded | Self::TooManyAtOnce => 429,
+            Self::HeadTooLarge => 431,
             Self::Internal => 500,
-            Self::Unavailable => 503,
+            Self::Unavailable | Self::QueueTimeout => 503,
+            Self::Timeout => 504,
         }
     }
 
@@ -49,8 +59,9 @@ impl ErrorKind {
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Unauthorized => "authentication_error",
-            Self::Overloaded => "rate_limit_error",
-            Self::Unavailable => "service_unavailable_error",
+            Self::Overloaded | Self::TooManyAtOnce => "rate_limit_error",
+            Self::Timeout => "timeout_error",
+            Self::Unavailable | Self::QueueTimeout => "service_unavailable_error",
             Self::Internal => "server_error",
             _ => "invalid_request_error",
         }
@@ -60,12 +71,15 @@ impl ErrorKind {
     pub fn code(self) -> Option<&'static str> {
         match self {
             Self::ContextLength => Some("context_length_exceeded"),
-            Self::TooLarge => Some("request_too_large"),
+            Self::TooLarge | Self::HeadTooLarge => Some("request_too_large"),
             Self::Unauthorized => Some("invalid_api_key"),
             Self::ModelNotFound => Some("model_not_found"),
             Self::NotFound => Some("unknown_url"),
             Self::MethodNotAllowed => Some("method_not_allowed"),
             Self::Overloaded => Some("queue_full"),
+            Self::TooManyAtOnce => Some("concurrency_limit"),
+            Self::QueueTimeout => Some("queue_timeout"),
+            Self::Timeout => Some("request_timeout"),
             Self::Unavailable => Some("unavailable"),
             Self::InvalidRequest | Self::UnsupportedMediaType | Self::Internal => None,
         }

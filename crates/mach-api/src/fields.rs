@@ -74,6 +74,16 @@ impl Fields {
         self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
+    /// Puts a field in place of what was there.
+    pub(crate) fn put(&mut self, name: &str, value: impl Into<Value>) {
+        self.map.insert(name.to_owned(), value.into());
+    }
+
+    /// All that was not taken, as an object.
+    pub(crate) fn into_value(self) -> Value {
+        Value::Object(self.map)
+    }
+
     /// What was not taken.
     pub(crate) fn rest(self) -> impl Iterator<Item = (String, Value)> {
         self.map.into_iter().filter(|(_, v)| !v.is_null())

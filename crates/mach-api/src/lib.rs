@@ -5,12 +5,16 @@
 //! `transformers` library does. The response types serialise to OpenAI's shapes.
 
 pub mod chat;
+pub mod completions;
 mod error;
 mod fields;
 mod models;
+pub mod output;
 pub mod template;
+pub mod tokens;
 
 pub use chat::{ChatRequest, Message};
+pub use completions::CompletionRequest;
 pub use error::{ApiError, ErrorKind};
 pub use models::{ModelCard, ModelList};
 pub use template::{ChatTemplate, TemplateError};

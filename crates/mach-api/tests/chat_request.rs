@@ -1,6 +1,6 @@
 //! Parsing of chat requests: what is accepted, and which field an error names.
 
-use mach_api::chat::{ChatRequest, Content, Limits, Role};
+use mach_api::chat::{ChatRequest, Content, Limits, ResponseFormat, Role, SpeculationPreset, ToolChoice};
 use mach_api::{ApiError, ErrorKind};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -119,10 +119,8 @@ fn nested_fields_are_named_by_their_path() {
 #[test]
 fn fields_that_would_change_the_answer_are_refused_by_name() {
     for (name, value) in [
-        ("response_format", json!({"type": "json_object"})),
         ("functions", json!([{}])),
         ("best_of", json!(2)),
-        ("parallel_tool_calls", json!(false)),
         ("guided_regex", json!("a+")),
         ("no_such_field", json!(1)),
     ] {
@@ -241,4 +239,61 @@ proptest! {
             prop_assert!((1..=128).contains(&r.n));
         }
     }
+}
+
+#[test]
+fn tool_choice_and_formats_are_read() {
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let choice = |choice: Value| {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": tools,
+            "tool_choice": choice, "parallel_tool_calls": false});
+        parse(&body.to_string())
+    };
+    let read = choice(json!("required")).unwrap();
+    assert_eq!((read.tool_choice, read.parallel_tool_calls), (ToolChoice::Required, false));
+    let named = json!({"type": "function", "function": {"name": "f"}});
+    assert_eq!(choice(named).unwrap().tool_choice, ToolChoice::Function("f".into()));
+    let none = choice(json!("none")).unwrap();
+    assert!(none.tool_choice == ToolChoice::None && none.tools.is_empty());
+    let unknown = choice(json!({"type": "function", "function": {"name": "g"}})).unwrap_err();
+    assert_eq!(unknown.param.as_deref(), Some("tool_choice.function.name"));
+    let schema = json!({"enum": ["a", "b"]});
+    let format = with(
+        "response_format",
+        json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+    );
+    assert!(matches!(format.unwrap().format, Some(ResponseFormat::Json(given, _)) if given == schema));
+    let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().format;
+    assert_eq!(regex, Some(ResponseFormat::Regex("a+".into())));
+    assert_eq!(
+        with("grammar", json!("start: \"a\"")).unwrap().format,
+        Some(ResponseFormat::Lark("start: \"a\"".into()))
+    );
+    for (name, value, at) in [
+        ("response_format", json!({"type": "json_schema"}), "response_format.json_schema"),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"schema": 3}}),
+            "response_format.json_schema.schema",
+        ),
+        ("response_format", json!({"type": "text", "x": 1}), "response_format.x"),
+        ("grammar", json!({"syntax": "ebnf", "definition": "x"}), "grammar.syntax"),
+        ("grammar", json!("a".repeat(100_000)), "grammar"),
+        ("tool_choice", json!("required"), "tool_choice"),
+    ] {
+        assert_eq!(param(name, value), at);
+    }
+}
+
+#[test]
+fn labels_of_a_schema_serve_the_classification_preset() {
+    let ask = |schema: Value| {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}],
+            "speculation": {"preset": "classification"},
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+        parse(&body.to_string())
+    };
+    let preset = ask(json!({"enum": ["a", "b"]})).unwrap().speculation;
+    assert_eq!(preset, SpeculationPreset::Classification(vec!["\"a\"".into(), "\"b\"".into()]));
+    assert_eq!(ask(json!({"type": "string"})).unwrap_err().param.as_deref(), Some("speculation.preset"));
 }

@@ -1,5 +1,7 @@
 //! The architecture registry: what distinguishes the families on disk. A family is added by adding a row.
 
+use serde::Serialize;
+
 use crate::Family;
 
 /// Where a form of a family keeps the text model.
@@ -32,6 +34,74 @@ pub struct Architecture {
     pub full_attention_interval: Option<usize>,
     /// Whether layers have a shared expert.
     pub shared_expert: bool,
+    /// How experts combine gate and up.
+    pub swiglu_variant: &'static str,
+    /// Whether experts have biases.
+    pub expert_bias: bool,
+    /// Module that computes it.
+    pub module: &'static str,
+    /// Why sequences cannot share passes, if they cannot.
+    pub unbatchable: Option<&'static str>,
+}
+
+/// What a family is, as `mach-archs --json` and the server's capabilities tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ArchitectureCard {
+    /// `model_type` at the top level of `config.json`.
+    pub model_type: &'static str,
+    /// How experts combine gate and up.
+    pub swiglu_variant: &'static str,
+    /// Whether checkpoints may hold a layer's experts as one stacked tensor.
+    pub stacked_supported: bool,
+    /// Whether experts have biases.
+    pub has_expert_bias: bool,
+    /// Whether the text settings lie in `text_config`.
+    pub text_config_wrapped: bool,
+    /// Module that computes it.
+    pub model_module: &'static str,
+    /// Bits that experts are quantized to unless told otherwise.
+    pub default_bits: u8,
+    /// Columns that share a scale then.
+    pub default_group_size: usize,
+    /// What a sequence keeps: `full_kv`, or `hybrid_gdn` where recurrent layers alternate with attention.
+    pub kv_cache_kind: &'static str,
+    /// The generation of drafts that it can be sped up by.
+    pub specdec_kind: &'static str,
+    /// `ok`, or why sequences cannot share passes.
+    pub continuous_batching: &'static str,
+}
+
+/// What experts are quantized to unless told otherwise: bits, and columns that share a scale.
+pub const DEFAULT_QUANTIZATION: (u8, usize) = (4, 64);
+
+impl Architecture {
+    /// The family in the terms of the API.
+    pub fn card(&self) -> ArchitectureCard {
+        let (default_bits, default_group_size) = DEFAULT_QUANTIZATION;
+        ArchitectureCard {
+            model_type: self.model_type,
+            swiglu_variant: self.swiglu_variant,
+            // `Checkpoint::experts` takes every layout for every family.
+            stacked_supported: true,
+            has_expert_bias: self.expert_bias,
+            text_config_wrapped: self.text_config,
+            model_module: self.module,
+            default_bits,
+            default_group_size,
+            kv_cache_kind: if self.full_attention_interval.is_some() { "hybrid_gdn" } else { "full_kv" },
+            specdec_kind: "specdec_v7",
+            continuous_batching: self.unbatchable.unwrap_or("ok"),
+        }
+    }
+
+    /// Whether requests share passes. `asked`: what the operator said, if anything. Asking for what the family cannot do
+    /// is an error that says why.
+    pub fn batching(&self, asked: Option<bool>) -> Result<bool, String> {
+        match (asked, self.unbatchable) {
+            (Some(true), Some(reason)) => Err(format!("{} cannot batch: {reason}", self.model_type)),
+            (asked, reason) => Ok(asked.unwrap_or(true) && reason.is_none()),
+        }
+    }
 }
 
 const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
@@ -52,6 +122,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
         partial_rotary_factor: 0.25,
         full_attention_interval: Some(4),
         shared_expert: true,
+        swiglu_variant: "plain_swiglu",
+        expert_bias: false,
+        module: "mach_models::qwen3_5_moe",
+        unbatchable: None,
     },
     Architecture {
         model_type: "qwen3_moe",
@@ -63,6 +137,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
         partial_rotary_factor: 1.0,
         full_attention_interval: None,
         shared_expert: false,
+        swiglu_variant: "plain_swiglu",
+        expert_bias: false,
+        module: "mach_models::qwen3_moe",
+        unbatchable: None,
     },
 ];
 
@@ -74,4 +152,21 @@ pub fn architecture(model_type: &str) -> Option<&'static Architecture> {
 /// The known `model_type`s, comma separated.
 pub fn known_model_types() -> String {
     ARCHITECTURES.iter().map(|a| a.model_type).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_cannot_batch_refuses_with_the_reason() {
+        let able = ARCHITECTURES[0];
+        assert_eq!((able.batching(None), able.batching(Some(true))), (Ok(true), Ok(true)));
+        assert_eq!((able.batching(Some(false)), able.card().continuous_batching), (Ok(false), "ok"));
+        let unable = Architecture { unbatchable: Some("its cache is one sequence's"), ..able };
+        assert_eq!((unable.batching(None), unable.batching(Some(false))), (Ok(false), Ok(false)));
+        let refusal = unable.batching(Some(true)).unwrap_err();
+        assert!(refusal.contains(able.model_type) && refusal.ends_with("its cache is one sequence's"));
+        assert_eq!(unable.card().continuous_batching, "its cache is one sequence's");
+    }
 }

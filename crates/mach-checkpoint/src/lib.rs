@@ -20,7 +20,10 @@ mod tensors;
 mod tokenizer;
 mod weights;
 
-pub use architecture::{ARCHITECTURES, Architecture, Naming, architecture, known_model_types};
+pub use architecture::{
+    ARCHITECTURES, Architecture, ArchitectureCard, DEFAULT_QUANTIZATION, Naming, architecture,
+    known_model_types,
+};
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig};
 pub use error::CheckpointError;

@@ -4,16 +4,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mach_experts::{StreamingStats, StreamingSummary};
 use mach_models::Model;
 use mach_prefix::{Blank, PrefixCache, PrefixConfig};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::queue::{Job, Queue};
-use crate::scheduler::Scheduler;
-use crate::{EngineError, EngineStats, Events, GenerateRequest, Speculation, TextTokenizer};
+use crate::scheduler::{Commons, Scheduler};
+use crate::{
+    EngineError, EngineMetrics, EngineStats, Events, GenerateRequest, Speculation, Started, TextTokenizer,
+};
 
 /// Settings of the engine.
 #[derive(Debug, Clone)]
@@ -22,8 +24,16 @@ pub struct EngineConfig {
     pub queue_capacity: usize,
     /// Prompt tokens that one pass of the model takes.
     pub prefill_chunk: usize,
-    /// Sequences that run together.
-    pub max_sequences: usize,
+    /// Sequences that run together: requests, and the choices of each.
+    pub max_batch: usize,
+    /// Whether requests share passes. Without it one runs after another, its own choices together.
+    pub continuous_batching: bool,
+    /// Prompt tokens of a pass that other sequences wait for.
+    pub prefill_interleave: usize,
+    /// How long a request may wait for its turn.
+    pub queue_timeout: Option<Duration>,
+    /// How long a request may take, waiting included.
+    pub request_timeout: Option<Duration>,
     /// Upper bound of the context in tokens; the model's own bound holds as well.
     pub max_context: Option<usize>,
     /// Bytes that the state of all active sequences may take together.
@@ -39,7 +49,11 @@ impl Default for EngineConfig {
         Self {
             queue_capacity: 64,
             prefill_chunk: 512,
-            max_sequences: 4,
+            max_batch: 4,
+            continuous_batching: true,
+            prefill_interleave: 128,
+            queue_timeout: None,
+            request_timeout: None,
             max_context: None,
             state_budget: None,
             speculation: Speculation::default(),
@@ -68,14 +82,15 @@ pub enum StartError {
 /// A running engine. One thread owns the model; this handle may be shared.
 #[derive(Debug)]
 pub struct Engine {
-    queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
     tokenizer: Arc<TextTokenizer>,
     context: usize,
+    /// The context that the model and the settings allow, whatever the memory.
+    wanted_context: usize,
+    config: EngineConfig,
     vocab: usize,
-    prefill_chunk: usize,
     running: Arc<AtomicBool>,
-    stats: Arc<Mutex<EngineStats>>,
+    commons: Commons,
     streaming: Option<Arc<StreamingStats>>,
     kv_type: String,
     prefix: Option<Arc<PrefixCache>>,
@@ -88,22 +103,30 @@ impl Engine {
         tokenizer: Arc<TextTokenizer>,
         config: EngineConfig,
     ) -> Result<Self, StartError> {
-        let context = context_that_fits(model.as_ref(), &config)?;
+        let wanted_context = wanted_context(model.as_ref(), &config);
+        let context = context_that_fits(model.as_ref(), &config, wanted_context)?;
         let vocab = model.config().vocab_size;
         let streaming = model.streaming_stats();
         let fact = model.facts().into_iter().find(|(key, _)| *key == "kv_type");
         let kv_type = fact.map_or_else(|| "none".to_owned(), |(_, value)| value);
-        let queue = Queue::new(config.queue_capacity);
+        let commons = Commons {
+            queue: Queue::new(config.queue_capacity),
+            stats: Arc::default(),
+            metrics: Arc::default(),
+        };
         let running = Arc::new(AtomicBool::new(true));
-        let prefill_chunk = config.prefill_chunk;
-        let stats = Arc::new(Mutex::new(EngineStats::default()));
         let blank = || Blank { state: model.new_state(), draft: config.speculation.draft.clone() };
         let prefix = config.prefix.clone().map(|settings| Arc::new(PrefixCache::open(settings, blank())));
-        let shared = (Arc::clone(&queue), Arc::clone(&stats));
-        let scheduler =
-            Scheduler::new(model, Arc::clone(&tokenizer), config, context, shared, prefix.clone());
+        let scheduler = Scheduler::new(
+            model,
+            Arc::clone(&tokenizer),
+            config.clone(),
+            context,
+            commons.clone(),
+            prefix.clone(),
+        );
         let flag = Arc::clone(&running);
-        let last = Arc::clone(&queue);
+        let last = Arc::clone(&commons.queue);
         let thread = std::thread::Builder::new().name("mach-engine".into()).spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(|| scheduler.run()));
             flag.store(false, Ordering::Release);
@@ -113,14 +136,14 @@ impl Engine {
             }
         })?;
         Ok(Self {
-            queue,
             thread: Some(thread).into(),
             tokenizer,
             context,
+            wanted_context,
+            config,
             vocab,
-            prefill_chunk,
             running,
-            stats,
+            commons,
             streaming,
             kv_type,
             prefix,
@@ -129,9 +152,32 @@ impl Engine {
 
     /// Checks a request and puts it in the queue.
     pub fn submit(&self, request: GenerateRequest) -> Result<Events, EngineError> {
+        self.submit_job(request, None)
+    }
+
+    /// As [`submit`](Self::submit); the second value resolves when the request leaves the queue, to an error if it never
+    /// does.
+    pub fn submit_and_tell(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(Events, oneshot::Receiver<Started>), EngineError> {
+        let (sender, started) = oneshot::channel();
+        Ok((self.submit_job(request, Some(sender))?, started))
+    }
+
+    fn submit_job(
+        &self,
+        request: GenerateRequest,
+        started: Option<oneshot::Sender<Started>>,
+    ) -> Result<Events, EngineError> {
         let prompt = request.prompt.len();
         if prompt == 0 {
             return Err(EngineError::EmptyPrompt);
+        }
+        if let Some(budget) =
+            self.config.state_budget.filter(|_| (self.context..self.wanted_context).contains(&prompt))
+        {
+            return Err(EngineError::NeverFits { prompt, context: self.context, budget });
         }
         if prompt >= self.context {
             return Err(EngineError::ContextLength { prompt, context: self.context });
@@ -143,7 +189,7 @@ impl Engine {
             return Err(EngineError::Token { id, vocab: self.vocab });
         }
         let (sender, events) = mpsc::unbounded_channel();
-        self.queue.push(Job { request, events: sender, submitted: Instant::now() })?;
+        self.commons.queue.push(Job { request, events: sender, submitted: Instant::now(), started })?;
         Ok(events)
     }
 
@@ -159,7 +205,17 @@ impl Engine {
 
     /// Prompt tokens that one pass of the model takes.
     pub fn prefill_chunk(&self) -> usize {
-        self.prefill_chunk
+        self.config.prefill_chunk
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Counters and histograms.
+    pub fn metrics(&self) -> &EngineMetrics {
+        &self.commons.metrics
     }
 
     /// The tokenizer.
@@ -169,12 +225,12 @@ impl Engine {
 
     /// Requests in the queue.
     pub fn waiting(&self) -> usize {
-        self.queue.waiting()
+        self.commons.queue.waiting()
     }
 
     /// Whether something is being generated.
     pub fn busy(&self) -> bool {
-        self.queue.busy()
+        self.commons.queue.busy()
     }
 
     /// What streaming experts from the drive does; `None` if all are in memory.
@@ -189,7 +245,7 @@ impl Engine {
 
     /// What was done since the start.
     pub fn stats(&self) -> EngineStats {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.commons.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The prefix cache.
@@ -204,12 +260,12 @@ impl Engine {
 
     /// Takes no more requests; those accepted are finished.
     pub fn close(&self) {
-        self.queue.close();
+        self.commons.queue.close();
     }
 
     /// Fails everything that waits or runs.
     pub fn abort(&self) {
-        self.queue.abort();
+        self.commons.queue.abort();
     }
 
     /// Waits for the thread to end, after [`close`](Self::close) or [`abort`](Self::abort).
@@ -229,22 +285,27 @@ impl Drop for Engine {
     }
 }
 
-/// The longest context that the model, the settings and the memory allow.
-fn context_that_fits(model: &dyn Model, config: &EngineConfig) -> Result<usize, StartError> {
+/// The longest context that the model and the settings allow.
+fn wanted_context(model: &dyn Model, config: &EngineConfig) -> usize {
     let most = model.config().max_position_embeddings;
-    let most = config.max_context.map_or(most, |m| m.min(most)).max(2);
+    config.max_context.map_or(most, |m| m.min(most)).max(2)
+}
+
+/// As much of it as the memory holds for one sequence alone.
+fn context_that_fits(model: &dyn Model, config: &EngineConfig, most: usize) -> Result<usize, StartError> {
     let Some(budget) = config.state_budget else { return Ok(most) };
-    let fits = |tokens: usize| model.state_bytes(tokens) <= budget;
-    if fits(most) {
+    let undo = config.speculation.undo_bytes(model);
+    let need = |tokens: usize| model.state_bytes(tokens) + undo;
+    if need(most) <= budget {
         return Ok(most);
     }
-    if !fits(2) {
-        return Err(StartError::Memory { need: model.state_bytes(2), budget });
+    if need(2) > budget {
+        return Err(StartError::Memory { need: need(2), budget });
     }
     let (mut low, mut high) = (2, most);
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        if fits(middle) { low = middle } else { high = middle }
+        if need(middle) <= budget { low = middle } else { high = middle }
     }
     Ok(low)
 }

@@ -3,10 +3,14 @@
 //! [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
 //! receive [`Event`]s; dropping the receiver cancels the request before the next step.
 
+mod admission;
 mod engine;
+pub mod grammar;
+mod metrics;
 mod prefix;
 mod queue;
 mod request;
+mod room;
 pub mod sampling;
 mod scheduler;
 mod sequence;
@@ -16,8 +20,10 @@ mod text;
 mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
+pub use metrics::EngineMetrics;
 pub use request::{
-    CacheHints, EngineError, Event, Events, FinishReason, GenerateRequest, Preset, Timings, TokenLogprob,
+    CacheHints, DecodeMode, EngineError, Event, Events, FinishReason, GenerateRequest, OutputControl, Preset,
+    Started, Timings, TokenLogprob,
 };
 pub use sampling::SamplingParams;
 pub use speculation::Speculation;

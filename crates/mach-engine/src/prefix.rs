@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Image, Kind, PrefixCache, Snapshot};
-use mach_specdec::Speculator;
+use mach_specdec::{DraftContext, Speculator};
 
 use crate::GenerateRequest;
 use crate::sequence::Sequence;
@@ -107,6 +107,20 @@ impl Prefix {
         let prompt = request.prompt.as_slice().into();
         start.reuse = Reuse { root, cached, warm: request.warm, prompt, copies, kinds, ..Reuse::default() };
         start
+    }
+
+    /// The longest known beginning of what a sequence has, its last token left to be computed.
+    pub(crate) fn resume(
+        &self,
+        sequence: &Sequence,
+        model: &dyn Model,
+    ) -> (SequenceState, Option<DraftContext>) {
+        let known = sequence.tokens.len().saturating_sub(1);
+        let known = sequence.tokens.get(..known).unwrap_or_default();
+        match self.cache.lookup(&sequence.reuse.root, known) {
+            Some(found) => (found.image.state, found.image.draft),
+            None => (model.new_state(), None),
+        }
     }
 
     fn plan(&self, request: &GenerateRequest, cached: usize) -> Vec<(usize, Kind)> {

@@ -5,8 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
-use crate::{EngineError, Event, GenerateRequest};
+use crate::{EngineError, Event, GenerateRequest, Started};
 
 /// An accepted request.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) submitted: Instant,
+    /// Told when the request leaves the queue.
+    pub(crate) started: Option<oneshot::Sender<Started>>,
 }
 
 /// What the engine thread finds when it looks at the queue.
@@ -102,7 +105,21 @@ impl Queue {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting.len()
+        self.lock().waiting.iter().filter(|job| !job.events.is_closed()).count()
+    }
+
+    /// Fails the jobs that have waited for `limit` or longer.
+    pub(crate) fn expire(&self, limit: Duration) -> usize {
+        let mut inner = self.lock();
+        let before = inner.waiting.len();
+        inner.waiting.retain(|job| {
+            let expired = job.submitted.elapsed() >= limit;
+            if expired {
+                let _ = job.events.send(Event::Failed(EngineError::QueueTimeout { limit }));
+            }
+            !expired
+        });
+        before - inner.waiting.len()
     }
 
     /// Records how long a request held the engine.

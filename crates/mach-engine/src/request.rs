@@ -1,10 +1,12 @@
 //! What the engine is asked for and what it answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mach_specdec::policy::PolicySpec;
 use tokio::sync::mpsc;
 
+use crate::grammar::Grammar;
 use crate::sampling::SamplingParams;
 
 /// A request for one or more continuations of a prompt.
@@ -32,6 +34,17 @@ pub struct GenerateRequest {
     pub cache: CacheHints,
     /// Nothing is generated: the prompt is computed and pinned in the prefix cache.
     pub warm: bool,
+    /// What the answer may say and shows.
+    pub output: OutputControl,
+}
+
+/// What an answer may say and shows.
+#[derive(Debug, Clone, Default)]
+pub struct OutputControl {
+    /// Control tokens that are shown all the same, because what reads the answer looks for them.
+    pub show: Arc<[u32]>,
+    /// What it is held to.
+    pub grammar: Option<Grammar>,
 }
 
 /// What the prefix cache should know of a prompt.
@@ -119,6 +132,37 @@ pub enum Event {
     Failed(EngineError),
 }
 
+/// How the tokens of a request come about, as far as that is known when it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecodeMode {
+    /// It shares passes with other sequences, one token each.
+    Batched,
+    /// It is alone, and something proposes tokens for it.
+    Specdec,
+    /// It is alone, one token a pass.
+    TargetOnly,
+}
+
+impl DecodeMode {
+    /// The name in the header `X-Decode-Mode`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Batched => "batched",
+            Self::Specdec => "specdec",
+            Self::TargetOnly => "target_only",
+        }
+    }
+}
+
+/// Told once, when a request leaves the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// How its tokens come about.
+    pub mode: DecodeMode,
+    /// Sequences at work, its own included.
+    pub active: usize,
+}
+
 /// The events of one request. Dropping it cancels the request before the next step.
 pub type Events = mpsc::UnboundedReceiver<Event>;
 
@@ -165,12 +209,39 @@ pub enum EngineError {
         /// Seconds after which a place should be free, judged by recent requests.
         retry_after: u32,
     },
+    /// Nothing was free for too long.
+    #[error("the request waited {} s for its turn, which is the limit", limit.as_secs_f64())]
+    QueueTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The answer took too long.
+    #[error("the request took {} s, which is the limit", limit.as_secs_f64())]
+    RequestTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The prompt would fit the model's context, not the memory.
+    #[error(
+        "the prompt has {prompt} tokens; memory for sequences ({budget} bytes) holds {context}, prompt and answer together"
+    )]
+    NeverFits {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that memory holds.
+        context: usize,
+        /// Bytes for the state of sequences.
+        budget: usize,
+    },
     /// The engine is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
     /// Memory for the sequence could not be had.
     #[error("out of memory: {0}")]
     Memory(String),
+    /// The grammar could not be followed to its end.
+    #[error("the grammar became too costly to follow: {0}")]
+    Grammar(String),
     /// The model failed.
     #[error("the model failed: {0}")]
     Model(String),

@@ -1,113 +1,59 @@
 //! The step loop: admit, run one pass of the model over all active sequences, choose tokens, report.
 //!
-//! One pass takes one token from every decoding sequence and a chunk of prompt from those still in prefill, so adding
-//! requests to a running batch is a matter of admission alone. For now admission takes one request at a time; its
-//! choices run together. A sequence that decodes alone goes by cycles instead: propose, verify in one pass, keep what
-//! the sequence itself chose.
+//! One pass takes one token from every decoding sequence and a chunk of prompt from those still in prefill, so requests
+//! join and leave at token boundaries, and who takes part is a matter of admission alone. A sequence that decodes
+//! alone goes by cycles instead: propose, verify in one pass, keep what the sequence itself chose.
+//!
+//! A pass that fails leaves its states unusable, not its sequences: tokens and choices are theirs. So those that shared
+//! the pass compute their tokens again, one at a time, and only the one that fails alone is given up.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
 use mach_prefix::PrefixCache;
 use mach_specdec::policy::Cycle;
-use mach_specdec::{Choice, Speculator, Taps, VerifyError, verify};
+use mach_specdec::{Choice, Taps, VerifyError, verify};
 use tracing::{debug, error, warn};
 
-use crate::prefix::{Prefix, Reuse, Start};
-use crate::queue::{Job, Next, Queue};
-use crate::sequence::{Origin, Sequence};
+use crate::admission::Admission;
+use crate::prefix::Prefix;
+use crate::queue::Queue;
+use crate::room::Room;
+use crate::sequence::Sequence;
 use crate::speculation::Shared;
-use crate::{EngineConfig, EngineError, EngineStats, Event, TextTokenizer};
+use crate::{EngineConfig, EngineError, EngineMetrics, EngineStats, TextTokenizer};
 
-/// A request whose choices have not all started.
-#[derive(Debug)]
-struct Admission {
-    job: Job,
-    number: u64,
-    next_choice: u32,
-    limit: usize,
-    stop_ids: Arc<[u32]>,
-    reserved_bytes: usize,
-    /// State and logits at the end of the prompt, from the first choice, for the others to start from.
-    prompt_end: Option<(SequenceState, Vec<f32>)>,
-    /// Where the hashes of the prompt begin.
-    root: [u8; 32],
-    /// Prompt tokens that the prefix cache brought.
-    cached: usize,
-    /// When its turn came.
-    admitted: Option<Instant>,
-    /// What brings the beginning of its prompt from disk while others decode.
-    reading: Option<JoinHandle<()>>,
-}
+/// Shared passes that may fail with a sequence in them before it is given up.
+const STRIKES: u8 = 3;
 
-impl Admission {
-    /// Whether the beginning of the prompt is on its way from disk and others have something to do meanwhile. A drive is waited for
-    /// only if nobody decodes.
-    fn must_wait(&mut self, prefix: &Prefix, others: bool) -> bool {
-        if others && self.reading.is_none() {
-            self.reading = prefix.read_aside(&self.job.request);
-        }
-        match self.reading.take_if(|reading| !others || reading.is_finished()) {
-            // A reader that panicked has been reported by the panic hook; the prompt is looked up as if it had not been.
-            Some(reading) => drop(reading.join()),
-            None => return self.reading.is_some(),
-        }
-        false
-    }
-
-    /// For choices that start where the first one's prompt ended.
-    fn reuse(&self) -> Reuse {
-        Reuse::of_choice(self.root, self.cached)
-    }
-
-    /// The next choice, to be run by itself.
-    fn next(
-        &mut self,
-        state: SequenceState,
-        speculator: Speculator,
-        reuse: Reuse,
-        admitted: Instant,
-    ) -> Sequence {
-        let choice = self.next_choice;
-        self.next_choice += 1;
-        Sequence::new(
-            state,
-            Origin {
-                request: &self.job.request,
-                number: self.number,
-                choice,
-                limit: self.limit,
-                stop_ids: Arc::clone(&self.stop_ids),
-                events: self.job.events.clone(),
-                submitted: self.job.submitted,
-                admitted,
-                reserved_bytes: self.reserved_bytes,
-                speculator,
-                reuse,
-            },
-        )
-    }
+/// What the engine's handles and its thread share.
+#[derive(Debug, Clone)]
+pub(crate) struct Commons {
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) stats: Arc<Mutex<EngineStats>>,
+    pub(crate) metrics: Arc<EngineMetrics>,
 }
 
 pub(crate) struct Scheduler {
-    model: Box<dyn Model>,
-    tokenizer: Arc<TextTokenizer>,
-    config: EngineConfig,
+    pub(crate) model: Box<dyn Model>,
+    pub(crate) tokenizer: Arc<TextTokenizer>,
+    pub(crate) config: EngineConfig,
     /// Tokens that prompt and answer may have together.
-    context: usize,
-    queue: Arc<Queue>,
-    stats: Arc<Mutex<EngineStats>>,
-    speculation: Shared,
-    prefix: Option<Prefix>,
+    pub(crate) context: usize,
+    pub(crate) shared: Commons,
+    pub(crate) speculation: Shared,
+    pub(crate) prefix: Option<Prefix>,
+    pub(crate) room: Room,
     /// Features that the draft wants, of the last pass.
     taps: Taps,
-    admissions: VecDeque<Admission>,
-    active: Vec<Sequence>,
-    requests: u64,
+    pub(crate) admissions: VecDeque<Admission>,
+    pub(crate) active: Vec<Sequence>,
+    /// Sequences that gave up their state to older ones, oldest first.
+    pub(crate) paused: VecDeque<Sequence>,
+    pub(crate) requests: u64,
 }
 
 impl Scheduler {
@@ -116,25 +62,27 @@ impl Scheduler {
         tokenizer: Arc<TextTokenizer>,
         config: EngineConfig,
         context: usize,
-        (queue, stats): (Arc<Queue>, Arc<Mutex<EngineStats>>),
+        shared: Commons,
         prefix: Option<Arc<PrefixCache>>,
     ) -> Self {
         let drafting = config.speculation.draft.is_some();
         let prefix = prefix.map(|cache| Prefix::new(cache, model.as_ref(), drafting));
         let speculation = Shared::new(config.speculation.clone());
         let taps = Taps::new(speculation.taps(), model.config().hidden_size);
+        let room = Room::new(config.state_budget, speculation.undo_bytes(model.as_ref()));
         Self {
             model,
             tokenizer,
             config,
             context,
-            queue,
-            stats,
+            shared,
             speculation,
             prefix,
+            room,
             taps,
             admissions: VecDeque::new(),
             active: Vec::new(),
+            paused: VecDeque::new(),
             requests: 0,
         }
     }
@@ -149,134 +97,32 @@ impl Scheduler {
 
     fn work(&mut self) {
         loop {
-            if self.queue.aborted() {
+            if self.shared.queue.aborted() {
                 self.fail_all(&EngineError::ShuttingDown);
                 return;
             }
             if !self.admit() {
                 return;
             }
-            let step = catch_unwind(AssertUnwindSafe(|| self.step()));
-            match step {
+            self.make_room();
+            match catch_unwind(AssertUnwindSafe(|| self.step())) {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => {
                     error!(error = %e, "a pass of the model failed");
-                    self.fail_all(&e);
+                    self.recover(&e);
                 }
                 Err(panic) => {
                     let reason = panic_message(panic.as_ref());
-                    error!(reason, "a request panicked");
-                    self.fail_all(&EngineError::Model("internal error".into()));
+                    error!(reason, "a pass of the model panicked");
+                    self.recover(&EngineError::Model("internal error".into()));
                 }
             }
         }
-    }
-
-    /// Takes work in; sleeps when there is none. False when there will be none.
-    fn admit(&mut self) -> bool {
-        if let Some(prefix) = &self.prefix {
-            // Whoever went away may come back and have the answer go on.
-            for sequence in self.active.iter_mut().filter(|s| s.cancelled() && s.decoding()) {
-                prefix.keep_turn(self.model.as_mut(), sequence);
-            }
-        }
-        self.active.retain(|s| !s.cancelled());
-        self.admissions.retain(|a| !a.job.events.is_closed());
-        if self.active.is_empty() && self.admissions.is_empty() {
-            match self.queue.pop(true) {
-                Next::Job(job) => self.enqueue(*job),
-                Next::Empty => {}
-                Next::Closed => return false,
-            }
-        }
-        while let Some(admission) = self.admissions.front_mut() {
-            let reserved: usize = self.active.iter().map(|s| s.reserved_bytes).sum();
-            let room = self.config.state_budget.is_none_or(|b| reserved + admission.reserved_bytes <= b);
-            if !self.active.is_empty() && (!room || self.active.len() >= self.config.max_sequences) {
-                break;
-            }
-            let admitted = *admission.admitted.get_or_insert_with(Instant::now);
-            match &admission.prompt_end {
-                None if admission.next_choice == 0 => {
-                    if let Some(prefix) = &self.prefix
-                        && admission.must_wait(prefix, !self.active.is_empty())
-                    {
-                        break;
-                    }
-                    let mut speculator = self.speculation.speculator(&admission.job.request, 0);
-                    let request = &admission.job.request;
-                    let start = match &self.prefix {
-                        Some(prefix) => prefix.start(request, self.model.as_mut(), &mut speculator),
-                        None => Start::cold(self.model.as_ref()),
-                    };
-                    let logits = start.logits;
-                    (admission.root, admission.cached) = (start.reuse.root, start.reuse.cached);
-                    if let Some(logits) = &logits
-                        && request.choices > 1
-                    {
-                        admission.prompt_end = Some((start.state.clone(), logits.clone()));
-                    }
-                    let mut sequence = admission.next(start.state, speculator, start.reuse, admitted);
-                    // The whole prompt is known: its last logits are all that is needed.
-                    match logits.map(|mut logits| sequence.advance(&mut logits, &self.tokenizer)) {
-                        None | Some(Ok(false)) => self.active.push(sequence),
-                        Some(Ok(true)) => {
-                            let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-                            stats.finished += 1;
-                            stats.last = Some(sequence.stats());
-                        }
-                        Some(Err(error)) => sequence.fail(&error),
-                    }
-                }
-                // The first choice is still at the prompt.
-                None => break,
-                Some((state, logits)) => {
-                    let (state, mut logits) = (state.clone(), logits.clone());
-                    let choice = admission.next_choice;
-                    let speculator = self.speculation.speculator(&admission.job.request, choice);
-                    let reuse = admission.reuse();
-                    let mut sequence = admission.next(state, speculator, reuse, admitted);
-                    match sequence.advance(&mut logits, &self.tokenizer) {
-                        Ok(true) => {}
-                        Ok(false) => self.active.push(sequence),
-                        Err(error) => sequence.fail(&error),
-                    }
-                }
-            }
-            if admission.next_choice >= admission.job.request.choices {
-                self.admissions.pop_front();
-            }
-        }
-        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        stats.active = self.active.len();
-        true
-    }
-
-    fn enqueue(&mut self, job: Job) {
-        let request = &job.request;
-        let room = self.context.saturating_sub(request.prompt.len());
-        let answer = request.max_tokens.map_or(room, |m| room.min(m as usize));
-        let limit = request.prompt.len() + answer;
-        debug!(prompt = request.prompt.len(), answer, choices = request.choices, "request admitted");
-        self.requests += 1;
-        self.admissions.push_back(Admission {
-            number: self.requests,
-            next_choice: 0,
-            limit,
-            stop_ids: request.stop_token_ids.as_slice().into(),
-            reserved_bytes: self.model.state_bytes(limit) + self.speculation.undo_bytes(self.model.as_ref()),
-            prompt_end: None,
-            root: [0; 32],
-            cached: 0,
-            admitted: None,
-            reading: None,
-            job,
-        });
     }
 
     /// One pass of the model.
     fn step(&mut self) -> Result<(), EngineError> {
-        let waits = |s: &Sequence| self.admissions.iter().any(|a| a.number == s.request);
+        let waits = |s: &Sequence| self.admissions.iter().any(|a| a.started() && a.number == s.request);
         match self.active.as_slice() {
             [only] if only.decoding() && !waits(only) => self.cycle(),
             _ => self.batch(),
@@ -311,7 +157,7 @@ impl Scheduler {
         if let Some(reason) = sequence.speculator.take_failure() {
             warn!(reason, "a proposer is given up for this request");
         }
-        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.specdec.record(proposal.proposer, proposal.low, &cycle);
         decoded(&mut stats, verified.emitted, started.elapsed());
         drop(stats);
@@ -319,16 +165,32 @@ impl Scheduler {
         Ok(())
     }
 
+    /// The only sequence that may take part in the next pass, while some are suspected of having made one fail.
+    fn alone(&self) -> Option<usize> {
+        self.active.iter().position(|sequence| sequence.suspect)
+    }
+
+    /// Prompt tokens that the next pass takes: fewer while others wait for their next token.
+    fn prefill_budget(&self, alone: Option<usize>) -> usize {
+        let decoding = self.active.iter().filter(|s| s.decoding()).count();
+        let whole = self.config.prefill_chunk;
+        let shared = self.config.prefill_interleave.min(whole.saturating_sub(decoding));
+        if decoding == 0 || alone.is_some() { whole.max(1) } else { shared.max(1) }
+    }
+
     /// One pass over all active sequences.
     fn batch(&mut self) -> Result<(), EngineError> {
         let started = Instant::now();
-        let mut budget = self.config.prefill_chunk.max(1);
+        let alone = self.alone();
+        let mut budget = self.prefill_budget(alone);
         let mut segments = Vec::with_capacity(self.active.len());
         let mut wants_token = Vec::with_capacity(self.active.len());
         let mut spans = Vec::with_capacity(self.active.len());
         let (mut rows, mut decoding) = (0, 0);
-        for sequence in &mut self.active {
+        for (index, sequence) in self.active.iter_mut().enumerate() {
+            let takes_part = alone.is_none_or(|only| only == index);
             let unseen = sequence.tokens.len().saturating_sub(sequence.state.position());
+            let unseen = if takes_part { unseen } else { 0 };
             // A decoding sequence always gets its one token; prompts share the chunk.
             let take = if unseen > 1 { unseen.min(budget) } else { unseen };
             if unseen > 1 {
@@ -338,7 +200,7 @@ impl Scheduler {
             wants_token.push(complete && !sequence.reuse.warm);
             spans.push(rows..rows + take);
             rows += take;
-            decoding += usize::from(sequence.decoding());
+            decoding += usize::from(takes_part && sequence.decoding());
             if take == 0 {
                 continue;
             }
@@ -367,6 +229,7 @@ impl Scheduler {
             observe(model, sequence, self.taps.rows(first..span.end));
         }
         let mut row = 0;
+        let mut failed = Vec::new();
         let mut done = Vec::with_capacity(wants_token.len());
         for (sequence, wants) in self.active.iter_mut().zip(wants_token) {
             if !wants {
@@ -391,7 +254,22 @@ impl Scheduler {
             if let Some(prefix) = self.prefix.as_ref().filter(|_| !decodes) {
                 prefix.keep_end(self.model.as_mut(), sequence, Some(logits.row(row)));
             }
-            done.push(sequence.advance(logits.row_mut(row), &self.tokenizer)?);
+            sequence.suspect = false;
+            let advanced =
+                catch_unwind(AssertUnwindSafe(|| sequence.advance(logits.row_mut(row), &self.tokenizer)));
+            match advanced {
+                Ok(Ok(complete)) => done.push(complete),
+                // No row of logits concerns anybody else.
+                Ok(Err(error)) => {
+                    done.push(false);
+                    failed.push((sequence.request, error));
+                }
+                Err(panic) => {
+                    error!(reason = panic_message(panic.as_ref()), "choosing a token panicked");
+                    done.push(false);
+                    failed.push((sequence.request, EngineError::Model("internal error".into())));
+                }
+            }
             if decodes {
                 sequence.stats.record(&Cycle::default());
             } else if let Some(prefix) = &self.prefix {
@@ -402,11 +280,18 @@ impl Scheduler {
         self.model.recycle(logits);
         // Passes that hold prompts as well say nothing about decoding.
         if decoding == rows {
-            let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
             stats.specdec.record(None, false, &Cycle::default());
             decoded(&mut stats, decoding, started.elapsed());
+            if decoding > 1 {
+                stats.batched_passes += 1;
+                stats.batched_tokens += decoding as u64;
+            }
         }
         self.retire(&done);
+        for (request, error) in failed {
+            self.fail_request(request, &error);
+        }
         Ok(())
     }
 
@@ -421,29 +306,87 @@ impl Scheduler {
             }
         }
         let mut done = done.iter().copied();
-        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = &self.queue;
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = &self.shared.queue;
         self.active.retain(|sequence| {
             let finished = done.next().unwrap_or(false);
             if finished {
                 queue.served(sequence.admitted().elapsed());
-                stats.finished += 1;
-                stats.last = Some(sequence.stats());
+                stats.ended(sequence.stats());
             }
             !finished
         });
         stats.active = self.active.len();
     }
 
+    /// After a pass that failed. Whoever was in it alone is at fault; those that shared it start over one by one.
+    fn recover(&mut self, error: &EngineError) {
+        let culprit = match self.active.as_slice() {
+            [only] => Some(only.request),
+            several => self.alone().and_then(|index| several.get(index)).map(|s| s.request),
+        };
+        if let Some(request) = culprit {
+            self.fail_request(request, error);
+            return;
+        }
+        warn!(sequences = self.active.len(), "computing the sequences of the failed pass again, one by one");
+        let mut given_up = Vec::new();
+        for index in 0..self.active.len() {
+            self.start_over(index);
+            let Some(sequence) = self.active.get_mut(index) else { continue };
+            sequence.suspect = true;
+            sequence.strikes += 1;
+            if sequence.strikes > STRIKES {
+                given_up.push(sequence.request);
+            }
+        }
+        for request in given_up {
+            self.fail_request(request, error);
+        }
+    }
+
+    /// Drops a sequence's state, so that its tokens are computed again from the longest prefix that is known.
+    pub(crate) fn start_over(&mut self, index: usize) {
+        let Some(sequence) = self.active.get_mut(index) else { return };
+        let (state, draft) = match &self.prefix {
+            Some(prefix) => prefix.resume(sequence, self.model.as_ref()),
+            None => (self.model.new_state(), None),
+        };
+        sequence.state = state;
+        // The draft was shown these positions once; what it kept of them may be torn.
+        sequence.speculator.restore(draft.as_ref());
+    }
+
+    /// Fails a request: all of its sequences, running, paused or yet to start.
+    pub(crate) fn fail_request(&mut self, number: u64, error: &EngineError) {
+        let mut told = false;
+        let mut tell = |sequence: &Sequence| {
+            if sequence.request == number && !told {
+                sequence.fail(error);
+                told = true;
+            }
+            sequence.request != number
+        };
+        self.active.retain(&mut tell);
+        self.paused.retain(&mut tell);
+        self.admissions.retain(|admission| {
+            if admission.number == number && !told {
+                admission.fail(error);
+            }
+            admission.number != number
+        });
+        self.shared.metrics.failed(error);
+    }
+
     /// Fails everything that is active, and what belongs to the same requests.
     fn fail_all(&mut self, error: &EngineError) {
         let started = Instant::now();
-        for sequence in self.active.drain(..) {
-            self.admissions.retain(|a| a.number != sequence.request);
-            sequence.fail(error);
-        }
-        for admission in self.admissions.drain(..) {
-            let _ = admission.job.events.send(Event::Failed(error.clone()));
+        let sequences = self.active.iter().chain(&self.paused).map(|s| s.request);
+        let mut numbers: Vec<u64> = sequences.chain(self.admissions.iter().map(|a| a.number)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for number in numbers {
+            self.fail_request(number, error);
         }
         debug!(took = ?started.elapsed(), "dropped all active sequences");
     }
@@ -468,7 +411,7 @@ fn from_model(error: ModelError) -> EngineError {
     }
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

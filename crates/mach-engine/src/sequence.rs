@@ -7,10 +7,14 @@ use mach_models::{Model, SequenceState};
 use mach_specdec::{Picker, Proposal, Speculator};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::grammar::Guide;
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
 use crate::text::TextStream;
-use crate::{EngineError, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer, TokenLogprob};
+use crate::{
+    EngineError, EngineMetrics, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer,
+    TokenLogprob,
+};
 
 /// A sequence: its tokens, how far the model has seen them, and the choosing and showing of new ones.
 #[derive(Debug)]
@@ -20,23 +24,28 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Number of the request that it belongs to.
     pub(crate) request: u64,
-    /// Bytes of state that it may grow to.
-    pub(crate) reserved_bytes: usize,
+    /// It was in a pass that failed and has to show alone that it was not at fault.
+    pub(crate) suspect: bool,
+    /// Shared passes that failed with it.
+    pub(crate) strikes: u8,
     pub(crate) speculator: Speculator,
     pub(crate) stats: RequestStats,
     pub(crate) reuse: Reuse,
-    choice: u32,
+    pub(crate) choice: u32,
     prompt_len: usize,
     /// Length of `tokens` at which the answer is as long as it may be.
-    limit: usize,
+    pub(crate) limit: usize,
     stop_ids: Arc<[u32]>,
     logprobs: Option<usize>,
     sampler: Sampler,
+    guide: Option<Guide>,
     text: TextStream<TokenLogprob>,
     events: UnboundedSender<Event>,
     submitted: Instant,
     admitted: Instant,
     first_token: Option<Instant>,
+    last_token: Instant,
+    metrics: Arc<EngineMetrics>,
 }
 
 /// Lets a draft choose as the sequence itself does.
@@ -60,9 +69,9 @@ pub(crate) struct Origin<'a> {
     pub(crate) submitted: Instant,
     /// When it left the queue: before a cached beginning is brought back, which is part of the time to the first token.
     pub(crate) admitted: Instant,
-    pub(crate) reserved_bytes: usize,
     pub(crate) speculator: Speculator,
     pub(crate) reuse: Reuse,
+    pub(crate) metrics: Arc<EngineMetrics>,
 }
 
 impl Sequence {
@@ -70,11 +79,13 @@ impl Sequence {
         let request = origin.request;
         let mut sampling = request.sampling.clone();
         sampling.seed = choice_seed(sampling.seed, origin.choice);
+        let now = Instant::now();
         Self {
             state,
             tokens: request.prompt.clone(),
             request: origin.number,
-            reserved_bytes: origin.reserved_bytes,
+            suspect: false,
+            strikes: 0,
             speculator: origin.speculator,
             stats: RequestStats {
                 prompt_tokens: request.prompt.len(),
@@ -88,11 +99,14 @@ impl Sequence {
             stop_ids: origin.stop_ids,
             logprobs: request.logprobs,
             sampler: Sampler::new(sampling, &request.prompt),
-            text: TextStream::new(request.stop.clone()),
+            guide: request.output.grammar.as_ref().map(Guide::new),
+            text: TextStream::new(request.stop.clone(), Arc::clone(&request.output.show)),
             events: origin.events,
             submitted: origin.submitted,
             admitted: origin.admitted,
             first_token: None,
+            last_token: now,
+            metrics: origin.metrics,
         }
     }
 
@@ -103,6 +117,10 @@ impl Sequence {
 
     pub(crate) fn admitted(&self) -> Instant {
         self.admitted
+    }
+
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
     }
 
     /// Whether the first token was chosen, so that one token is left for the model to see.
@@ -125,6 +143,8 @@ impl Sequence {
         RequestStats {
             completion_tokens: self.tokens.len() - self.prompt_len,
             decode_time: self.first_token.map_or(Duration::ZERO, |first| first.elapsed()),
+            guided_tokens: self.guide.as_ref().map_or(0, |guide| guide.tokens),
+            guide_time: self.guide.as_ref().map_or(Duration::ZERO, |guide| guide.took),
             ..self.stats
         }
     }
@@ -133,7 +153,12 @@ impl Sequence {
     pub(crate) fn propose(&mut self, model: &mut dyn Model) -> Proposal {
         let most = self.limit.saturating_sub(self.tokens.len() + 1);
         let picker = &mut SamplerPicker(&mut self.sampler);
-        self.speculator.propose(&self.tokens, &self.stop_ids, most, model, picker)
+        let mut proposal = self.speculator.propose(&self.tokens, &self.stop_ids, most, model, picker);
+        if let Some(guide) = &mut self.guide {
+            // What the grammar does not allow will not be chosen.
+            proposal.truncate(guide.allowed(&proposal.tokens).unwrap_or(0));
+        }
+        proposal
     }
 
     /// Reports a failure of the whole request.
@@ -142,7 +167,7 @@ impl Sequence {
     }
 
     /// Chooses the next token from the logits after the last token and reports what became visible. True when the
-    /// sequence is complete.
+    /// sequence is complete, or has failed by itself and said so.
     pub(crate) fn advance(
         &mut self,
         logits: &mut [f32],
@@ -150,8 +175,20 @@ impl Sequence {
     ) -> Result<bool, EngineError> {
         let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
         let position = self.tokens.len();
-        let id = self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string()))?;
-        self.first_token.get_or_insert_with(Instant::now);
+        let chosen = match &mut self.guide {
+            None => self.sampler.sample(logits, position).map_err(|e| EngineError::Model(e.to_string())),
+            Some(guide) => self.sampler.sample_guided(logits, position, guide),
+        };
+        let id = match chosen {
+            Ok(id) => id,
+            Err(error @ EngineError::Grammar(_)) => {
+                // The others in the batch have nothing to do with it.
+                self.fail(&error);
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
+        self.clock();
         self.tokens.push(id);
         self.sampler.accept(id);
         if self.stop_ids.contains(&id) {
@@ -165,7 +202,15 @@ impl Sequence {
         });
         let visible = self.text.push(id, logprob, tokenizer);
         self.send_text(visible.text, visible.tokens);
-        if self.text.stopped() {
+        let ended = match self.guide.as_mut().map(|guide| guide.take(id)) {
+            None => false,
+            Some(Ok(ended)) => ended,
+            Some(Err(lost)) => {
+                self.fail(&EngineError::Grammar(lost.to_string()));
+                return Ok(true);
+            }
+        };
+        if self.text.stopped() || ended {
             self.finish(FinishReason::Stop);
             return Ok(true);
         }
@@ -174,6 +219,18 @@ impl Sequence {
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// Takes the time of a token.
+    fn clock(&mut self) {
+        let now = Instant::now();
+        if self.first_token.is_some() {
+            self.metrics.inter_token.observe((now - self.last_token).as_secs_f64());
+        } else {
+            self.first_token = Some(now);
+            self.metrics.first_token.observe((now - self.submitted).as_secs_f64());
+        }
+        self.last_token = now;
     }
 
     fn send_text(&self, text: String, logprobs: Vec<TokenLogprob>) {
@@ -192,6 +249,7 @@ impl Sequence {
             decode: first.elapsed(),
         };
         let tokens = self.tokens.len() - self.prompt_len;
+        self.metrics.finished(reason, self.prompt_len, tokens, self.choice == 0, self.submitted.elapsed());
         let ids =
             (!self.text.stopped()).then(|| self.tokens.get(self.prompt_len..).unwrap_or_default().to_vec());
         let (choice, cached) = (self.choice, self.reuse.cached);

@@ -23,6 +23,13 @@ impl Default for Speculation {
     }
 }
 
+impl Speculation {
+    /// Bytes beside the state of a sequence that are needed to cut blocks short: recurrent state is kept twice.
+    pub(crate) fn undo_bytes(&self, model: &dyn Model) -> usize {
+        if self.policy == PolicySpec::Off { 0 } else { model.new_state().bytes() }
+    }
+}
+
 /// What the sequences of an engine share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -40,9 +47,8 @@ impl Shared {
         self.settings.draft.as_ref().map_or(&[], |draft| draft.taps())
     }
 
-    /// Bytes beside the state of a sequence that are needed to cut blocks short: recurrent state is kept twice.
     pub(crate) fn undo_bytes(&self, model: &dyn Model) -> usize {
-        if self.settings.policy == PolicySpec::Off { 0 } else { model.new_state().bytes() }
+        self.settings.undo_bytes(model)
     }
 
     /// The proposers of one choice: the preset's first, for it is silent unless it has something to go by. Choices that start

@@ -16,8 +16,20 @@ pub struct EngineStats {
     pub decode_tokens: u64,
     /// Time of those passes, proposals included.
     pub decode_time: Duration,
+    /// Decode passes that several sequences shared.
+    pub batched_passes: u64,
+    /// Tokens that those brought.
+    pub batched_tokens: u64,
+    /// Times that a sequence gave up its state to older ones, for want of memory.
+    pub preemptions: u64,
+    /// Sequences that wait to have their state again.
+    pub paused: usize,
     /// Speculation.
     pub specdec: SpecdecStats,
+    /// Tokens that were held to a grammar, of choices that have ended.
+    pub guided_tokens: u64,
+    /// Time that took.
+    pub guide_time: Duration,
     /// The choice that ended last.
     pub last: Option<RequestStats>,
 }
@@ -39,6 +51,20 @@ pub struct RequestStats {
     pub accepted: u64,
     /// Passes of the model.
     pub cycles: u64,
+    /// Tokens that were held to a grammar.
+    pub guided_tokens: u64,
+    /// Time that took.
+    pub guide_time: Duration,
+}
+
+impl EngineStats {
+    /// Counts a choice that has ended.
+    pub(crate) fn ended(&mut self, choice: RequestStats) {
+        self.finished += 1;
+        self.guided_tokens += choice.guided_tokens;
+        self.guide_time += choice.guide_time;
+        self.last = Some(choice);
+    }
 }
 
 impl RequestStats {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use double::Double;
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest, Preset,
-    SamplingParams, StartError, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
+    OutputControl, Preset, SamplingParams, StartError, TextTokenizer, TokenLogprob,
 };
 
 const VOCAB: usize = 16384;
@@ -38,6 +38,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         preset: Preset::None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
         policy: None,
     }
 }
@@ -76,7 +77,7 @@ fn the_answer_does_not_depend_on_chunks_or_batch() {
     let prompt: Vec<u32> = (0..333).map(|i| i * 37 % 16000).collect();
     let mut seen = Vec::new();
     for (chunk, sequences) in [(512, 1), (512, 4), (7, 4), (1, 2)] {
-        let engine = engine(|_, c| (c.prefill_chunk, c.max_sequences) = (chunk, sequences));
+        let engine = engine(|_, c| (c.prefill_chunk, c.max_batch) = (chunk, sequences));
         let mut r = request(prompt.clone(), 20);
         r.choices = 3;
         seen.push(collect(engine.submit(r).unwrap(), 3).unwrap());
@@ -234,7 +235,7 @@ fn closing_finishes_what_was_accepted_and_aborting_does_not() {
 fn a_prompt_is_read_once_for_all_choices() {
     let mut inside = None;
     let engine = engine(|d, c| {
-        (c.prefill_chunk, c.max_sequences) = (10, 2);
+        (c.prefill_chunk, c.max_batch) = (10, 2);
         inside = Some(Arc::clone(&d.seen));
     });
     let mut r = request(vec![5; 100], 2);

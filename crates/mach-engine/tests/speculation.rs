@@ -7,8 +7,8 @@ use std::sync::Arc;
 use double::Double;
 use mach_checkpoint::Checkpoint;
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Preset, SamplingParams,
-    Speculation, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, OutputControl, Preset,
+    SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{LoadOptions, load};
 use mach_specdec::policy::PolicySpec;
@@ -34,6 +34,7 @@ fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> Generat
         preset: Preset::None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
         policy: None,
     }
 }

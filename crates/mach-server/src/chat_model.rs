@@ -1,18 +1,24 @@
 //! A model that can chat: engine, templates, sampling defaults, names.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mach_api::chat::SpeculationPreset;
+use mach_api::output::grammar::{OwnGrammar, Wanted, grammar};
+use mach_api::output::{OutputFormat, ReasoningStart, ToolSchemas};
 use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind, ModelCard, TemplateError};
 use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, OwnText};
 use mach_engine::{
-    CacheHints, Engine, GenerateRequest, Preset, SamplingParams, TextTokenizer, TokenizerError,
+    CacheHints, Engine, GenerateRequest, OutputControl, Preset, SamplingParams, TextTokenizer, TokenizerError,
 };
 use mach_specdec::policy::PolicySpec;
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
+use crate::capabilities::Serving;
 use crate::prompt::Prompt;
+use crate::reader::{OutputStats, Reading};
 
 /// The compiled templates of a checkpoint.
 #[derive(Debug)]
@@ -66,6 +72,11 @@ impl Templates {
         }))
     }
 
+    /// The text of the template that requests with tools use.
+    pub fn source(&self) -> &str {
+        self.tool_use.as_ref().unwrap_or(&self.default).source()
+    }
+
     /// One template for every request.
     pub fn single(template: ChatTemplate) -> Self {
         Self { default: template, tool_use: None }
@@ -87,6 +98,15 @@ pub struct ChatModel {
     pub names: Vec<String>,
     /// How tokens are decoded.
     pub decoding: Decoding,
+    /// How answers are written.
+    pub output: OutputFormat,
+    /// What was found in answers.
+    pub output_stats: Arc<OutputStats>,
+    /// Control tokens that answers show to the parsers.
+    markers: Arc<[u32]>,
+    grammars: GrammarCompiler,
+    /// What capabilities show beside it.
+    pub serving: Option<Serving>,
     created: u64,
 }
 
@@ -108,6 +128,8 @@ pub struct Prepared {
     pub generate: GenerateRequest,
     /// Digest of the prompt's text, which answers are remembered by.
     pub text: [u8; 32],
+    /// How the answers are read.
+    pub reading: Reading,
 }
 
 impl ChatModel {
@@ -120,7 +142,30 @@ impl ChatModel {
         names: Vec<String>,
         decoding: Decoding,
     ) -> Self {
-        Self { engine, templates, defaults, stop_ids, names, decoding, created: unix_time() }
+        let grammars = GrammarCompiler::new(Arc::clone(engine.tokenizer()), engine.vocab(), &stop_ids);
+        Self {
+            engine,
+            grammars,
+            templates,
+            defaults,
+            stop_ids,
+            names,
+            decoding,
+            output: OutputFormat::default(),
+            output_stats: Arc::default(),
+            markers: Arc::default(),
+            serving: None,
+            created: unix_time(),
+        }
+    }
+
+    /// Tells how the model writes its answers; without this they are content alone.
+    pub fn with_output(mut self, output: OutputFormat) -> Self {
+        let tokenizer = self.engine.tokenizer();
+        let ids = output.markers().into_iter().filter_map(|text| tokenizer.id(text));
+        self.markers = ids.filter(|&id| tokenizer.is_special(id)).collect();
+        self.output = output;
+        self
     }
 
     /// Ids that end an answer: those of `generation_config.json` (or else `config.json`), and the tokenizer's own
@@ -146,24 +191,57 @@ impl ChatModel {
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
+    /// Refuses a name that is not served.
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        if self.names.iter().any(|served| served == name) {
+            return Ok(());
+        }
+        let served = self.names.join(", ");
+        let message = format!("the model `{}` does not exist; served: {served}", clip(name));
+        Err(ApiError { param: Some("model".into()), ..ApiError::new(ErrorKind::ModelNotFound, message) })
+    }
+
+    /// Tells what capabilities show beside what the model itself knows.
+    pub fn with_serving(mut self, serving: Serving) -> Self {
+        self.serving = Some(serving);
+        self
+    }
+
     /// Everything between a parsed request and the engine: name, template, tokens, defaults.
     pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
-        if !self.names.contains(&request.model) {
-            return Err(ApiError {
-                param: Some("model".into()),
-                ..ApiError::new(
-                    ErrorKind::ModelNotFound,
-                    format!(
-                        "the model `{}` does not exist; served: {}",
-                        clip(&request.model),
-                        self.names.join(", ")
-                    ),
-                )
-            });
-        }
-        let Prompt { tokens, hints, text } = self.prompt(request)?;
-        let generate = GenerateRequest { cache: hints, ..self.prepare_tokens(request, tokens)? };
-        Ok(Prepared { generate, text })
+        self.check_name(&request.model)?;
+        let Prompt { tokens, hints, text, start } = self.prompt(request)?;
+        let schemas = (!request.tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&request.tools)));
+        let reading = Reading { format: self.output, schemas, start };
+        let grammar = self.grammar(request, start)?;
+        let output = OutputControl { show: Arc::clone(&self.markers), grammar };
+        let generate = GenerateRequest { cache: hints, output, ..self.prepare_tokens(request, tokens)? };
+        Ok(Prepared { generate, text, reading })
+    }
+
+    /// The grammar that a request's answers follow.
+    fn grammar(&self, request: &ChatRequest, start: ReasoningStart) -> Result<Option<Grammar>, ApiError> {
+        let tokenizer = self.engine.tokenizer();
+        let wanted = Wanted {
+            format: self.output,
+            start,
+            tools: &request.tools,
+            choice: &request.tool_choice,
+            parallel: request.parallel_tool_calls,
+            response: request.format.as_ref(),
+            control: &|text| tokenizer.id(text).filter(|&id| tokenizer.is_special(id)),
+        };
+        let Some((source, field)) = grammar(&wanted)? else { return Ok(None) };
+        let own = source.own.map(|own| match own {
+            OwnGrammar::Lark(text) => OwnText::Lark(text),
+            OwnGrammar::Regex(text) => OwnText::Regex(text),
+        });
+        let compiled = self.grammars.compile(&GrammarText { lark: source.lark, own });
+        compiled.map(Some).map_err(|error| match error {
+            GrammarError::Refused(_) | GrammarError::TooSlow => ApiError::field(field, error.to_string()),
+            GrammarError::Busy => ApiError::new(ErrorKind::Overloaded, error.to_string()).retry_after(1),
+            GrammarError::Unavailable(_) => ApiError::new(ErrorKind::Internal, error.to_string()),
+        })
     }
 
     /// As [`prepare`](Self::prepare), for a prompt that is tokens already; messages and name are not looked at.
@@ -198,6 +276,7 @@ impl ChatModel {
             cache: CacheHints { salt: request.cache_salt.clone(), ..CacheHints::default() },
             warm: false,
             policy: None,
+            output: OutputControl::default(),
         })
     }
 

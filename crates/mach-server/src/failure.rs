@@ -40,10 +40,28 @@ pub(crate) fn from_engine(error: &EngineError, max_tokens_field: &str) -> ApiErr
         }
         EngineError::MaxTokens { .. } => ApiError::field(max_tokens_field, message),
         EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("messages", message),
+        EngineError::Grammar(_) => ApiError::new(ErrorKind::InvalidRequest, message),
         EngineError::QueueFull { retry_after, .. } => {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(*retry_after)
         }
+        EngineError::QueueTimeout { .. } => ApiError::new(ErrorKind::QueueTimeout, message).retry_after(1),
+        EngineError::RequestTimeout { .. } => ApiError::new(ErrorKind::Timeout, message),
+        EngineError::NeverFits { .. } => {
+            ApiError { param: Some("messages".into()), ..ApiError::new(ErrorKind::Unavailable, message) }
+        }
         EngineError::ShuttingDown | EngineError::Memory(_) => ApiError::new(ErrorKind::Unavailable, message),
         _ => ApiError::new(ErrorKind::Internal, message),
+    }
+}
+
+/// As [`from_engine`], for a plain prompt.
+pub(crate) fn from_engine_for_prompt(error: &EngineError) -> ApiError {
+    match error {
+        EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("prompt", error.to_string()),
+        _ => {
+            let error = from_engine(error, "max_tokens");
+            let param = error.param.map(|p| if p == "messages" { "prompt".to_owned() } else { p });
+            ApiError { param, ..error }
+        }
     }
 }

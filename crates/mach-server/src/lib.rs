@@ -4,14 +4,24 @@
 //! after parsing and before the engine; [`serve`] runs the routes on a listener until told to stop.
 
 mod auth;
+mod capabilities;
 mod chat_model;
+mod coalesce;
 mod failure;
+mod layers;
+mod listen;
+mod metrics;
+mod mode;
 mod prompt;
+mod reader;
 mod routes;
 mod server;
 mod sse;
 mod warm;
 
+pub use capabilities::{Serving, capabilities};
 pub use chat_model::{ChatModel, Decoding, PrepareError, Prepared, Templates};
+pub use layers::Origins;
+pub use reader::{OutputStats, Reading};
 pub use server::{Readiness, ServerConfig, serve};
 pub use warm::{WarmReport, warm};

@@ -2,6 +2,7 @@
 //! should look.
 
 use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
+use mach_api::output::ReasoningStart;
 use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind};
 use mach_engine::CacheHints;
 use serde_json::{Map, Value};
@@ -15,6 +16,8 @@ pub(crate) struct Prompt {
     pub(crate) hints: CacheHints,
     /// Digest of its text.
     pub(crate) text: [u8; 32],
+    /// Where the model's reasoning begins.
+    pub(crate) start: ReasoningStart,
 }
 
 fn internal(error: impl ToString) -> ApiError {
@@ -31,7 +34,7 @@ fn turn_key(salt: Option<&str>, text: &[u8; 32], digest: &[u8; 32]) -> [u8; 32] 
 }
 
 impl ChatModel {
-    fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
+    pub(crate) fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
         let templates = self.templates.as_ref().ok_or_else(|| {
             ApiError::new(ErrorKind::InvalidRequest, "this model has no chat template, so it cannot chat")
         })?;
@@ -57,7 +60,8 @@ impl ChatModel {
         }
         tokens.extend(self.encode(text.get(from..).unwrap_or_default())?);
         let hints = self.hints(&tokens, template, request)?;
-        Ok(Prompt { tokens, hints, text: digest })
+        let start = self.output.reasoning.map_or(ReasoningStart::Closed, |format| format.start(&text));
+        Ok(Prompt { tokens, hints, text: digest, start })
     }
 
     /// Where the text holds answers whose tokens are remembered: `(start, end, tokens)`, the end of the turn not included.
@@ -68,14 +72,15 @@ impl ChatModel {
         request: &ChatRequest,
     ) -> Vec<(usize, usize, Vec<u32>)> {
         let mut found = Vec::new();
-        let (Some(cache), Some(opening)) = (self.engine.prefix(), template.generation_prompt()) else {
+        let Some(cache) = self.engine.prefix().filter(|cache| !cache.turns().is_empty()) else {
             return found;
         };
-        let assistant = request.messages.iter().filter(|m| m.role == Role::Assistant);
-        let digests: Vec<_> = assistant.map(turn_digest).collect();
-        if digests.is_empty() || cache.turns().is_empty() {
+        let assistant: Vec<_> = request.messages.iter().filter(|m| m.role == Role::Assistant).collect();
+        if assistant.is_empty() {
             return found;
         }
+        let Some(opening) = template.generation_prompt_with(&request.template_kwargs) else { return found };
+        let digests: Vec<_> = assistant.iter().map(|message| turn_digest(message)).collect();
         let tokenizer = self.engine.tokenizer();
         let ends: Vec<&str> = self
             .stop_ids
@@ -85,7 +90,7 @@ impl ChatModel {
             .collect();
         let mut hasher = blake3::Hasher::new();
         let (mut hashed, mut next) = (0, 0);
-        for (at, _) in text.match_indices(opening) {
+        for (at, _) in text.match_indices(&opening) {
             let start = at + opening.len();
             hasher.update(text.get(hashed..start).unwrap_or_default().as_bytes());
             hashed = start;
@@ -98,6 +103,11 @@ impl ChatModel {
             let rest = text.get(start..).unwrap_or_default();
             let end = ends.iter().filter_map(|end| rest.find(end)).min();
             let (Some((i, tokens)), Some(end)) = (known, end) else { continue };
+            // Templates leave reasoning out of earlier turns; then the model is not to see it again either.
+            let reasoning = assistant.get(i).and_then(|message| message.reasoning_content.as_deref());
+            if reasoning.is_some_and(|said| !rest.get(..end).unwrap_or_default().contains(said.trim())) {
+                continue;
+            }
             let mut tokens = tokens.to_vec();
             if tokens.last().is_some_and(|last| self.stop_ids.contains(last)) {
                 tokens.pop();

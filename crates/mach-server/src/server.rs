@@ -6,16 +6,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use mach_api::chat::Limits;
+use mach_api::chat::Limits as RequestLimits;
 use mach_api::{ApiError, ErrorKind};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 
 use crate::failure::Failure;
+use crate::layers::{self, Keys, Origins};
+use crate::listen::{Limits, listen};
+use crate::metrics::HttpMetrics;
 use crate::{ChatModel, routes};
 
 /// Settings of the server.
@@ -26,9 +29,17 @@ pub struct ServerConfig {
     /// Largest request body in bytes.
     pub max_body: usize,
     /// Limits of a chat request's parts.
-    pub limits: Limits,
+    pub limits: RequestLimits,
     /// How long running generations may take to finish after the signal to stop.
     pub drain_timeout: Duration,
+    /// Largest head of a request in bytes.
+    pub max_head: usize,
+    /// Connections that may be open at one time; more wait.
+    pub max_connections: usize,
+    /// Generating requests that one key may have at one time.
+    pub max_concurrent_per_key: Option<usize>,
+    /// Pages of which sites may ask this server.
+    pub cors: Option<Origins>,
 }
 
 impl Default for ServerConfig {
@@ -36,8 +47,12 @@ impl Default for ServerConfig {
         Self {
             api_key: None,
             max_body: 32 << 20,
-            limits: Limits::default(),
+            limits: RequestLimits::default(),
             drain_timeout: Duration::from_secs(30),
+            max_head: 64 << 10,
+            max_connections: 1024,
+            max_concurrent_per_key: None,
+            cors: None,
         }
     }
 }
@@ -85,6 +100,8 @@ impl Readiness {
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) readiness: Arc<Readiness>,
+    pub(crate) http: HttpMetrics,
+    pub(crate) keys: Keys,
 }
 
 impl Shared {
@@ -106,18 +123,30 @@ impl Shared {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
+    let generating = Router::new()
+        .route("/v1/chat/completions", post(routes::chat_completions))
+        .route("/v1/completions", post(routes::completions))
+        .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time));
+    let mut router = Router::new()
         .route("/health", get(routes::health))
+        .route("/metrics", get(routes::metrics))
+        .route("/openapi.json", get(routes::openapi))
+        .route("/tokenize", post(routes::tokenize))
+        .route("/detokenize", post(routes::detokenize))
         .route("/v1/models", get(routes::list_models))
         .route("/v1/models/{*id}", get(routes::get_model))
+        .route("/v1/capabilities", get(routes::capabilities))
         .route("/v1/stats", get(routes::stats))
         .route("/v1/cache/stats", get(routes::cache_stats))
         .route("/v1/cache/warm_prefix", get(routes::list_warm_prefixes).post(routes::warm_prefix))
-        .route("/v1/chat/completions", post(routes::chat_completions))
+        .merge(generating)
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
-        .layer(CatchPanicLayer::custom(panicked))
-        .with_state(shared)
+        .layer(CatchPanicLayer::custom(panicked));
+    if let Some(origins) = &shared.config.cors {
+        router = router.layer(origins.layer());
+    }
+    router.layer(from_fn_with_state(Arc::clone(&shared), layers::observe)).with_state(shared)
 }
 
 fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
@@ -134,7 +163,13 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let drain_timeout = config.drain_timeout;
     let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let shared = Arc::new(Shared { config, readiness: Arc::clone(&readiness) });
+    let limits = Limits::of(&config);
+    let shared = Arc::new(Shared {
+        keys: Keys::new(config.max_concurrent_per_key),
+        config,
+        readiness: Arc::clone(&readiness),
+        http: HttpMetrics::default(),
+    });
     let signalled = Arc::clone(&readiness);
     let graceful = async move {
         stop.await;
@@ -144,13 +179,7 @@ pub async fn serve(
         }
         let _ = stopping.send(true);
     };
-    // A token is one small write; without this it would wait for the one before to be acknowledged.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            warn!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    let server = axum::serve(listener, router(shared)).with_graceful_shutdown(graceful).into_future();
+    let server = listen(listener, router(shared), limits, graceful);
     let mut server = std::pin::pin!(server);
     let deadline = async {
         // An error means that the sender is gone, which it is only after sending.
@@ -158,7 +187,7 @@ pub async fn serve(
         tokio::time::sleep(drain_timeout).await;
     };
     tokio::select! {
-        result = &mut server => result?,
+        () = &mut server => {}
         () = deadline => {
             warn!("the drain timeout is over; running generations are cut off");
             if let Some(model) = readiness.model() {

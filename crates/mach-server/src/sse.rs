@@ -12,17 +12,23 @@ use mach_api::chat::{ChatCompletionChunk, ChunkChoice, Delta, Usage};
 use mach_engine::{Event, Events};
 use serde::Serialize;
 
+use crate::coalesce::coalesce;
 use crate::failure::from_engine;
-use crate::routes::{Answer, finish_reason, lost};
+use crate::reader::Reader;
+use crate::routes::{Answer, lost};
 
 /// A comment line goes out when nothing else did for this long, so that proxies keep the connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// That line.
+pub(crate) const KEEP_ALIVE_LINE: &[u8] = b": keep-alive\n\n";
+/// The last event of a stream.
+pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";
 /// Events that may share one write when the client is slower than the model.
 const BATCH: usize = 64;
 
 /// The streaming response. Dropping it (the client left) drops `events`, which cancels the generation.
 pub(crate) fn response(answer: Answer, events: Events) -> Response {
-    let texts = vec![String::new(); answer.request.n as usize];
+    let readers = answer.readers();
     let writer = Writer {
         answer,
         events,
@@ -30,13 +36,18 @@ pub(crate) fn response(answer: Answer, events: Events) -> Response {
         unfinished: 0,
         tokens: 0,
         cached: 0,
-        texts,
+        readers,
         stage: Stage::Start,
     };
     let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
         let bytes = writer.next().await?;
         Some((Ok::<_, Infallible>(bytes), writer))
     }));
+    event_stream(body)
+}
+
+/// The response that carries a stream of events.
+pub(crate) fn event_stream(body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
@@ -63,8 +74,8 @@ struct Writer {
     tokens: usize,
     /// Prompt tokens that were not computed.
     cached: usize,
-    /// What each choice has said.
-    texts: Vec<String>,
+    /// One a choice.
+    readers: Vec<Reader>,
     stage: Stage,
 }
 
@@ -75,7 +86,8 @@ impl Writer {
             Stage::Start => {
                 self.unfinished = self.answer.request.n;
                 for index in 0..self.answer.request.n {
-                    let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+                    let delta =
+                        Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
                     self.chunk(
                         &mut out,
                         Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None }),
@@ -88,10 +100,10 @@ impl Writer {
                 let received =
                     tokio::time::timeout(KEEP_ALIVE, self.events.recv_many(&mut buffer, BATCH)).await;
                 match received {
-                    Err(_) => out.extend_from_slice(b": keep-alive\n\n"),
+                    Err(_) => out.extend_from_slice(KEEP_ALIVE_LINE),
                     Ok(0) => self.fail(&mut out, &lost()),
                     Ok(_) => {
-                        for event in buffer.drain(..) {
+                        for ((), event) in coalesce(buffer.drain(..).map(|event| ((), event))) {
                             self.event(&mut out, event);
                         }
                     }
@@ -109,20 +121,24 @@ impl Writer {
         }
         match event {
             Event::Text { choice, text, logprobs } => {
-                let logprobs = self.answer.logprobs(logprobs).map(Into::into);
-                if let Some(said) = self.texts.get_mut(choice as usize) {
-                    said.push_str(&text);
+                let mut deltas = Vec::new();
+                if let Some(reader) = self.readers.get_mut(choice as usize) {
+                    reader.push(&text, &mut |delta| deltas.push(delta));
                 }
-                let delta = Delta { role: None, content: Some(text) };
-                self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs, finish_reason: None }));
+                self.deltas(out, choice, deltas, logprobs);
             }
             Event::Finished { choice, reason, tokens, cached, ids, .. } => {
                 self.tokens += tokens;
                 self.cached = cached;
-                if let Some(said) = self.texts.get(choice as usize) {
-                    self.answer.remember(said, ids);
+                let mut deltas = Vec::new();
+                let mut finish_reason = None;
+                if let Some(reader) = self.readers.get_mut(choice as usize) {
+                    let cut = reason == mach_engine::FinishReason::Length;
+                    reader.finish(cut, &mut |delta| deltas.push(delta));
+                    self.answer.remember(reader, ids);
+                    finish_reason = Some(reader.finish_reason(reason));
                 }
-                let finish_reason = Some(finish_reason(reason));
+                self.deltas(out, choice, deltas, Vec::new());
                 let delta = Delta::default();
                 self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason }));
                 self.unfinished = self.unfinished.saturating_sub(1);
@@ -130,7 +146,7 @@ impl Writer {
                     if self.answer.request.include_usage {
                         self.chunk(out, None);
                     }
-                    out.extend_from_slice(b"data: [DONE]\n\n");
+                    out.extend_from_slice(DONE);
                     self.answer.log_finish(self.tokens);
                     self.stage = Stage::Done;
                 }
@@ -139,6 +155,24 @@ impl Writer {
                 let error = from_engine(&error, self.answer.request.max_tokens_field);
                 self.fail(out, &error);
             }
+        }
+    }
+
+    /// Writes what is new of a choice; the log probabilities of its tokens go with the first chunk.
+    fn deltas(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        mut deltas: Vec<Delta>,
+        logprobs: Vec<mach_engine::TokenLogprob>,
+    ) {
+        let mut logprobs = (!logprobs.is_empty()).then_some(logprobs);
+        if deltas.is_empty() && logprobs.is_some() {
+            deltas.push(Delta::default());
+        }
+        for delta in deltas {
+            let logprobs = logprobs.take().and_then(|new| self.answer.logprobs(new)).map(Into::into);
+            self.chunk(out, Some(ChunkChoice { index, delta, logprobs, finish_reason: None }));
         }
     }
 
@@ -160,12 +194,12 @@ impl Writer {
     /// The status is long sent, so the error is an event.
     fn fail(&mut self, out: &mut Vec<u8>, error: &mach_api::ApiError) {
         write_data(out, &error.body());
-        out.extend_from_slice(b"data: [DONE]\n\n");
+        out.extend_from_slice(DONE);
         self.stage = Stage::Done;
     }
 }
 
-fn write_data(out: &mut Vec<u8>, value: &impl Serialize) {
+pub(crate) fn write_data(out: &mut Vec<u8>, value: &impl Serialize) {
     out.extend_from_slice(b"data: ");
     // These types hold strings and finite numbers only, and a Vec takes every write.
     let _ = serde_json::to_writer(&mut *out, value);

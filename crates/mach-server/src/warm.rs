@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mach_api::chat::WarmRequest;
 use mach_api::{ApiError, ErrorKind};
-use mach_engine::{CacheHints, Event, GenerateRequest, Preset, SamplingParams};
+use mach_engine::{CacheHints, Event, GenerateRequest, OutputControl, Preset, SamplingParams};
 use mach_prefix::WarmedPrefix;
 use serde::Serialize;
 
@@ -51,6 +51,7 @@ pub fn warm(model: &ChatModel, request: &WarmRequest) -> Result<WarmReport, ApiE
             policy: None,
             cache: CacheHints { salt: request.cache_salt.clone(), ..CacheHints::default() },
             warm: true,
+            output: OutputControl::default(),
         };
         let failed = |error| from_engine(&error, "max_tokens");
         let mut events = model.engine.submit(generate).map_err(failed)?;

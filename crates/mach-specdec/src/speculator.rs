@@ -35,6 +35,16 @@ pub struct Proposal {
     took: Duration,
 }
 
+impl Proposal {
+    /// Keeps the first `len` tokens; without any, it is as if nothing had been proposed.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        if self.tokens.is_empty() {
+            *self = Self { low: self.low, took: self.took, ..Self::default() };
+        }
+    }
+}
+
 /// Speculation of one sequence.
 #[derive(Default)]
 pub struct Speculator {

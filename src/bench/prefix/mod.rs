@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, Event, GenerateRequest, Preset, SamplingParams, TextTokenizer,
+    CacheHints, Engine, EngineConfig, Event, GenerateRequest, OutputControl, Preset, SamplingParams,
+    TextTokenizer,
 };
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Blank, Image, Kind, PrefixCache, PrefixConfig, Snapshot, chain, read_speed};
@@ -107,6 +108,7 @@ fn ask_with(engine: &Engine, prompt: Vec<u32>, tokens: usize, sampling: Sampling
         policy: None,
         cache: CacheHints::default(),
         warm: false,
+        output: OutputControl::default(),
     };
     let mut events = engine.submit(request)?;
     while let Some(event) = events.blocking_recv() {

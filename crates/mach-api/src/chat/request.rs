@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::SpeculationPreset;
+use super::constraint::check_schema;
 use super::message::{Message, function_type};
+use super::{ResponseFormat, SpeculationPreset, ToolChoice};
 use crate::ApiError;
 use crate::fields::{Fields, integer, json, kind, number};
 
@@ -47,9 +48,7 @@ const UNSUPPORTED: &[(&str, IsNeutral)] = &[
     ("logits_processors", |v| v.as_array().is_some_and(Vec::is_empty)),
     ("min_tokens", |v| v == 0),
     ("modalities", |v| v.as_array().is_some_and(|a| a.len() == 1 && a[0] == "text")),
-    ("parallel_tool_calls", |v| v == true),
     ("prompt_logprobs", |v| v == 0 || v == false),
-    ("response_format", |v| v.get("type").is_some_and(|t| t == "text")),
     ("skip_special_tokens", |v| v == true),
     ("spaces_between_special_tokens", |v| v.is_boolean()),
     ("structured_outputs", |_| false),
@@ -75,11 +74,27 @@ pub struct Limits {
     pub stop_bytes: usize,
     /// Entries of `logit_bias` and of `stop_token_ids`.
     pub token_ids: usize,
+    /// How deep the JSON of a schema and the brackets of a grammar may nest.
+    pub schema_depth: usize,
+    /// Values in a schema, nested ones included.
+    pub schema_values: usize,
+    /// Bytes of a grammar.
+    pub grammar_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { messages: 10_000, tools: 1_000, choices: 128, stops: 32, stop_bytes: 1_000, token_ids: 4_096 }
+        Self {
+            messages: 10_000,
+            tools: 1_000,
+            choices: 128,
+            stops: 32,
+            stop_bytes: 1_000,
+            token_ids: 4_096,
+            schema_depth: 64,
+            schema_values: 50_000,
+            grammar_bytes: 64 << 10,
+        }
     }
 }
 
@@ -115,6 +130,12 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// Tools as given, for the template; empty when `tool_choice` is `none`.
     pub tools: Vec<Value>,
+    /// Whether they are called.
+    pub tool_choice: ToolChoice,
+    /// Whether one answer may call more than one.
+    pub parallel_tool_calls: bool,
+    /// What the content must look like.
+    pub format: Option<ResponseFormat>,
     /// Extra variables for the template.
     pub template_kwargs: Map<String, Value>,
     /// Most tokens of an answer; `max_completion_tokens` wins over `max_tokens`.
@@ -150,9 +171,12 @@ impl ChatRequest {
         let model = fields.required_string("model")?;
         let messages = parse_messages(&mut fields, limits)?;
         let mut tools = parse_tools(&mut fields, limits)?;
-        if !tool_choice_allows(&mut fields, !tools.is_empty())? {
+        let tool_choice = ToolChoice::parse(&mut fields, &tools)?;
+        if tool_choice == ToolChoice::None {
             tools.clear();
         }
+        let parallel_tool_calls = fields.bool("parallel_tool_calls")?.unwrap_or(true);
+        let format = ResponseFormat::parse(&mut fields, limits)?;
         let mut template_kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
         for name in ["messages", "tools", "add_generation_prompt", "documents"] {
             if template_kwargs.contains_key(name) {
@@ -176,13 +200,16 @@ impl ChatRequest {
         let n = fields.integer("n", 1..=i64::from(limits.choices))?.unwrap_or(1) as u32;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = parse_stream_options(&mut fields, stream)?;
-        let speculation = SpeculationPreset::parse(&mut fields, limits)?;
+        let speculation = SpeculationPreset::parse(&mut fields, format.as_ref(), limits)?;
         let cache_salt = parse_cache_salt(&mut fields)?;
         refuse_rest(fields)?;
         Ok(Self {
             model,
             messages,
             tools,
+            tool_choice,
+            parallel_tool_calls,
+            format,
             template_kwargs,
             max_tokens: new_limit.or(old_limit).map(|v| v as u32),
             max_tokens_field,
@@ -229,7 +256,7 @@ impl SamplingFields {
     }
 }
 
-pub(super) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
+pub(crate) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec<Message>, ApiError> {
     let list = fields.array("messages")?.ok_or_else(|| fields.error("messages", "is required"))?;
     if list.is_empty() {
         return Err(fields.error("messages", "must hold at least one message"));
@@ -240,7 +267,7 @@ pub(super) fn parse_messages(fields: &mut Fields, limits: &Limits) -> Result<Vec
     list.into_iter().enumerate().map(|(i, m)| Message::parse(&format!("messages[{i}]"), m)).collect()
 }
 
-pub(super) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
+pub(crate) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Value>, ApiError> {
     let tools = fields.array("tools")?.unwrap_or_default();
     if tools.len() > limits.tools {
         return Err(fields.error("tools", format!("must hold at most {} tools", limits.tools)));
@@ -255,26 +282,12 @@ pub(super) fn parse_tools(fields: &mut Fields, limits: &Limits) -> Result<Vec<Va
             return Err(function.error("name", "must not be empty"));
         }
         function.string("description")?;
-        function.object("parameters")?;
+        if let Some(parameters) = function.object("parameters")? {
+            check_schema(&function.path("parameters"), &parameters.into(), limits)?;
+        }
         function.bool("strict")?;
     }
     Ok(tools)
-}
-
-/// Whether the model is to see the tools.
-fn tool_choice_allows(fields: &mut Fields, have_tools: bool) -> Result<bool, ApiError> {
-    match fields.take("tool_choice") {
-        None => Ok(true),
-        Some(Value::String(s)) if s == "auto" => Ok(true),
-        Some(Value::String(s)) if s == "none" => Ok(false),
-        Some(Value::String(s)) if s == "required" => {
-            Err(fields.error("tool_choice", "`required` is not supported yet; use `auto` or `none`"))
-        }
-        Some(Value::Object(_)) if have_tools => {
-            Err(fields.error("tool_choice", "forcing a function is not supported yet; use `auto` or `none`"))
-        }
-        Some(_) => Err(fields.error("tool_choice", "must be `auto` or `none`")),
-    }
 }
 
 fn parse_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
@@ -369,7 +382,7 @@ fn parse_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiEr
     }
 }
 
-pub(super) fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
+pub(crate) fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
     for (name, value) in fields.rest() {
         if HARMLESS.contains(&name.as_str()) {
             continue;

@@ -10,6 +10,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// The model calls tools.
+    ToolCalls,
 }
 
 /// Token counts.
@@ -83,13 +85,46 @@ impl From<Vec<TokenLogprob>> for ChoiceLogprobs {
     }
 }
 
+/// The function that a call names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResponseFunction {
+    /// Its name.
+    pub name: String,
+    /// A JSON object; unfinished if the answer was cut at its length.
+    pub arguments: String,
+}
+
+/// A tool call of the assistant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResponseToolCall {
+    /// Id that the tool's answer refers to.
+    pub id: String,
+    /// Always `function`.
+    pub r#type: &'static str,
+    /// The call.
+    pub function: ResponseFunction,
+}
+
+impl ResponseToolCall {
+    /// A call of a function.
+    pub fn new(id: String, name: String, arguments: String) -> Self {
+        Self { id, r#type: "function", function: ResponseFunction { name, arguments } }
+    }
+}
+
 /// The assistant's message.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ResponseMessage {
     /// Always `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; none beside tool calls that come without any.
+    pub content: Option<String>,
+    /// What the model said to itself, if its family sets that apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ResponseToolCall>,
     /// Always null.
     pub refusal: Option<()>,
 }
@@ -111,11 +146,10 @@ impl Choice {
     /// A finished answer.
     pub fn new(
         index: u32,
-        content: String,
+        message: ResponseMessage,
         logprobs: Option<Vec<TokenLogprob>>,
         finish_reason: FinishReason,
     ) -> Self {
-        let message = ResponseMessage { role: "assistant", content, refusal: None };
         Self { index, message, logprobs: logprobs.map(Into::into), finish_reason }
     }
 }
@@ -137,6 +171,31 @@ pub struct ChatCompletion {
     pub usage: Usage,
 }
 
+/// What a chunk adds to a call.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FunctionDelta {
+    /// In the first chunk of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// More of the arguments.
+    pub arguments: String,
+}
+
+/// A call's part of a chunk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ToolCallDelta {
+    /// Which call of the message.
+    pub index: usize,
+    /// In the first chunk of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `function`, in the first chunk of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    /// What is new.
+    pub function: FunctionDelta,
+}
+
 /// What a chunk adds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Delta {
@@ -146,6 +205,12 @@ pub struct Delta {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// More of what the model says to itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// More of a call.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
 }
 
 /// One choice's part of a chunk.
@@ -182,4 +247,9 @@ pub struct ChatCompletionChunk<'a> {
 /// A fresh completion id.
 pub fn completion_id() -> String {
     format!("chatcmpl-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// A fresh id of a tool call.
+pub fn tool_call_id() -> String {
+    format!("call_{}", uuid::Uuid::new_v4().simple())
 }

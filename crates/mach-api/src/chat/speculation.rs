@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::Limits;
+use super::constraint::few_answers;
+use super::{Limits, ResponseFormat};
 use crate::ApiError;
 use crate::fields::{Fields, kind};
 
@@ -20,11 +21,25 @@ pub enum SpeculationPreset {
 
 impl SpeculationPreset {
     /// Takes `speculation: {"preset": ..., "choices": [...]}`, or `speculation_preset` at the top.
-    pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
+    /// `classification` takes its answers from the schema of `response_format` if it allows few and there are no `choices`.
+    pub(super) fn parse(
+        fields: &mut Fields,
+        format: Option<&ResponseFormat>,
+        limits: &Limits,
+    ) -> Result<Self, ApiError> {
+        let allowed = |choices: Vec<String>| match format {
+            Some(ResponseFormat::Json(schema, _)) if choices.is_empty() => {
+                few_answers(schema, limits.token_ids).unwrap_or_default()
+            }
+            _ => choices,
+        };
         let short = fields.string("speculation_preset")?;
         let Some(object) = fields.take("speculation") else {
             return match short {
                 None => Ok(Self::None),
+                Some(name) if name == "classification" => {
+                    Self::named(&name, allowed(Vec::new()), "speculation_preset", fields)
+                }
                 Some(name) => Self::named(&name, Vec::new(), "speculation_preset", fields),
             };
         };
@@ -33,7 +48,10 @@ impl SpeculationPreset {
         }
         let mut object = Fields::new(fields.path("speculation"), object)?;
         let name = object.string("preset")?.unwrap_or_else(|| "none".to_owned());
-        let choices = choices(&mut object, limits)?;
+        let mut choices = choices(&mut object, limits)?;
+        if name == "classification" {
+            choices = allowed(choices);
+        }
         let preset = Self::named(&name, choices, "preset", &object)?;
         let path = object.path("");
         match object.rest().next() {
@@ -47,10 +65,10 @@ impl SpeculationPreset {
             ("none", true) => Ok(Self::None),
             ("summarization", true) => Ok(Self::Summarization),
             ("classification", false) => Ok(Self::Classification(choices)),
-            ("classification", true) => {
-                Err(fields
-                    .error(field, "`classification` needs the possible answers in `speculation.choices`"))
-            }
+            ("classification", true) => Err(fields.error(
+                field,
+                "`classification` needs the possible answers: `speculation.choices`, or a `response_format` with an `enum`",
+            )),
             ("none" | "summarization", false) => {
                 Err(fields.error("choices", "only the preset `classification` takes choices"))
             }

@@ -37,6 +37,7 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
+    source: String,
     special_tokens: Map<String, Json>,
     parts_as_list: bool,
     developer_as_system: bool,
@@ -63,14 +64,20 @@ impl ChatTemplate {
             .map_err(|e| TemplateError::Compile(describe(&e)))?;
         let mut template = Self {
             env,
+            source: source.to_owned(),
             special_tokens,
             parts_as_list: true,
             developer_as_system: !source.contains("developer"),
             generation_prompt: None,
         };
         template.parts_as_list = template.walks_content_parts();
-        template.generation_prompt = template.find_generation_prompt();
+        template.generation_prompt = template.find_generation_prompt(&Map::new());
         Ok(template)
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders a prompt that ends where the assistant is to speak.
@@ -88,14 +95,20 @@ impl ChatTemplate {
         self.generation_prompt.as_deref()
     }
 
-    fn find_generation_prompt(&self) -> Option<String> {
+    /// The same for requests with these variables, which may choose another one.
+    pub fn generation_prompt_with(&self, kwargs: &Map<String, Json>) -> Option<String> {
+        if kwargs.is_empty() { self.generation_prompt.clone() } else { self.find_generation_prompt(kwargs) }
+    }
+
+    fn find_generation_prompt(&self, kwargs: &Map<String, Json>) -> Option<String> {
         let probe = [Message::text(Role::User, PROBE)];
-        let with = self.render_as(&probe, &[], &Map::new(), true).ok()?;
-        let without = self.render_as(&probe, &[], &Map::new(), false).ok()?;
+        let with = self.render_as(&probe, &[], kwargs, true).ok()?;
+        let without = self.render_as(&probe, &[], kwargs, false).ok()?;
         with.strip_prefix(&without).filter(|rest| !rest.is_empty()).map(str::to_owned)
     }
 
-    fn render_as(
+    /// Renders a prompt; `add_generation_prompt`: one that ends where the assistant is to speak.
+    pub fn render_as(
         &self,
         messages: &[Message],
         tools: &[Json],

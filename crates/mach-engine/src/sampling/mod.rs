@@ -16,6 +16,9 @@ pub(crate) use logprobs::raw_logprobs;
 pub(crate) use noise::choice_seed;
 pub use params::SamplingParams;
 
+use crate::EngineError;
+use crate::grammar::{Guide, Lost};
+
 use noise::Noise;
 use select::{Candidate, argmax, at_least, mass, nucleus, scaled, sort, top_k};
 
@@ -50,6 +53,35 @@ impl Sampler {
     /// Chooses the token at absolute position `position`. `logits` are changed in place.
     pub(crate) fn sample(&mut self, logits: &mut [f32], position: usize) -> Result<u32, NotFinite> {
         self.adjust(logits);
+        self.choose(logits, position)
+    }
+
+    /// The same among the tokens that a grammar allows.
+    pub(crate) fn sample_guided(
+        &mut self,
+        logits: &mut [f32],
+        position: usize,
+        guide: &mut Guide,
+    ) -> Result<u32, EngineError> {
+        let not_finite = |e: NotFinite| EngineError::Model(e.to_string());
+        let lost = |e: Lost| EngineError::Grammar(e.to_string());
+        self.adjust(logits);
+        // The largest of all is also the largest of any part that it is in. Which tokens are candidates, though, depends on the
+        // others: with such rules the mask comes first.
+        let p = &self.params;
+        let ruled = p.top_p < 1.0 || p.min_p > 0.0 || (p.top_k > 0 && (p.top_k as usize) < logits.len());
+        if p.temperature == 0.0 || !ruled {
+            let id = self.choose(logits, position).map_err(not_finite)?;
+            if guide.allowed(&[id]).map_err(lost)? == 1 {
+                return Ok(id);
+            }
+        }
+        guide.mask(logits).map_err(lost)?;
+        self.choose(logits, position).map_err(not_finite)
+    }
+
+    /// From logits that were adjusted.
+    fn choose(&mut self, logits: &[f32], position: usize) -> Result<u32, NotFinite> {
         let (best, best_id) = argmax(logits);
         if !best.is_finite() {
             return Err(NotFinite);

@@ -1,6 +1,7 @@
 //! The text of one answer as it grows, and which tokens have become visible.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::stop::StopMatcher;
 use super::utf8::Utf8Decoder;
@@ -17,6 +18,8 @@ pub(crate) struct Visible<T> {
 /// is visible. Tokens that begin inside a stop string never come out.
 #[derive(Debug)]
 pub(crate) struct TextStream<T> {
+    /// Control tokens that are shown.
+    show: Arc<[u32]>,
     utf8: Utf8Decoder,
     stop: StopMatcher,
     /// Bytes of text decoded, and released.
@@ -27,8 +30,9 @@ pub(crate) struct TextStream<T> {
 }
 
 impl<T> TextStream<T> {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
+    pub(crate) fn new(stops: Vec<String>, show: Arc<[u32]>) -> Self {
         Self {
+            show,
             utf8: Utf8Decoder::default(),
             stop: StopMatcher::new(stops),
             decoded: 0,
@@ -40,7 +44,7 @@ impl<T> TextStream<T> {
     /// Adds a token.
     pub(crate) fn push(&mut self, id: u32, extra: Option<T>, tokenizer: &TextTokenizer) -> Visible<T> {
         let mut text = String::new();
-        if !tokenizer.is_special(id) {
+        if !tokenizer.is_special(id) || self.show.contains(&id) {
             self.utf8.push(tokenizer.bytes(id), &mut text);
         }
         let start = self.decoded;

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::stop::StopMatcher;
@@ -60,7 +62,7 @@ fn streams_equal_the_tokenizers_own_decoding() {
     let mut runner = proptest::test_runner::TestRunner::default();
     runner
         .run(&prop::collection::vec(0u32..16384, 0..60), |ids| {
-            let mut stream = TextStream::new(Vec::new());
+            let mut stream = TextStream::new(Vec::new(), Arc::default());
             let mut text = String::new();
             for &id in &ids {
                 text.push_str(&stream.push(id, Some(id), &tokenizer).text);
@@ -77,7 +79,7 @@ fn characters_are_never_cut() {
     let (_, tokenizer) = demo();
     let text = "naïve 日本語 👩‍👩‍👧 zß水🍌";
     let ids = tokenizer.encode(text, false).unwrap();
-    let mut stream = TextStream::new(Vec::new());
+    let mut stream = TextStream::new(Vec::new(), Arc::default());
     let mut out = String::new();
     for &id in &ids {
         let piece = stream.push(id, Some(id), &tokenizer).text;
@@ -91,7 +93,7 @@ fn characters_are_never_cut() {
 fn tokens_come_out_with_their_text_and_not_inside_a_stop_string() {
     let (_, tokenizer) = demo();
     let ids = tokenizer.encode("one two three four five", false).unwrap();
-    let mut stream = TextStream::new(vec!["three f".to_owned()]);
+    let mut stream = TextStream::new(vec!["three f".to_owned()], Arc::default());
     let (mut text, mut tokens) = (String::new(), Vec::new());
     for &id in &ids {
         let out = stream.push(id, Some(id), &tokenizer);
@@ -113,4 +115,16 @@ fn a_tokenizer_larger_than_the_model_is_refused() {
     let (inner, _) = demo();
     let error = TextTokenizer::new(inner, 100).unwrap_err().to_string();
     assert!(error.contains("outside the model's vocabulary of 100"), "{error}");
+}
+
+#[test]
+fn control_tokens_are_hidden_unless_a_parser_looks_for_them() {
+    let (_, tokenizer) = demo();
+    let ids = tokenizer.encode("a<|im_start|>b<|im_end|>", false).unwrap();
+    let text = |show: Arc<[u32]>| -> String {
+        let mut stream = TextStream::<()>::new(Vec::new(), show);
+        ids.iter().map(|&id| stream.push(id, None, &tokenizer).text).collect()
+    };
+    assert_eq!(text(Arc::default()), "ab");
+    assert_eq!(text([tokenizer.id("<|im_start|>").unwrap()].into()), "a<|im_start|>b");
 }

@@ -29,6 +29,8 @@ pub(crate) struct Double {
     pub(crate) panic_on: Option<u32>,
     /// A prompt that holds this token makes the pass fail.
     pub(crate) fail_on: Option<u32>,
+    /// Passes over more than one sequence fail.
+    pub(crate) fail_shared: bool,
     /// Tokens are chosen from this list alone, by position.
     pub(crate) script: Vec<u32>,
     pub(crate) seen: Arc<Seen>,
@@ -69,6 +71,7 @@ impl Double {
             start_pace: Duration::ZERO,
             panic_on: None,
             fail_on: None,
+            fail_shared: false,
             script: Vec::new(),
             seen: Arc::default(),
         }
@@ -108,6 +111,9 @@ impl Model for Double {
         self.seen.passes.fetch_add(1, Ordering::SeqCst);
         self.seen.most_segments.fetch_max(segments.len(), Ordering::SeqCst);
         std::thread::sleep(self.pace);
+        if self.fail_shared && segments.len() > 1 {
+            return Err(ModelError::Unsupported("the double takes one at a time".into()));
+        }
         let mut logits = Logits { vocab: self.config.vocab_size, data: Vec::new() };
         for segment in segments {
             self.seen.longest_segment.fetch_max(segment.tokens.len(), Ordering::SeqCst);

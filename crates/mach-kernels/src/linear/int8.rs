@@ -85,7 +85,7 @@ struct Panel {
 impl Panel {
     /// From row `m` on.
     #[inline(always)]
-    fn from_row(self, m: usize) -> Panel {
+    fn at_row(self, m: usize) -> Panel {
         Panel {
             q: self.q.wrapping_add(4 * m),
             scale: self.scale.wrapping_add(m),
@@ -164,7 +164,7 @@ unsafe fn part<
             put(s, strip8::<S, P, P, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
         } else {
             put(s, strip8::<S, P, FIRST, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
-            let (panel, out) = (panel.from_row(FIRST), out.add(FIRST * stride));
+            let (panel, out) = (panel.at_row(FIRST), out.add(FIRST * stride));
             put(s, strip8::<S, P, REST, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
         }
     }

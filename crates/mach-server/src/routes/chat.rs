@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -9,17 +10,16 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use mach_api::chat::{
-    ChatCompletion, Choice, FinishReason, Message, Role, TokenLogprob, TopLogprob, Usage, completion_id,
-};
+use mach_api::chat::{ChatCompletion, Choice, FinishReason, TokenLogprob, TopLogprob, Usage, completion_id};
 use mach_api::{ApiError, ChatRequest, ErrorKind};
-use mach_engine::{Event, Events, TextTokenizer};
+use mach_engine::{EngineError, Event, Events, TextTokenizer};
 use tracing::info;
 
 use crate::chat_model::unix_time;
 use crate::failure::{Failure, from_engine};
+use crate::reader::{Reader, Reading};
 use crate::server::Shared;
-use crate::{ChatModel, Prepared, auth, sse};
+use crate::{ChatModel, Prepared, auth, mode, sse};
 
 pub(crate) async fn chat_completions(
     State(shared): State<Arc<Shared>>,
@@ -30,15 +30,22 @@ pub(crate) async fn chat_completions(
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let (request, Prepared { generate, text }) = parse_and_prepare(shared, Arc::clone(&model), body).await?;
+    let (request, Prepared { generate, text, reading }) =
+        parse_and_prepare(shared, Arc::clone(&model), body).await?;
     let prompt_tokens = generate.prompt.len();
-    let events = model.engine.submit(generate).map_err(|e| from_engine(&e, request.max_tokens_field))?;
-    let answer = Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens, text };
-    if answer.request.stream {
-        Ok(sse::response(answer, events))
-    } else {
-        Ok(Json(collect(&answer, events).await?).into_response())
+    let failed = |e: &EngineError| from_engine(e, request.max_tokens_field);
+    let (mut events, mut started) = model.engine.submit_and_tell(generate).map_err(|e| failed(&e))?;
+    if request.stream {
+        mode::wait(&mut started, &mut events).await.map_err(|e| failed(&e))?;
     }
+    let answer =
+        Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens, text, reading };
+    let response = if answer.request.stream {
+        sse::response(answer, events)
+    } else {
+        Json(collect(&answer, events).await?).into_response()
+    };
+    Ok(mode::tell(response, &mut started))
 }
 
 /// An answer in the making.
@@ -51,6 +58,8 @@ pub(crate) struct Answer {
     pub(crate) prompt_tokens: usize,
     /// Digest of the prompt's text.
     pub(crate) text: [u8; 32],
+    /// How the choices are read.
+    pub(crate) reading: Reading,
 }
 
 impl Answer {
@@ -63,10 +72,15 @@ impl Answer {
         info!(id = self.id, prompt_tokens = self.prompt_tokens, completion_tokens, "answered");
     }
 
+    /// A reader for each choice.
+    pub(crate) fn readers(&self) -> Vec<Reader> {
+        let stats = &self.model.output_stats;
+        (0..self.request.n).map(|_| Reader::new(&self.reading, Arc::clone(stats))).collect()
+    }
+
     /// Remembers the exact tokens of an answer, for when it comes back as a message.
-    pub(crate) fn remember(&self, text: &str, ids: Option<Vec<u32>>) {
-        if let Some(ids) = ids {
-            let message = Message::text(Role::Assistant, text);
+    pub(crate) fn remember(&self, reader: &Reader, ids: Option<Vec<u32>>) {
+        if let (Some(ids), Some(message)) = (ids, reader.as_history()) {
             self.model.remember(self.request.cache_salt.as_deref(), &self.text, &message, &ids);
         }
     }
@@ -79,7 +93,7 @@ impl Answer {
     }
 }
 
-fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> TokenLogprob {
+pub(crate) fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> TokenLogprob {
     let text = |id| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
     TokenLogprob {
         token: text(token.id),
@@ -90,13 +104,6 @@ fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> Toke
             .into_iter()
             .map(|(id, logprob)| TopLogprob { token: text(id), logprob, bytes: tokenizer.bytes(id).to_vec() })
             .collect(),
-    }
-}
-
-pub(crate) fn finish_reason(reason: mach_engine::FinishReason) -> FinishReason {
-    match reason {
-        mach_engine::FinishReason::Stop => FinishReason::Stop,
-        mach_engine::FinishReason::Length => FinishReason::Length,
     }
 }
 
@@ -116,8 +123,15 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::UnsupportedMediaType, message))
 }
 
+/// How long a request's body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(crate) async fn read_body(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    match Limited::new(body, limit).collect().await {
+    let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await else {
+        let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<LengthLimitError>() => {
             let message = format!("the request body is larger than {limit} bytes");
@@ -146,19 +160,18 @@ async fn parse_and_prepare(
 
 async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, ApiError> {
     struct Part {
-        text: String,
+        reader: Reader,
         logprobs: Vec<mach_engine::TokenLogprob>,
         finish: Option<FinishReason>,
     }
-    let mut parts: Vec<Part> = (0..answer.request.n)
-        .map(|_| Part { text: String::new(), logprobs: Vec::new(), finish: None })
-        .collect();
+    let part = |reader| Part { reader, logprobs: Vec::new(), finish: None };
+    let mut parts: Vec<Part> = answer.readers().into_iter().map(part).collect();
     let (mut completion_tokens, mut cached_tokens) = (0, 0);
     while let Some(event) = events.recv().await {
         match event {
             Event::Text { choice, text, logprobs } => {
                 if let Some(part) = parts.get_mut(choice as usize) {
-                    part.text.push_str(&text);
+                    part.reader.push(&text, &mut |_| {});
                     part.logprobs.extend(logprobs);
                 }
             }
@@ -166,8 +179,9 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
                 completion_tokens += tokens;
                 cached_tokens = cached;
                 if let Some(part) = parts.get_mut(choice as usize) {
-                    answer.remember(&part.text, ids);
-                    part.finish = Some(finish_reason(reason));
+                    part.reader.finish(reason == mach_engine::FinishReason::Length, &mut |_| {});
+                    answer.remember(&part.reader, ids);
+                    part.finish = Some(part.reader.finish_reason(reason));
                 }
             }
             Event::Failed(error) => return Err(from_engine(&error, answer.request.max_tokens_field)),
@@ -177,7 +191,7 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
         .zip(parts)
         .map(|(index, part)| {
             let finish = part.finish.ok_or_else(lost)?;
-            Ok(Choice::new(index, part.text, answer.logprobs(part.logprobs), finish))
+            Ok(Choice::new(index, part.reader.message(), answer.logprobs(part.logprobs), finish))
         })
         .collect::<Result<_, ApiError>>()?;
     answer.log_finish(completion_tokens);

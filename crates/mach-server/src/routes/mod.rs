@@ -1,9 +1,14 @@
 //! The routes.
 
 mod cache;
+mod capabilities;
 mod chat;
+mod completions;
+mod metrics;
 mod models;
+mod openapi;
 mod stats;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -18,9 +23,14 @@ use crate::failure::Failure;
 use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
-pub(crate) use chat::{Answer, chat_completions, finish_reason, lost};
+pub(crate) use capabilities::capabilities;
+pub(crate) use chat::{Answer, chat_completions, lost};
+pub(crate) use completions::completions;
+pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
+pub(crate) use openapi::openapi;
 pub(crate) use stats::stats;
+pub(crate) use tokens::{detokenize, tokenize};
 
 /// `GET /health`: 200 once the model answers, 503 before. Needs no key.
 pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {

@@ -31,6 +31,8 @@ pub(crate) async fn stats(
         "decode_path_reason": decoding.gate.reason,
         "adaptive_block_policy": policy(decoding.policy),
         "last_request": stats.last.map(request),
+        "grammar": {"tokens": stats.guided_tokens, "seconds": stats.guide_time.as_secs_f64()},
+        "tool_calls": {"complete": model.output_stats.calls(), "malformed": model.output_stats.malformed()},
     });
     if let (Some(body), Ok(Value::Object(specdec))) =
         (body.as_object_mut(), serde_json::to_value(&stats.specdec))

@@ -1,0 +1,248 @@
+//! What an answer must look like: `tool_choice`, `response_format`, `grammar`.
+
+use serde_json::{Map, Value, json};
+
+use super::Limits;
+use crate::ApiError;
+use crate::fields::{Fields, kind};
+
+/// Whether tools are called.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model sees fit.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// At least once.
+    Required,
+    /// This function, once.
+    Function(String),
+}
+
+/// What the content must look like.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResponseFormat {
+    /// JSON that meets a schema; with the path of the field that gave it.
+    Json(Value, &'static str),
+    /// A grammar in llguidance's variant of Lark.
+    Lark(String),
+    /// A regular expression.
+    Regex(String),
+}
+
+impl ToolChoice {
+    /// Takes `tool_choice`; functions must be among `tools`.
+    pub(super) fn parse(fields: &mut Fields, tools: &[Value]) -> Result<Self, ApiError> {
+        let Some(value) = fields.take("tool_choice") else { return Ok(Self::Auto) };
+        let choice = match value {
+            Value::String(name) => match name.as_str() {
+                "auto" => Self::Auto,
+                "none" => Self::None,
+                "required" => Self::Required,
+                _ => return Err(fields.error("tool_choice", Self::KNOWN)),
+            },
+            Value::Object(_) => {
+                let mut choice = Fields::new("tool_choice", value)?;
+                super::message::function_type(&mut choice)?;
+                let function =
+                    choice.take("function").ok_or_else(|| choice.error("function", "is required"))?;
+                let mut function = Fields::new("tool_choice.function", function)?;
+                Self::Function(function.required_string("name")?)
+            }
+            _ => return Err(fields.error("tool_choice", Self::KNOWN)),
+        };
+        match &choice {
+            Self::Required if tools.is_empty() => {
+                Err(fields.error("tool_choice", "`required` needs `tools`"))
+            }
+            Self::Function(name) if !tools.iter().any(|tool| function_name(tool) == Some(name)) => {
+                let name: String = name.chars().take(80).collect();
+                Err(fields.error("tool_choice.function.name", format!("`{name}` is not among `tools`")))
+            }
+            _ => Ok(choice),
+        }
+    }
+
+    const KNOWN: &'static str = "must be `auto`, `none`, `required` or a function";
+}
+
+/// The name of a tool that was checked.
+pub fn function_name(tool: &Value) -> Option<&str> {
+    tool.get("function")?.get("name")?.as_str()
+}
+
+impl ResponseFormat {
+    /// Takes `response_format` and `grammar`.
+    pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Option<Self>, ApiError> {
+        let format = match fields.take("response_format") {
+            None => None,
+            Some(value) => from_object(value, limits)?,
+        };
+        let Some(value) = fields.take("grammar") else { return Ok(format) };
+        if format.is_some() {
+            return Err(fields.error("grammar", "cannot be combined with `response_format`"));
+        }
+        let (syntax, text) = match value {
+            Value::String(text) => ("lark".to_owned(), text),
+            value => {
+                let mut object = Fields::new("grammar", value)?;
+                let syntax = object.required_string("syntax")?;
+                let text = object.required_string("definition")?;
+                refuse_rest(object)?;
+                (syntax, text)
+            }
+        };
+        if text.trim().is_empty() {
+            return Err(fields.error("grammar", "must not be empty"));
+        }
+        if text.len() > limits.grammar_bytes {
+            let most = limits.grammar_bytes;
+            return Err(fields.error("grammar", format!("must be at most {most} bytes long")));
+        }
+        if nesting(&text) > limits.schema_depth {
+            let most = limits.schema_depth;
+            return Err(fields.error("grammar", format!("must not nest deeper than {most} brackets")));
+        }
+        match syntax.as_str() {
+            "lark" => Ok(Some(Self::Lark(text))),
+            "regex" => Ok(Some(Self::Regex(text))),
+            _ => Err(fields.error("grammar.syntax", "must be `lark` or `regex`")),
+        }
+    }
+}
+
+/// Takes `response_format` apart.
+fn from_object(value: Value, limits: &Limits) -> Result<Option<ResponseFormat>, ApiError> {
+    let mut format = Fields::new("response_format", value)?;
+    let out = match format.required_string("type")?.as_str() {
+        "text" => None,
+        "json_object" => Some(ResponseFormat::Json(json!({"type": "object"}), "response_format")),
+        "json_schema" => {
+            let given =
+                format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
+            let mut given = Fields::new("response_format.json_schema", given)?;
+            given.string("name")?;
+            given.string("description")?;
+            given.bool("strict")?;
+            let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
+            refuse_rest(given)?;
+            let path = "response_format.json_schema.schema";
+            check_schema(path, &schema, limits)?;
+            Some(ResponseFormat::Json(schema, path))
+        }
+        _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
+    };
+    refuse_rest(format)?;
+    Ok(out)
+}
+
+fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
+    let path = fields.path("");
+    match fields.rest().next() {
+        Some((name, _)) => Err(ApiError::field(format!("{path}{name}"), "unrecognized request field")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses schemas whose size alone would make them slow.
+pub(super) fn check_schema(path: &str, schema: &Value, limits: &Limits) -> Result<(), ApiError> {
+    if !matches!(schema, Value::Object(_) | Value::Bool(_)) {
+        return Err(ApiError::field(path, format!("must be an object, not {}", kind(schema))));
+    }
+    let (depth, values) = measure(schema);
+    if depth > limits.schema_depth {
+        let most = limits.schema_depth;
+        return Err(ApiError::field(path, format!("nests {depth} deep; at most {most} are supported")));
+    }
+    if values > limits.schema_values {
+        let most = limits.schema_values;
+        return Err(ApiError::field(path, format!("holds {values} values; at most {most} are supported")));
+    }
+    Ok(())
+}
+
+/// Depth and number of values.
+fn measure(value: &Value) -> (usize, usize) {
+    let (mut depth, mut values) = (0, 0);
+    let mut open = vec![(value, 1)];
+    while let Some((value, at)) = open.pop() {
+        depth = depth.max(at);
+        values += 1;
+        match value {
+            Value::Array(list) => open.extend(list.iter().map(|item| (item, at + 1))),
+            Value::Object(map) => open.extend(map.values().map(|item| (item, at + 1))),
+            _ => {}
+        }
+    }
+    (depth, values)
+}
+
+/// How deep brackets nest in a grammar, those inside its strings counted as well.
+fn nesting(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for c in text.chars() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+/// The texts that a schema allows, if they are few: an `enum` of strings, or an object whose properties are all such. What a
+/// proposer of labels goes by.
+pub(super) fn few_answers(schema: &Value, most: usize) -> Option<Vec<String>> {
+    fn values(schema: &Value, most: usize, depth: usize) -> Option<Vec<String>> {
+        let schema = schema.as_object().filter(|_| depth > 0)?;
+        if let Some(list) = schema.get("enum").and_then(Value::as_array) {
+            return (list.len() <= most).then(|| list.iter().map(ToString::to_string).collect());
+        }
+        if let Some(value) = schema.get("const") {
+            return Some(vec![value.to_string()]);
+        }
+        if schema.get("type").and_then(Value::as_str) == Some("boolean") {
+            return Some(vec!["true".to_owned(), "false".to_owned()]);
+        }
+        let properties = schema.get("properties").and_then(Value::as_object)?;
+        object(properties, most, depth)
+    }
+    fn object(properties: &Map<String, Value>, most: usize, depth: usize) -> Option<Vec<String>> {
+        let mut all = vec!["{".to_owned()];
+        for (i, (name, schema)) in properties.iter().enumerate() {
+            let values = values(schema, most, depth - 1)?;
+            if all.len() * values.len() > most {
+                return None;
+            }
+            let key = format!("{}{}: ", if i > 0 { ", " } else { "" }, Value::from(name.as_str()));
+            let with = |start: &String| values.iter().map(|v| format!("{start}{key}{v}")).collect::<Vec<_>>();
+            all = all.iter().flat_map(with).collect();
+        }
+        Some(all.into_iter().map(|text| text + "}").collect())
+    }
+    values(schema, most, 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_answers_are_listed() {
+        let labels = json!({"enum": ["a", "b\n"]});
+        assert_eq!(few_answers(&labels, 9), Some(vec!["\"a\"".into(), "\"b\\n\"".into()]));
+        let object = json!({"type": "object", "properties": {"x": labels, "y": {"type": "boolean"}}});
+        let all = few_answers(&object, 9).unwrap();
+        assert_eq!((all.len(), all[1].as_str()), (4, "{\"x\": \"a\", \"y\": false}"));
+        assert_eq!(few_answers(&object, 3), None);
+        assert_eq!(few_answers(&json!({"type": "string"}), 9), None);
+    }
+
+    #[test]
+    fn depth_and_size_are_measured() {
+        assert_eq!(measure(&json!({"a": [1, {"b": 2}]})), (4, 5));
+        assert_eq!(nesting("a(b[c]{d})("), 2);
+    }
+}

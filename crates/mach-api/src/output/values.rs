@@ -1,0 +1,213 @@
+//! Values of parameters, typed by the tools' schemas.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Number, Value};
+
+/// `$ref`, `anyOf` and the like are followed this deep.
+const DEPTH: usize = 8;
+
+/// The JSON types that a schema allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Types(u8);
+
+impl Types {
+    pub(super) const STRING: Self = Self(1);
+    const NULL: Self = Self(2);
+    const BOOLEAN: Self = Self(4);
+    const INTEGER: Self = Self(8);
+    const NUMBER: Self = Self(16);
+    pub(super) const ARRAY: Self = Self(32);
+    pub(super) const OBJECT: Self = Self(64);
+    pub(super) const ALL: Self = Self(127);
+
+    fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether it allows one of these.
+    pub(super) fn includes(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The value is known to be no string.
+    pub(super) fn without_string(self) -> Self {
+        let rest = Self(self.0 & !Self::STRING.0);
+        if rest == Self::default() { Self(Self::ALL.0 & !Self::STRING.0) } else { rest }
+    }
+
+    fn named(name: &str) -> Self {
+        match name {
+            "string" => Self::STRING,
+            "null" => Self::NULL,
+            "boolean" => Self::BOOLEAN,
+            "integer" => Self::INTEGER,
+            "number" => Self::NUMBER,
+            "array" => Self::ARRAY,
+            "object" => Self::OBJECT,
+            _ => Self::ALL,
+        }
+    }
+
+    fn of_value(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::NULL,
+            Value::Bool(_) => Self::BOOLEAN,
+            Value::Number(n) if n.is_f64() => Self::NUMBER,
+            Value::Number(_) => Self::INTEGER,
+            Value::String(_) => Self::STRING,
+            Value::Array(_) => Self::ARRAY,
+            Value::Object(_) => Self::OBJECT,
+        }
+    }
+
+    /// What a schema allows; everything if it does not say.
+    pub(super) fn of_schema(schema: &Value, root: &Value) -> Self {
+        let types = Self::gather(schema, root, DEPTH);
+        if types == Self::default() { Self::ALL } else { types }
+    }
+
+    fn gather(schema: &Value, root: &Value, depth: usize) -> Self {
+        let Some(schema) = schema.as_object().filter(|_| depth > 0) else { return Self::default() };
+        let union = |list: &Value, of: &dyn Fn(&Value) -> Self| {
+            list.as_array().into_iter().flatten().fold(Self::default(), |all, item| all.with(of(item)))
+        };
+        match schema.get("type") {
+            Some(Value::String(name)) => return Self::named(name),
+            Some(list @ Value::Array(_)) => {
+                return union(list, &|v| v.as_str().map_or(Self::ALL, Self::named));
+            }
+            _ => {}
+        }
+        if let Some(list) = schema.get("enum") {
+            return union(list, &Self::of_value);
+        }
+        if let Some(value) = schema.get("const") {
+            return Self::of_value(value);
+        }
+        if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+            let found = target.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
+            return found.map_or(Self::ALL, |schema| Self::gather(schema, root, depth - 1));
+        }
+        for key in ["anyOf", "oneOf", "allOf"] {
+            if let Some(list) = schema.get(key) {
+                return union(list, &|item| Self::gather(item, root, depth - 1));
+            }
+        }
+        if schema.contains_key("properties") {
+            Self::OBJECT
+        } else if schema.contains_key("items") {
+            Self::ARRAY
+        } else {
+            Self::default()
+        }
+    }
+
+    /// A value that was written as text, as JSON: of the first type that it can be read as; else a string.
+    pub(super) fn json(self, text: &str) -> String {
+        let bare = text.trim();
+        if self.includes(Self::NULL) && matches!(bare, "null" | "None") {
+            return "null".to_owned();
+        }
+        if self.includes(Self::BOOLEAN)
+            && (bare.eq_ignore_ascii_case("true") || bare.eq_ignore_ascii_case("false"))
+        {
+            return bare.to_ascii_lowercase();
+        }
+        if self.includes(Self::INTEGER.with(Self::NUMBER))
+            && let Ok(number) = serde_json::from_str::<Number>(bare)
+        {
+            let whole = number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15);
+            return match whole {
+                Some(whole) if number.is_f64() && !self.includes(Self::NUMBER) => (whole as i64).to_string(),
+                _ => bare.to_owned(),
+            };
+        }
+        let wanted = match bare.as_bytes().first() {
+            Some(b'{') => self.includes(Self::OBJECT),
+            Some(b'[') => self.includes(Self::ARRAY),
+            _ => false,
+        };
+        // In brackets, for it will stand inside the object of all arguments, and readers bound how deep JSON nests.
+        if wanted
+            && serde_json::from_str::<Value>(&format!("[{bare}]"))
+                .is_ok_and(|v| v[0].is_object() || v[0].is_array())
+            && serde_json::from_str::<Value>(bare).is_ok()
+        {
+            return bare.to_owned();
+        }
+        Value::from(text).to_string()
+    }
+}
+
+/// What the functions of a request take.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolSchemas {
+    parameters: HashMap<String, Value>,
+}
+
+impl ToolSchemas {
+    /// Of a request's `tools`, which have been checked.
+    pub fn of(tools: &[Value]) -> Self {
+        let function = |tool: &Value| {
+            let function = tool.get("function")?;
+            let schema = function.get("parameters").cloned().unwrap_or_else(|| Map::new().into());
+            Some((function.get("name")?.as_str()?.to_owned(), schema))
+        };
+        Self { parameters: tools.iter().filter_map(function).collect() }
+    }
+
+    /// What a parameter may be; a string if the schema does not know it.
+    pub(super) fn parameter(&self, function: &str, name: &str) -> Types {
+        let Some(root) = self.parameters.get(function) else { return Types::STRING };
+        match root.get("properties").and_then(|all| all.get(name)) {
+            Some(schema) => Types::of_schema(schema, root),
+            None => Types::STRING,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn schemas_tell_types() {
+        let root = json!({"$defs": {"n": {"type": "integer"}}});
+        let of = |schema: Value| Types::of_schema(&schema, &root);
+        assert_eq!(of(json!({"type": "string"})), Types::STRING);
+        assert_eq!(of(json!({"$ref": "#/$defs/n"})), Types::INTEGER);
+        assert_eq!(
+            of(json!({"anyOf": [{"type": "string"}, {"type": "null"}]})),
+            Types::STRING.with(Types::NULL)
+        );
+        assert_eq!(of(json!({"type": ["number", "null"]})), Types::NUMBER.with(Types::NULL));
+        assert_eq!(of(json!({"enum": ["a", 1]})), Types::STRING.with(Types::INTEGER));
+        assert_eq!(of(json!({})), Types::ALL);
+        let looped = json!({"$defs": {"a": {"$ref": "#/$defs/a"}}});
+        assert_eq!(Types::of_schema(&json!({"$ref": "#/$defs/a"}), &looped), Types::ALL);
+    }
+
+    #[test]
+    fn text_becomes_json_of_its_type() {
+        for (types, text, json) in [
+            (Types::INTEGER, " 3 ", "3"),
+            (Types::INTEGER, "3.0", "3"),
+            (Types::NUMBER, "3.0", "3.0"),
+            (Types::NUMBER, "12345678901234567890123", "12345678901234567890123"),
+            (Types::NUMBER, "three", "\"three\""),
+            (Types::BOOLEAN, "True", "true"),
+            (Types::STRING.with(Types::NULL), "None", "null"),
+            (Types::STRING.with(Types::NULL), "12", "\"12\""),
+            (Types::ARRAY, "[1, {\"a\": 2}]", "[1, {\"a\": 2}]"),
+            (Types::ARRAY, "[1,", "\"[1,\""),
+            (Types::OBJECT, "[1]", "\"[1]\""),
+            (Types::ALL, "{\"a\": 1}", "{\"a\": 1}"),
+            (Types::ALL, " a\n", "\" a\\n\""),
+        ] {
+            assert_eq!(types.json(text), json, "{text:?}");
+        }
+    }
+}

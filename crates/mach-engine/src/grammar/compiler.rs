@@ -1,0 +1,192 @@
+//! From the text of a grammar to one that can be followed.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{InferenceCapabilities, TokEnv};
+use llguidance::{Matcher, ParserFactory, regex_to_lark};
+
+use super::guide::Grammar;
+use super::vocabulary::Vocabulary;
+use crate::TextTokenizer;
+
+/// A grammar that takes longer to compile is refused.
+const TIME: Duration = Duration::from_secs(10);
+/// Compilations at a time; those that ran out of time count until they end.
+const THREADS: usize = 4;
+/// Schemas nest, and compiling them recurses.
+const STACK: usize = 32 << 20;
+/// Grammars that are kept for requests with the same one.
+const KEPT: usize = 32;
+/// Characters of an error that are worth showing.
+const LONGEST_REASON: usize = 600;
+
+/// A grammar that stands for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum OwnText {
+    /// llguidance's variant of Lark.
+    Lark(String),
+    /// A regular expression.
+    Regex(String),
+}
+
+/// The text of a grammar.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GrammarText {
+    /// Lark; refers to `own` as `@own`. Empty if `own` is all there is.
+    pub lark: String,
+    /// A grammar beside it.
+    pub own: Option<OwnText>,
+}
+
+/// Why a grammar cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// It is wrong, or holds what is not supported; the text names it.
+    #[error("{0}")]
+    Refused(String),
+    /// It is too costly.
+    #[error("compiling it takes longer than {} s", TIME.as_secs())]
+    TooSlow,
+    /// Too many are being compiled.
+    #[error("too many grammars are being compiled")]
+    Busy,
+    /// The compiler cannot run here.
+    #[error("grammars cannot be compiled: {0}")]
+    Unavailable(String),
+}
+
+/// Compiles grammars for one vocabulary.
+pub struct GrammarCompiler {
+    tokenizer: Arc<TextTokenizer>,
+    vocab: usize,
+    ends: Vec<u32>,
+    /// Made when it is first needed: a large vocabulary takes a while.
+    factory: OnceLock<Result<Arc<ParserFactory>, String>>,
+    running: Arc<AtomicUsize>,
+    kept: Mutex<VecDeque<(GrammarText, Grammar)>>,
+}
+
+impl std::fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrammarCompiler").field("vocab", &self.vocab).finish_non_exhaustive()
+    }
+}
+
+impl GrammarCompiler {
+    /// For a model with `vocab` rows of logits whose answers end with one of `ends`.
+    pub fn new(tokenizer: Arc<TextTokenizer>, vocab: usize, ends: &[u32]) -> Self {
+        let ends = ends.iter().copied().filter(|&id| (id as usize) < vocab).collect();
+        Self {
+            tokenizer,
+            vocab,
+            ends,
+            factory: OnceLock::new(),
+            running: Arc::default(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Compiles a grammar. Blocks, for at most about ten seconds.
+    pub fn compile(&self, text: &GrammarText) -> Result<Grammar, GrammarError> {
+        let find = |kept: &VecDeque<(GrammarText, Grammar)>| {
+            kept.iter().find(|(known, _)| known == text).map(|(_, grammar)| grammar.clone())
+        };
+        if let Some(grammar) = find(&self.kept.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(grammar);
+        }
+        let factory = self.factory.get_or_init(|| self.factory());
+        let factory = factory.as_ref().map_err(|reason| GrammarError::Unavailable(reason.clone()))?;
+        let grammar = self.compile_aside(Arc::clone(factory), top_level(text))?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back((text.clone(), grammar.clone()));
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        Ok(grammar)
+    }
+
+    fn factory(&self) -> Result<Arc<ParserFactory>, String> {
+        let work = || {
+            let vocabulary = Vocabulary::new(Arc::clone(&self.tokenizer), self.vocab, &self.ends);
+            let env: TokEnv = Arc::new(vocabulary);
+            let slices = SlicedBiasComputer::general_slices();
+            let made = ParserFactory::new(&env, InferenceCapabilities::default(), &slices);
+            let mut factory = made.map_err(|e| e.to_string())?;
+            factory.quiet();
+            let limits = factory.limits_mut();
+            // A state takes a kilobyte or two.
+            limits.max_lexer_states = 50_000;
+            limits.verbose_errors = false;
+            Ok(Arc::new(factory))
+        };
+        let unfit = |_| Err("this vocabulary does not fit".to_owned());
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(unfit)
+    }
+
+    /// On a thread of its own, with room to recurse, and not waited for beyond the limit.
+    fn compile_aside(
+        &self,
+        factory: Arc<ParserFactory>,
+        grammar: TopLevelGrammar,
+    ) -> Result<Grammar, GrammarError> {
+        if self.running.fetch_add(1, Ordering::AcqRel) >= THREADS {
+            self.running.fetch_sub(1, Ordering::AcqRel);
+            return Err(GrammarError::Busy);
+        }
+        let running = Arc::clone(&self.running);
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let work = move || {
+            let compiled = catch_unwind(AssertUnwindSafe(|| {
+                let mut matcher = Matcher::new(factory.create_parser(grammar));
+                if let Some(error) = matcher.get_error() {
+                    return Err(GrammarError::Refused(reason(&error)));
+                }
+                // A grammar that nothing meets shows here.
+                match matcher.compute_mask_or_eos() {
+                    Ok(mask) if mask.is_zero() => {
+                        Err(GrammarError::Refused("nothing can meet it".to_owned()))
+                    }
+                    Ok(_) => Ok(Grammar::new(matcher)),
+                    Err(error) => Err(GrammarError::Refused(reason(&error.to_string()))),
+                }
+            }));
+            let broken = || Err(GrammarError::Refused("it cannot be compiled".to_owned()));
+            // Nobody may be waiting any more.
+            let _ = sender.send(compiled.unwrap_or_else(|_| broken()));
+            running.fetch_sub(1, Ordering::AcqRel);
+        };
+        let spawned = std::thread::Builder::new().name("mach-grammar".into()).stack_size(STACK).spawn(work);
+        if let Err(error) = spawned {
+            self.running.fetch_sub(1, Ordering::AcqRel);
+            return Err(GrammarError::Unavailable(error.to_string()));
+        }
+        receiver.recv_timeout(TIME).unwrap_or(Err(GrammarError::TooSlow))
+    }
+}
+
+fn top_level(text: &GrammarText) -> TopLevelGrammar {
+    let own = text.own.as_ref().map(|own| {
+        let lark = match own {
+            OwnText::Lark(lark) => lark.clone(),
+            OwnText::Regex(regex) => format!("start: /{}/", regex_to_lark(regex, "")),
+        };
+        GrammarWithLexer { name: Some("own".into()), ..GrammarWithLexer::from_lark(lark) }
+    });
+    let main = (!text.lark.is_empty()).then(|| GrammarWithLexer::from_lark(text.lark.clone()));
+    TopLevelGrammar { grammars: main.into_iter().chain(own).collect(), max_tokens: None }
+}
+
+/// An error in one short line, without the excerpt of the grammar behind it.
+fn reason(error: &str) -> String {
+    let excerpt =
+        |line: &&str| line.split_once('|').is_some_and(|(number, _)| number.trim().parse::<u32>().is_ok());
+    let words = error.lines().take_while(|line| !excerpt(line)).flat_map(str::split_whitespace);
+    let line = words.collect::<Vec<_>>().join(" ");
+    line.chars().take(LONGEST_REASON).collect()
+}

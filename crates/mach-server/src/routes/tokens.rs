@@ -1,0 +1,91 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use mach_api::tokens::{DetokenizeRequest, Detokenized, TokenizeInput, TokenizeRequest, Tokenized};
+use mach_api::{ApiError, ErrorKind};
+
+use super::chat::{check_media_type, read_body};
+use crate::failure::Failure;
+use crate::server::Shared;
+use crate::{ChatModel, auth};
+
+pub(crate) async fn tokenize(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Tokenized>, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    check_media_type(&headers)?;
+    let body = read_body(body, shared.config.max_body).await?;
+    let work = move || tokens_of(&model, &TokenizeRequest::parse(&body, &shared.config.limits)?);
+    Ok(Json(off_the_sockets(work).await?))
+}
+
+pub(crate) async fn detokenize(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Detokenized>, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    check_media_type(&headers)?;
+    let body = read_body(body, shared.config.max_body).await?;
+    let work = move || text_of(&model, &DetokenizeRequest::parse(&body)?);
+    Ok(Json(off_the_sockets(work).await?))
+}
+
+/// Long texts take long, so this leaves the threads that serve sockets.
+pub(super) async fn off_the_sockets<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))?
+}
+
+fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, ApiError> {
+    if let Some(name) = &request.model {
+        model.check_name(name)?;
+    }
+    let tokenizer = model.engine.tokenizer();
+    let rendered;
+    let text = match &request.input {
+        TokenizeInput::Prompt(text) => text,
+        TokenizeInput::Chat { messages, tools, template_kwargs, add_generation_prompt } => {
+            rendered = model
+                .template(!tools.is_empty())?
+                .render_as(messages, tools, template_kwargs, *add_generation_prompt)
+                .map_err(|e| ApiError::field("messages", e.to_string()))?;
+            &rendered
+        }
+    };
+    let tokens = tokenizer
+        .encode(text, request.add_special_tokens)
+        .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
+    let text = |&id: &u32| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
+    Ok(Tokenized {
+        count: tokens.len(),
+        max_model_len: model.engine.context(),
+        token_strs: request.return_token_strs.then(|| tokens.iter().map(text).collect()),
+        tokens,
+    })
+}
+
+fn text_of(model: &ChatModel, request: &DetokenizeRequest) -> Result<Detokenized, ApiError> {
+    if let Some(name) = &request.model {
+        model.check_name(name)?;
+    }
+    let vocab = model.engine.vocab();
+    if let Some(i) = request.tokens.iter().position(|&id| id as usize >= vocab) {
+        let reason = format!("is outside the vocabulary of {vocab} tokens");
+        return Err(ApiError::field(format!("tokens[{i}]"), reason));
+    }
+    let tokenizer = model.engine.tokenizer();
+    let bytes: Vec<u8> = request.tokens.iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
+    Ok(Detokenized { prompt: String::from_utf8_lossy(&bytes).into_owned() })
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A storm of streams that break off at random against the demo server: scripts/abuse.py says what must hold afterwards.
+# Usage: scripts/test-abuse.sh [SECONDS] [STREAMS]        (20 and 200 if not given; minutes for a thorough run)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib/server.sh
+
+[ -d /proc/self/fd ] || { echo "SKIPPED: there is no /proc here"; exit 0; }
+command -v python3 >/dev/null || { echo "SKIPPED: there is no python3 here"; exit 0; }
+start_server --log-level warn
+scripts/abuse.py "$server" "$url" --seconds "${1:-20}" --streams "${2:-200}"
+kill -TERM "$server"
+code=0
+wait "$server" || code=$?
+[ "$code" = 0 ] || { echo "the server ended with code $code:"; tail -n 20 "$work/log"; exit 1; }
+echo "abuse: passed"
