@@ -11,8 +11,8 @@ use serde::Serialize;
 
 /// Prompt tokens of a pass.
 const CHUNK: usize = 512;
-/// The least repeats of one query over the whole context.
-const PASSES: usize = 12;
+/// Repeats of one query over the whole context; the best counts.
+const PASSES: usize = 50;
 
 /// One width.
 #[derive(Debug, Clone, Serialize)]

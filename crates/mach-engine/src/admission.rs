@@ -69,6 +69,8 @@ impl Admission {
     fn next(&mut self, state: SequenceState, speculator: Speculator, reuse: Reuse) -> Sequence {
         let choice = self.next_choice;
         self.next_choice += 1;
+        // Choices after the first wait for a place, not for a prefix.
+        let admitted = self.admitted.filter(|_| choice == 0).unwrap_or_else(Instant::now);
         Sequence::new(
             state,
             Origin {
@@ -79,7 +81,7 @@ impl Admission {
                 stop_ids: Arc::clone(&self.stop_ids),
                 events: self.job.events.clone(),
                 submitted: self.job.submitted,
-                admitted: *self.admitted.get_or_insert_with(Instant::now),
+                admitted,
                 speculator,
                 reuse,
                 metrics: Arc::clone(&self.metrics),
@@ -261,7 +263,9 @@ impl Scheduler {
                 (false, true) => DecodeMode::TargetOnly,
             };
             let _ = started.send(Started { mode, active: self.active.len() + 1 });
-            self.shared.metrics.queued.observe(admission.job.submitted.elapsed().as_secs_f64());
+            let admitted = *admission.admitted.get_or_insert_with(Instant::now);
+            let queued = admitted.saturating_duration_since(admission.job.submitted);
+            self.shared.metrics.queued.observe(queued.as_secs_f64());
         }
         let mut sequence = admission.next(state, speculator, reuse);
         // The whole prompt is known: its last logits are all that is needed.

@@ -118,7 +118,11 @@ impl Prefix {
         let known = sequence.tokens.len().saturating_sub(1);
         let known = sequence.tokens.get(..known).unwrap_or_default();
         match self.cache.lookup(&sequence.reuse.root, known) {
-            Some(found) => (found.image.state, found.image.draft),
+            Some(found) => {
+                let mut state = found.image.state;
+                state.count_uses(&model.new_state(), found.image.hot.as_deref());
+                (state, found.image.draft)
+            }
             None => (model.new_state(), None),
         }
     }
