@@ -21,7 +21,7 @@ const LONG_TRIAL: usize = 8;
 /// plain decoding would not have to bear that.
 const SETTLED: usize = 3;
 /// How far a block must promise to beat plain decoding.
-const GAIN: f64 = 1.05;
+const GAIN: f64 = 1.1;
 
 /// Asks for as many tokens as promise the most tokens a second, and has as many of them verified as are worth their
 /// rows: acceptance is estimated position by position, and token by token from how sure the proposer was; costs are measured
@@ -192,13 +192,15 @@ impl BlockPolicy for CostAware {
         self.speed = (self.speed.0 * MEMORY + tokens, self.speed.1 * MEMORY + seconds);
         let Some(plain) = plain else { return };
         if self.trial {
-            if tokens * plain > seconds {
+            // A trial is too small to pay for itself: that nothing in it was wrong is reason enough for a longer block.
+            let flawless = cycle.proposed + 1 >= TRIAL.min(self.most) && cycle.accepted == cycle.proposed;
+            if flawless || tokens * plain > seconds {
                 self.backoff = BACKOFF.0;
-                self.speed = (tokens, seconds);
+                self.speed = (tokens, tokens * plain);
             } else {
                 self.back_off();
             }
-        } else if self.blocks >= 2 && self.speed.0 * plain < self.speed.1 {
+        } else if self.blocks >= 3 && self.speed.0 * plain < self.speed.1 {
             // Whatever was promised, it does not come true.
             self.back_off();
         }
