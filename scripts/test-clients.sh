@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 start_server
 base=$url/v1
 # One that is full at once, for 429s.
-target/release/mach-serve demo --no-streaming --port 0 --no-prefix-cache --max-batch 1 --max-queue 1 >"$work/narrow" 2>"$work/narrow.log" &
+target/release/mach-serve demo --no-streaming --port 0 --no-prefix-cache --max-batch 1 --max-queue 1 \
+    >"$work/narrow" 2>"$work/narrow.log" &
 narrow=$!
 trap 'kill "$server" "$narrow" 2>/dev/null || true; rm -rf "$work"' EXIT
 until grep -q '^startup ready' "$work/narrow"; do
