@@ -364,12 +364,19 @@ pub(crate) unsafe fn decode<S: Simd, const BITS: usize>(s: S, row: *const u32, c
             }
             4 => {
                 let four = &TABLES_2.four;
-                [0, 8, 16, 24].map(|group| s.lookup(four, s.load_nibbles(at.add(group))))
+                let mut out = [s.splat(0.0); 4];
+                for v in 0..4 {
+                    out[v] = s.lookup(four, s.load_nibbles(at.add(8 * v)));
+                }
+                out
             }
-            _ => [0, 16, 32, 48].map(|group| {
-                let code = s.to_float(s.load_u8(at.add(group)));
-                s.sub(code, s.splat(128.0))
-            }),
+            _ => {
+                let mut out = [s.splat(0.0); 4];
+                for v in 0..4 {
+                    out[v] = s.sub(s.to_float(s.load_u8(at.add(16 * v))), s.splat(128.0));
+                }
+                out
+            }
         }
     }
 }
