@@ -115,7 +115,9 @@ def main():
     time.sleep(1)
     after = process(args.pid)
     grown = after["rss_mib"] - before["rss_mib"]
-    leaks = after["handles"] > before["handles"] + 8 or grown > 64 or not ok
+    # Threads come and go with the load, each with memory of its own, so that short runs differ by tens of MiB; what
+    # grows with the number of requests shows in longer ones.
+    leaks = after["handles"] > before["handles"] + 8 or grown > 128 or not ok
     report = {"streams": args.streams, "seconds": args.seconds, "requests": counts, "before": before, "after": after}
     report |= {"settled": bool(ok), "leaks": bool(leaks)}
     print(json.dumps(report))
