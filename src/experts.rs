@@ -285,7 +285,6 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
     match opened {
         Ok((_, found)) => {
             info!(seconds = started.elapsed().as_secs_f64(), "sidecar opened, drive probed");
-            let signal = reading(signal(true, "ready"), &found);
             let options = StreamingOptions {
                 submission: args.io.into(),
                 caching: found.caching,
@@ -294,6 +293,7 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
                 probed_bandwidth: Some(found.bandwidth),
                 ..StreamingOptions::default()
             };
+            let signal = reading(signal(true, "ready"), &found, options.depth);
             Ok(Drive { mode: "streaming", depth: options.depth, options, signal })
         }
         Err(error) if args.fallback_policy == FallbackArg::Diagnostic => {
@@ -315,11 +315,12 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
     }
 }
 
-fn reading(signal: Signal, found: &ProbeReport) -> Signal {
+fn reading(signal: Signal, found: &ProbeReport, depth: usize) -> Signal {
     signal
         .with("mode", found.submission)
         .with("direct", u8::from(found.caching == Caching::Direct))
-        .with("depth", found.depth)
+        .with("depth", depth)
+        .with("probed_depth", found.depth)
         .with("read_kib", found.read_kib)
         .with("probed_bytes_per_second", found.bandwidth as u64)
 }

@@ -10,7 +10,7 @@ use mach_engine::{
     CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, OutputControl, Preset,
     SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
-use mach_models::{LoadOptions, load};
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
 use mach_specdec::policy::PolicySpec;
 use mach_specdec::{DFlash, Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
 
@@ -65,8 +65,12 @@ fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
 }
 
 fn demo(draft: Option<Arc<dyn Draft>>, policy: PolicySpec) -> Engine {
+    demo_with(ExpertMode::Resident, draft, policy)
+}
+
+fn demo_with(experts: ExpertMode, draft: Option<Arc<dyn Draft>>, policy: PolicySpec) -> Engine {
     let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
-    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+    let options = LoadOptions { threads: 1, experts, ..LoadOptions::default() };
     let model = load(&checkpoint, &options, &mut |_| ()).unwrap();
     let config = EngineConfig {
         speculation: Speculation { draft, policy },
@@ -114,22 +118,42 @@ fn requests() -> Vec<GenerateRequest> {
 
 #[test]
 fn policies_presets_and_drafts_change_nothing() {
-    let requests = requests();
+    let mut requests = requests();
     let plain = demo(None, PolicySpec::Off);
+    // A stop token in the middle of what would be said, and of blocks.
+    for told in requests.clone().iter().filter(|r| r.logprobs.is_some()) {
+        let said = answers(&plain, told).remove(0).logprobs;
+        requests.push(GenerateRequest { stop_token_ids: vec![said[11].id], ..told.clone() });
+    }
     let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
+    let stopped = |(r, a): (&GenerateRequest, &Vec<Answer>)| {
+        !r.stop_token_ids.is_empty() && a[0].finish.is_some_and(|f| f.0 == FinishReason::Stop && f.1 <= 12)
+    };
+    assert_eq!(requests.iter().zip(&expected).filter(|&pair| stopped(pair)).count(), 3);
     assert_eq!(plain.stats().specdec.specdec_drafted, 0);
     assert!(expected.iter().any(|a| a[0].finish.is_some_and(|f| f.0 == FinishReason::Stop)));
-    for (draft, policy) in [
-        (None, "cost-aware"),
-        (Some(None), "fixed-16"),
-        (Some(None), "fixed-2"),
-        (Some(Some(4)), "opencode-sampled-v1"),
-        (Some(Some(8)), "cost-aware"),
-        (Some(None), "off"),
+    for (draft, policy, slots) in [
+        (None, "cost-aware", None),
+        (Some(None), "fixed-16", None),
+        (Some(None), "fixed-2", None),
+        (Some(Some(4)), "opencode-sampled-v1", None),
+        (Some(Some(8)), "cost-aware", None),
+        (Some(None), "off", None),
+        // A quarter of the experts, one token's, none.
+        (Some(Some(8)), "fixed-16", Some(64)),
+        (Some(Some(8)), "cost-aware", Some(32)),
+        (Some(Some(4)), "opencode-sampled-v1", Some(0)),
     ] {
-        let engine = demo(draft.map(demo_draft), policy.parse().unwrap());
+        let experts = slots.map_or(ExpertMode::Resident, |bank_slots| {
+            ExpertMode::Streaming(StreamingOptions { bank_slots, ..StreamingOptions::default() })
+        });
+        let engine = demo_with(experts, draft.map(demo_draft), policy.parse().unwrap());
         for (request, expected) in requests.iter().zip(&expected) {
-            assert_eq!(answers(&engine, request), *expected, "{policy}, draft {draft:?}: {request:?}");
+            assert_eq!(
+                answers(&engine, request),
+                *expected,
+                "{policy}, {slots:?}, draft {draft:?}: {request:?}"
+            );
         }
         let stats = engine.stats();
         let accepted = stats.specdec.proposers.get("dflash").map_or(0, |p| p.accepted);
