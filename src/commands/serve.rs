@@ -81,7 +81,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub max_concurrent_per_key: Option<usize>,
 
-    /// Site whose pages may ask this server, as https://example.org, or * for all; may be given more than once
+    /// Site whose pages may ask this server, its origin with scheme and host, or * for all; may be given more than once
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 
