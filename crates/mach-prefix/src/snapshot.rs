@@ -39,7 +39,7 @@ impl Kind {
 /// A snapshot to be kept.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// From [`PrefixCache::root`].
+    /// From [`PrefixCache::root`](crate::PrefixCache::root).
     pub root: Hash,
     /// Tokens of the sequence; those of the image come first.
     pub tokens: Arc<[u32]>,
