@@ -14,6 +14,10 @@ const PRIOR: (f64, f64) = (2.0, 0.5);
 /// Plain passes before a proposer that lost is tried again, at first and at most; four times as many for each further
 /// loss.
 const BACKOFF: (usize, usize) = (32, 512);
+/// Plain passes before a sequence's first trial, and fewest between two, where the trials of other sequences mostly failed: short
+/// answers then pay for none, and longer ones for few.
+const WAIT: usize = 32;
+const LONG_WAIT: usize = 512;
 /// Rows of a trial: few, for most of what a failed one costs are its rows; at most so many, whatever is promised.
 const TRIAL: usize = 4;
 const LONG_TRIAL: usize = 8;
@@ -41,6 +45,8 @@ pub struct CostAware {
     plain_run: usize,
     /// How sure the proposer was of the tokens that it drafted last; empty if it cannot tell.
     margins: Vec<f32>,
+    /// Plain passes before the first trial.
+    waited: usize,
     plain_left: usize,
     backoff: usize,
     trial: bool,
@@ -65,6 +71,7 @@ impl CostAware {
             blocks: 0,
             plain_run: 0,
             margins: Vec::new(),
+            waited: 0,
             plain_left: 0,
             backoff: BACKOFF.0,
             trial: false,
@@ -103,9 +110,13 @@ impl CostAware {
         Some(best)
     }
 
+    fn hopeful(&self) -> bool {
+        self.experience().of(self.proposer).trials.hopeful()
+    }
+
     /// Leaves the proposer alone for a while.
     fn back_off(&mut self) {
-        self.plain_left = self.backoff;
+        self.plain_left = if self.hopeful() { self.backoff } else { self.backoff.max(LONG_WAIT) };
         self.backoff = (4 * self.backoff).min(BACKOFF.1);
     }
 }
@@ -124,11 +135,17 @@ impl BlockPolicy for CostAware {
             }
             self.trial = true;
         }
+        let hopeful = self.hopeful();
+        if self.blocks == 0 && !hopeful && self.waited < WAIT {
+            self.waited += 1;
+            return 0;
+        }
         // What was right in other sequences says little here: the first block is a trial.
         self.trial |= self.blocks == 0;
         match self.best() {
             None => TRIAL.min(self.most),
-            Some(best) if self.trial => best.rows.clamp(TRIAL, LONG_TRIAL).min(self.most),
+            Some(best) if self.trial && hopeful => best.rows.clamp(TRIAL, LONG_TRIAL).min(self.most),
+            Some(_) if self.trial => TRIAL.min(self.most),
             Some(best) if best.rate > GAIN * best.plain => best.rows,
             Some(_) => {
                 self.back_off();
@@ -140,6 +157,10 @@ impl BlockPolicy for CostAware {
     fn trim(&mut self, drafted: usize, margins: &[f32]) -> usize {
         self.margins.clear();
         self.margins.extend_from_slice(margins);
+        if self.trial {
+            // It is there to learn from.
+            return drafted;
+        }
         let mut experience = self.experience();
         let costs = experience.costs;
         let (Some(plain), Some(_)) = (costs.plain(), costs.verify(2)) else { return drafted };
@@ -194,7 +215,9 @@ impl BlockPolicy for CostAware {
         if self.trial {
             // A trial is too small to pay for itself: that nothing in it was wrong is reason enough for a longer block.
             let flawless = cycle.proposed + 1 >= TRIAL.min(self.most) && cycle.accepted == cycle.proposed;
-            if flawless || tokens * plain > seconds {
+            let paid = flawless || tokens * plain > seconds;
+            self.experience().of(self.proposer).trials.record(paid);
+            if paid {
                 self.backoff = BACKOFF.0;
                 self.speed = (tokens, tokens * plain);
             } else {

@@ -22,9 +22,36 @@ impl Experience {
     }
 }
 
+/// How much an old trial counts beside the next one, and what is assumed before the first.
+const TRIAL_MEMORY: f64 = 0.85;
+const HOPE: f64 = 0.6;
+
+/// Share of trials that paid, fading.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trials(f64);
+
+impl Default for Trials {
+    fn default() -> Self {
+        Trials(HOPE)
+    }
+}
+
+impl Trials {
+    pub(super) fn record(&mut self, paid: bool) {
+        self.0 = TRIAL_MEMORY * self.0 + (1.0 - TRIAL_MEMORY) * f64::from(u8::from(paid));
+    }
+
+    /// Whether the next one probably pays.
+    pub(super) fn hopeful(self) -> bool {
+        self.0 >= 0.5
+    }
+}
+
 /// What is known of a proposer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
+    /// Trials of all sequences.
+    pub(super) trials: Trials,
     /// Seconds of its work by rows of the block.
     pub(super) work: Line,
     pub(super) calibration: Calibration,
