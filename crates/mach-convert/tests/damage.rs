@@ -5,10 +5,14 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use common::{converted, copy_of, flip, logits, options, project};
+#[cfg(target_os = "linux")]
+use common::copy_of;
+use common::{converted, flip, logits, options, project};
 use mach_checkpoint::Checkpoint;
 use mach_checkpoint::synth::{self, Routing, SynthOptions};
-use mach_convert::{ConvertError, convert, export_sidecar, verify};
+#[cfg(target_os = "linux")]
+use mach_convert::export_sidecar;
+use mach_convert::{ConvertError, convert, verify};
 use mach_models::Activations;
 
 fn fails_with(dir: &Path, words: &[&str]) {
