@@ -126,6 +126,8 @@ pub(crate) struct Pass {
     pub(crate) todo: VecDeque<usize>,
     /// Pinned in the bank.
     pub(crate) pinned: Vec<usize>,
+    /// What went wrong with a read that ended while something else was done.
+    pub(crate) failed: Option<StreamingError>,
 }
 
 impl Pass {
@@ -345,14 +347,19 @@ impl StreamingBank {
             return;
         }
         while let Some(arrival) = self.files.next(false) {
-            // Between layers only what is read ahead can arrive; a failed one is read again when it is needed.
-            let _ = self.land(arrival);
+            // Whoever asks next for experts of the layer is told; what was read ahead and failed is read again when it is needed.
+            if let Err(error) = self.land(arrival) {
+                self.pass.failed.get_or_insert(error);
+            }
         }
         self.refill();
     }
 
     /// Experts that can be computed now, at most `most`, without waiting.
     pub fn there(&mut self, most: usize, sums: Checksums<'_>) -> Result<Vec<usize>, StreamingError> {
+        if let Some(error) = self.pass.failed.take() {
+            return Err(error);
+        }
         self.settle(sums)?;
         let n = most.min(self.pass.ready.len());
         Ok(self.pass.ready.drain(..n).collect())
@@ -360,6 +367,9 @@ impl StreamingBank {
 
     /// Experts that can be computed now, at most `most`, waiting for one if need be; `None` when all were handed out.
     pub fn ready(&mut self, most: usize, sums: Checksums<'_>) -> Result<Option<Vec<usize>>, StreamingError> {
+        if let Some(error) = self.pass.failed.take() {
+            return Err(error);
+        }
         loop {
             while let Some(arrival) = self.files.next(false) {
                 self.land(arrival)?;

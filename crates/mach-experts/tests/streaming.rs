@@ -245,6 +245,29 @@ fn what_the_bank_cannot_hold_at_once_goes_through_the_arena() {
     bank.abandon();
 }
 
+/// A read that fails while its layer computes something else: the layer must not end as if the expert had not been asked for.
+#[test]
+fn a_failure_between_batches_is_told() {
+    for banked in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (sidecar, _) = sidecar(dir.path());
+        let bad = sidecar.location(2, 3).unwrap();
+        let plan = move |file: usize, offset: u64, _: usize| {
+            ((file, offset) == (bad.file, bad.offset)).then_some(Fault::Eio)
+        };
+        let reader = reader(&sidecar, Submission::Auto).with_faults(Arc::new(plan));
+        let mut bank = bank_of((sidecar, reader), 6, 3, EvictionPolicy::Lru).unwrap();
+        bank.begin(2, &demands(&[1, 3, 5], banked), None).unwrap();
+        // The other two have been computed, and everything has arrived, before anybody asks.
+        while bank.reads().reads + bank.reads().failures < 3 {
+            bank.pump();
+        }
+        let error = bank.ready(3, &mut checksums).unwrap_err().to_string();
+        assert!(error.contains("expert 3 of layer 2"), "{error}");
+        bank.abandon();
+    }
+}
+
 #[test]
 fn a_bad_record_fails_its_layer_and_is_read_again() {
     for banked in [true, false] {
