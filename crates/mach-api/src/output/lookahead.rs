@@ -151,7 +151,7 @@ impl Lookahead<'_> {
             }
         };
         let around = wrapped || opened;
-        if !around && !(self.tags.bare && line_start) {
+        if !(around || self.tags.bare && line_start) {
             return Look::No;
         }
         let rest = &text[at..];
