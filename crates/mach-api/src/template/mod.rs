@@ -3,6 +3,7 @@
 //! A template is a Jinja program that comes with the checkpoint, so it is not trusted: every render runs on a limited
 //! amount of fuel, and there is no loader, no environment and no file access.
 
+mod ending;
 mod generation;
 mod python_json;
 
