@@ -12,7 +12,7 @@ use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, 
 use mach_engine::{
     CacheHints, Engine, GenerateRequest, OutputControl, Preset, SamplingParams, TextTokenizer, TokenizerError,
 };
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
@@ -121,6 +121,8 @@ pub struct Decoding {
     pub gate: Gate,
     /// How much is proposed.
     pub policy: PolicySpec,
+    /// What stands over it.
+    pub guard: GuardSpec,
 }
 
 /// A request on its way to the engine.
