@@ -1,0 +1,73 @@
+//! Functions: those of transformers, and those of Jinja2 that minijinja has elsewhere.
+
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::operators;
+
+pub(super) fn install(env: &mut Environment<'static>) {
+    env.add_function("raise_exception", raise_exception);
+    env.add_function("strftime_now", strftime_now);
+    env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
+    env.add_function("joiner", minijinja_contrib::globals::joiner);
+    env.add_function("dict", dict);
+    env.remove_global("debug");
+    operators::install(env);
+}
+
+/// `dict(pairs or mapping, **named)`.
+fn dict(args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let mut pairs: Vec<(Value, Value)> = Vec::new();
+    for arg in &args {
+        match arg.as_object().filter(|_| arg.kind() == ValueKind::Map) {
+            Some(object) => pairs.extend(object.try_iter_pairs().into_iter().flatten()),
+            None => {
+                for pair in arg.try_iter()? {
+                    pairs.push((pair.get_item_by_index(0)?, pair.get_item_by_index(1)?));
+                }
+            }
+        }
+    }
+    Ok(Value::from_pairs(pairs))
+}
+
+/// Marks an error made by `raise_exception`.
+#[derive(Debug)]
+pub(in crate::template) struct Raised(pub(in crate::template) String);
+
+impl std::fmt::Display for Raised {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn raise_exception(message: &Value) -> Result<Value, Error> {
+    let message = crate::template::python::text::str(message);
+    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
+}
+
+/// Local time, as `datetime.now().strftime(format)`.
+fn strftime_now(format: String, kwargs: Kwargs) -> Result<String, Error> {
+    kwargs.assert_all_used()?;
+    let now = time::OffsetDateTime::now_local().unwrap_or_else(|_| time::OffsetDateTime::now_utc());
+    strftime(&format, now)
+}
+
+pub(super) fn strftime(format: &str, at: time::OffsetDateTime) -> Result<String, Error> {
+    let items = time::format_description::parse_strftime_borrowed(format)
+        .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))?;
+    at.format(&items).map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
+}
+
+#[cfg(test)]
+mod unit {
+    #[test]
+    fn strftime_formats_dates() {
+        let at = time::OffsetDateTime::from_unix_timestamp(1_750_000_000).unwrap();
+        let text = super::strftime("%d %b %Y %H:%M %A %B %y %j", at).unwrap();
+        assert_eq!(text, "15 Jun 2025 15:06 Sunday June 25 166");
+    }
+}
