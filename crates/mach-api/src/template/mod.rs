@@ -60,6 +60,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
+            .keep_trailing_newline(true) // what Jinja2 drops is gone before
             .build()
             .map_err(|e| TemplateError::Compile(e.to_string()))?;
         env.set_syntax(syntax.clone());

@@ -120,6 +120,25 @@ fn expressions_print_as_in_jinja2() {
     }
 }
 
+#[test]
+fn constructs_render_as_in_jinja2() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/constructs.json");
+    let data: Json = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let body = json!({"model": "m", "messages": data["messages"]});
+    let request = ChatRequest::parse(body.to_string().as_bytes(), &Limits::default()).unwrap();
+    let cases = data["cases"].as_array().unwrap();
+    assert!(cases.len() > 150);
+    for case in cases {
+        let source = case[0].as_str().unwrap();
+        let got = ChatTemplate::compile(source, Map::new())
+            .and_then(|template| template.render(&request.messages, &[], &Map::new()));
+        match case[1].as_str() {
+            None => assert!(got.is_err(), "{source}: {got:?}"),
+            Some(want) => assert_eq!(got.as_deref(), Ok(want), "{source}"),
+        }
+    }
+}
+
 fn turn_with_call(content: Json, arguments: &str, more: &Json) -> Vec<Message> {
     let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}});
     let mut assistant = json!({"role": "assistant", "content": content, "tool_calls": [call]});

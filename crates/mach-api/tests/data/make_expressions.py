@@ -1,5 +1,5 @@
 """Writes expressions.json: what each expression of expressions.txt prints in a chat template of transformers, or null
-where it raises an error there.
+where it raises an error there; and the same into constructs.json for the whole templates that are in it.
 
 Usage: python make_expressions.py (with transformers and jinja2 installed; the versions are recorded in the output).
 """
@@ -39,6 +39,17 @@ def main():
         cases.append([expression, printed])
     out = {"transformers": transformers.__version__, "jinja2": jinja2.__version__,
            "prelude": PRELUDE, "arguments": ARGUMENTS, "cases": cases}
+    path = HERE / "constructs.json"
+    constructs = json.loads(path.read_text())
+    constructs["messages"] = [{"role": "user", "content": "hello world"}, {"role": "assistant", "content": "hi"},
+                              {"role": "user", "content": "more"}]
+    for case in constructs["cases"]:
+        try:
+            case[1] = render_jinja_template(
+                conversations=[constructs["messages"]], chat_template=case[0], add_generation_prompt=True)[0][0]
+        except Exception:  # noqa: BLE001 - whatever it raises
+            case[1] = None
+    path.write_text(json.dumps(constructs, indent=1, ensure_ascii=False) + "\n")
     (HERE / "expressions.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")
 
 

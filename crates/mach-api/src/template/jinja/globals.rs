@@ -1,16 +1,22 @@
 //! Functions: those of transformers, and those of Jinja2 that minijinja has elsewhere.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::operators;
 
 pub(super) fn install(env: &mut Environment<'static>) {
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
-    env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
+    env.add_function("cycler", cycler);
     env.add_function("joiner", minijinja_contrib::globals::joiner);
     env.add_function("dict", dict);
+    env.add_function("namespace", |args: Rest<ValueOrKwargs>| {
+        minijinja::functions::namespace(Some(dict(args)?.into()))
+    });
     env.remove_global("debug");
     operators::install(env);
 }
@@ -30,6 +36,52 @@ fn dict(args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
         }
     }
     Ok(Value::from_pairs(pairs))
+}
+
+/// `cycler(...)`: `next()`, `reset()` and `current`.
+#[derive(Debug)]
+struct Cycler {
+    items: Vec<Value>,
+    at: AtomicUsize,
+}
+
+impl Cycler {
+    fn current(&self) -> Value {
+        self.items.get(self.at.load(Ordering::Relaxed)).cloned().unwrap_or_default()
+    }
+}
+
+impl Object for Cycler {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        (key.as_str() == Some("current")).then(|| self.current())
+    }
+
+    fn call_method(
+        self: &Arc<Self>,
+        _: &mut State<'_, '_>,
+        method: &str,
+        _: &[Value],
+    ) -> Result<Value, Error> {
+        let current = self.current();
+        let next = match method {
+            "next" => (self.at.load(Ordering::Relaxed) + 1) % self.items.len().max(1),
+            "reset" => 0,
+            _ => return Err(Error::from(ErrorKind::UnknownMethod)),
+        };
+        self.at.store(next, Ordering::Relaxed);
+        Ok(if method == "next" { current } else { Value::from(()) })
+    }
+}
+
+fn cycler(items: Rest<Value>) -> Result<Value, Error> {
+    if items.is_empty() {
+        return Err(Error::new(ErrorKind::InvalidOperation, "cycler: at least one item has to be provided"));
+    }
+    Ok(Value::from_object(Cycler { items: items.to_vec(), at: AtomicUsize::new(0) }))
 }
 
 /// Marks an error made by `raise_exception`.

@@ -11,7 +11,7 @@ mod tests;
 mod walk;
 mod words;
 
-use minijinja::Environment;
+use minijinja::{AutoEscape, Environment};
 
 pub(super) use self::globals::Raised;
 
@@ -21,8 +21,14 @@ pub(super) fn install(env: &mut Environment<'static>) {
     tests::install(env);
     globals::install(env);
     env.set_unknown_method_callback(super::python::methods::call);
-    env.set_formatter(|out, _, value| match value.as_str() {
-        Some(text) => Ok(out.write_str(text)?),
-        None => Ok(out.write_str(&super::python::text::str(value))?),
+    env.set_formatter(|out, state, value| {
+        // Only an `autoescape` block asks for it.
+        if !matches!(state.auto_escape(), AutoEscape::None) && !value.is_safe() {
+            return Ok(out.write_str(&escape::html(&super::python::text::str(value)))?);
+        }
+        match value.as_str() {
+            Some(text) => Ok(out.write_str(text)?),
+            None => Ok(out.write_str(&super::python::text::str(value))?),
+        }
     });
 }

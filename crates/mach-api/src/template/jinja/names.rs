@@ -33,6 +33,8 @@ struct Names {
     functions: BTreeSet<String>,
     methods: BTreeSet<String>,
     statements: BTreeSet<&'static str>,
+    /// Variables that are read.
+    read: BTreeSet<String>,
     /// Variables that the template sets, and attributes.
     set: BTreeSet<String>,
     attributes: BTreeSet<String>,
@@ -55,6 +57,11 @@ pub(in crate::template) fn missing(root: &Stmt<'_>, env: &Environment<'_>) -> Op
         names.filters.iter().filter(|name| !has("filter", name)).map(|name| format!("the filter `{name}`")),
     );
     out.extend(names.tests.iter().filter(|name| !has("test", name)).map(|name| format!("the test `{name}`")));
+    // What a macro is called with beyond its arguments.
+    let rest = ["varargs", "kwargs"]
+        .iter()
+        .filter(|name| names.read.contains(**name) && !names.set.contains(**name));
+    out.extend(rest.map(|name| format!("the variable `{name}`")));
     let known = |name: &String| names.set.contains(name) || names.guarded.contains(name);
     let functions = names.functions.iter().filter(|name| !FUNCTIONS.contains(&name.as_str()) && !known(name));
     out.extend(functions.map(|name| format!("the function `{name}`")));
@@ -98,6 +105,7 @@ impl Names {
 
     fn expr(&mut self, expr: &Expr<'_>) {
         match expr {
+            Expr::Var(var) => _ = self.read.insert(var.id.to_owned()),
             Expr::Filter(filter) => {
                 self.filters.insert(filter.name.to_owned());
                 if TAKES_FILTER.contains(&filter.name) {

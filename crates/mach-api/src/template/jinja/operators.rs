@@ -153,6 +153,7 @@ fn escapes(literal: &str) -> Vec<(usize, usize, String)> {
 fn begin(expr: &Expr<'_>) -> Option<usize> {
     match expr {
         Expr::Var(var) => Some(var.span().start_offset as usize),
+        Expr::Map(map) => Some(map.span().start_offset as usize),
         Expr::GetAttr(attr) => begin(&attr.expr),
         Expr::GetItem(item) => begin(&item.expr),
         Expr::Slice(slice) => begin(&slice.expr),

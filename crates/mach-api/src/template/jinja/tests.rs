@@ -48,7 +48,10 @@ fn is_callable(value: &Value) -> bool {
     match value.kind() {
         ValueKind::Undefined => true,
         ValueKind::Plain => BigInt::of(value).is_none(),
-        ValueKind::Map => value.as_object().is_some_and(|object| object.type_name().ends_with("Loop")),
+        ValueKind::Map | ValueKind::Iterable => value.as_object().is_some_and(|object| {
+            let name = object.type_name();
+            name.ends_with("Loop") || name.ends_with("Macro")
+        }),
         _ => false,
     }
 }

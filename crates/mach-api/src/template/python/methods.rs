@@ -114,6 +114,9 @@ pub(in crate::template) fn is_dict(value: &Value) -> bool {
     value.kind() == ValueKind::Map
         && !value.as_object().is_some_and(|object| {
             let name = object.type_name();
-            name.ends_with("Namespace") || name.ends_with("Module") || name.ends_with("Loop")
+            name.ends_with("Namespace")
+                || name.ends_with("Module")
+                || name.ends_with("Loop")
+                || name.ends_with("Macro")
         })
 }
