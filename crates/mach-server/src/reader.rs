@@ -197,7 +197,7 @@ impl Reader {
                     let arguments: Map<String, Value> =
                         serde_json::from_str(&call.function.arguments).ok()?;
                     let (id, name) = (Some(call.id.clone()), call.function.name.clone());
-                    message.tool_calls.push(ToolCall { id, name, arguments });
+                    message.tool_calls.push(ToolCall { id, name, arguments, text: None, broken: false });
                 }
             }
         }

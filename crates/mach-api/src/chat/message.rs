@@ -56,6 +56,10 @@ pub struct ToolCall {
     pub name: String,
     /// Arguments, parsed from the JSON string on the wire; key order kept.
     pub arguments: Map<String, Value>,
+    /// The arguments as they were written, if they came as text.
+    pub text: Option<String>,
+    /// They are no JSON object; `arguments` holds what could be made out.
+    pub broken: bool,
 }
 
 /// One message.
@@ -145,48 +149,6 @@ impl Message {
         fields.end(HARMLESS)?;
         Ok(Self { role, content, name, reasoning_content, tool_calls, tool_call_id })
     }
-
-    /// The message as templates see it. `parts_as_list`: the template walks content parts itself; otherwise parts are
-    /// joined by newlines. `developer_as_system`: the template does not know the developer role.
-    pub(crate) fn to_template(&self, parts_as_list: bool, developer_as_system: bool) -> Value {
-        let mut map = Map::new();
-        let role = match self.role {
-            Role::Developer if developer_as_system => Role::System,
-            role => role,
-        };
-        map.insert("role".into(), role.as_str().into());
-        let content = match &self.content {
-            Content::None => Value::Null,
-            Content::Text(text) => text.as_str().into(),
-            Content::Parts(parts) if parts_as_list => {
-                parts.iter().map(|text| json!({"type": "text", "text": text})).collect()
-            }
-            Content::Parts(parts) => parts.join("\n").into(),
-        };
-        map.insert("content".into(), content);
-        if let Some(name) = &self.name {
-            map.insert("name".into(), name.as_str().into());
-        }
-        if let Some(reasoning) = &self.reasoning_content {
-            map.insert("reasoning_content".into(), reasoning.as_str().into());
-        }
-        if !self.tool_calls.is_empty() {
-            let calls = self.tool_calls.iter().map(|call| {
-                let mut out = Map::new();
-                if let Some(id) = &call.id {
-                    out.insert("id".into(), id.as_str().into());
-                }
-                out.insert("type".into(), "function".into());
-                out.insert("function".into(), json!({"name": call.name, "arguments": call.arguments}));
-                Value::Object(out)
-            });
-            map.insert("tool_calls".into(), calls.collect());
-        }
-        if let Some(id) = &self.tool_call_id {
-            map.insert("tool_call_id".into(), id.as_str().into());
-        }
-        Value::Object(map)
-    }
 }
 
 impl ToolCall {
@@ -200,12 +162,16 @@ impl ToolCall {
         fields.end(HARMLESS)?;
         let mut fields = function;
         let name = fields.required_string("name")?;
+        let mut text = None;
         let arguments = match fields.take("arguments") {
             None => Map::new(),
             Some(Value::Object(map)) => map,
             Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(Value::String(text)) => match serde_json::from_str(&text) {
-                Ok(Value::Object(map)) => map,
+            Some(Value::String(written)) => match serde_json::from_str(&written) {
+                Ok(Value::Object(map)) => {
+                    text = Some(written);
+                    map
+                }
                 Ok(other) => {
                     return Err(
                         fields.error("arguments", format!("must hold a JSON object, not {}", kind(&other)))
@@ -218,7 +184,7 @@ impl ToolCall {
             }
         };
         fields.end(HARMLESS)?;
-        Ok(Self { id, name, arguments })
+        Ok(Self { id, name, arguments, text, broken: false })
     }
 }
 

@@ -51,6 +51,8 @@ mod tests {
             id: None,
             name: "f".into(),
             arguments: arguments.as_object().cloned().unwrap_or_else(Map::new),
+            text: None,
+            broken: false,
         };
         let with = |text: &str, arguments: &Value| {
             let mut message = Message::text(Role::Assistant, text);
