@@ -19,36 +19,36 @@ pub struct ModelArgs {
     pub checkpoint: PathBuf,
 
     /// Where experts live
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Experts and memory")]
     pub experts: ExpertArgs,
 
     /// Compute threads; 0 uses all cores
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, help_heading = "Computing", default_value_t = 0, value_name = "N")]
     pub threads: usize,
 
     /// Activations of the linear layers: int8 is fast, f32 exact
-    #[arg(long, value_enum, default_value_t = ActivationsArg::Int8)]
+    #[arg(long, help_heading = "Computing", value_enum, default_value_t = ActivationsArg::Int8)]
     pub activations: ActivationsArg,
 
     /// Keys and values rotated and quantized to so many bits: off, 2, 3, 4, 8, or keys and values apart as in k4v3. Several times
     /// smaller, answers a little different
-    #[arg(long, default_value = "off", value_name = "BITS")]
+    #[arg(long, help_heading = "Computing", default_value = "off", value_name = "BITS")]
     pub turboquant_kv: TurboQuantArg,
 
     /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod); the best of this machine if not given
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = "Computing", value_name = "NAME")]
     pub isa: Option<String>,
 
     /// Longest context in tokens, prompt and answer together; bounded by the model and by memory
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, help_heading = "Computing", value_name = "TOKENS")]
     pub max_context: Option<usize>,
 
     /// Prompt tokens that one pass of the model takes
-    #[arg(long, default_value_t = EngineConfig::default().prefill_chunk, value_name = "TOKENS")]
+    #[arg(long, help_heading = "Computing", default_value_t = EngineConfig::default().prefill_chunk, value_name = "TOKENS")]
     pub prefill_chunk: usize,
 
     /// Speculative decoding
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Speculation")]
     pub speculation: SpeculationArgs,
 }
 
@@ -168,6 +168,15 @@ impl ModelArgs {
             policy: speculation.serving_adaptive_block_policy,
         })
     }
+}
+
+/// Where settings come from beside the command line.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// TOML file with settings: keys are flags without their dashes. Every flag can also be set by a variable (MACH_MAX_BATCH for
+    /// --max-batch). The command line comes before variables, those before the file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// What is logged, and how. Logs go to stderr.

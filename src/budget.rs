@@ -21,10 +21,23 @@ pub(crate) struct Needs {
     pub(crate) working_set: usize,
     /// Number of slots of the arena.
     pub(crate) arena_slots: usize,
+    /// The prefix cache in memory, if its size was asked for.
+    pub(crate) prefix: usize,
     /// State of the shortest useful sequence.
     pub(crate) least_state: usize,
     /// State of as many and as long sequences as the settings allow.
     pub(crate) most_state: usize,
+}
+
+impl Needs {
+    /// What is neither weights nor experts, in words.
+    fn rest(&self) -> String {
+        let work = Gb(self.base + self.scratch + self.least_state);
+        match self.prefix {
+            0 => format!("{work} of working memory and state"),
+            bytes => format!("{work} of working memory and state, {} of prefix cache", Gb(bytes)),
+        }
+    }
 }
 
 /// What the operator said, and what the machine has.
@@ -75,8 +88,8 @@ impl Budget {
 
     /// All bytes.
     pub(crate) fn total(&self) -> usize {
-        let Needs { base, resident, draft, scratch, .. } = self.needs;
-        base + resident + draft + scratch + self.bank() + self.arena() + self.state
+        let Needs { base, resident, draft, scratch, prefix, .. } = self.needs;
+        base + resident + draft + scratch + prefix + self.bank() + self.arena() + self.state
     }
 }
 
@@ -85,7 +98,11 @@ struct Gb(usize);
 
 impl fmt::Display for Gb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} GB", self.0 as f64 / 1e9)
+        match self.0 {
+            // Two digits behind the point of a gigabyte say nothing of these.
+            bytes if bytes < 100_000_000 => write!(f, "{:.2} MB", bytes as f64 / 1e6),
+            bytes => write!(f, "{:.2} GB", bytes as f64 / 1e9),
+        }
     }
 }
 
@@ -109,11 +126,11 @@ pub(crate) fn resident(needs: Needs, bounds: Bounds) -> Result<Budget, String> {
     };
     if budget.total() > limit {
         return Err(format!(
-            "all experts in memory need {}: {} of experts, {} of other weights, {} of working memory and state; {source}",
+            "all experts in memory need {}: {} of experts, {} of other weights, {}; {source}",
             Gb(budget.total()),
             Gb(budget.bank()),
             Gb(needs.resident + needs.draft),
-            Gb(needs.base + needs.scratch + needs.least_state),
+            needs.rest(),
         ));
     }
     budget.state = needs.most_state.min(needs.least_state + limit - budget.total());
@@ -130,12 +147,11 @@ pub(crate) fn streaming(needs: Needs, bounds: Bounds) -> Result<Budget, String> 
         None => usize::MAX,
         Some((limit, source)) => limit.checked_sub(nothing.total()).ok_or_else(|| {
             format!(
-                "streaming needs at least {} beside the bank: {} of weights outside the experts, {} of arena, {} of working \
-                 memory and state; {source}",
+                "streaming needs at least {} beside the bank: {} of weights outside the experts, {} of arena, {}; {source}",
                 Gb(nothing.total()),
                 Gb(needs.resident + needs.draft),
                 Gb(nothing.arena()),
-                Gb(needs.base + needs.scratch + needs.least_state),
+                needs.rest(),
             )
         })?,
     };
@@ -221,6 +237,7 @@ mod tests {
             base: 50 * MB,
             resident: 1000 * MB,
             draft: 0,
+            prefix: 0,
             scratch: 100 * MB,
             slot: 2 * MB,
             experts: 8000,
@@ -274,6 +291,18 @@ mod tests {
         assert!(error.contains("--wired-gb") && error.contains("1.12 GB"), "{error}");
         let error = resident(needs(), bounds(&|b| b.memory = Some(10_000 * MB))).unwrap_err();
         assert!(error.contains("17.22 GB") && error.contains("16.00 GB of experts"), "{error}");
+    }
+
+    #[test]
+    fn a_prefix_cache_that_was_asked_for_is_had_or_refused() {
+        let needs = Needs { prefix: 700 * MB, ..needs() };
+        let bounds = Bounds { memory: Some(4000 * MB), ..Bounds::default() };
+        let budget = streaming(needs, bounds).unwrap();
+        assert!(budget.total() <= 4000 * MB && budget.total() + 2 * MB > 4000 * MB);
+        let error = streaming(needs, Bounds { memory: Some(1900 * MB), ..bounds }).unwrap_err();
+        assert!(error.contains("at least 2.04 GB") && error.contains("0.70 GB of prefix cache"), "{error}");
+        let few = Needs { most_state: 70 * MB, ..needs };
+        assert_eq!(resident(few, Bounds { memory: Some(20_000 * MB), ..bounds }).unwrap().state, 70 * MB);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
 use mach_experts::{EvictionPolicy, Sidecar, SidecarError};
 use mach_io::{Caching, ProbeReport, ReaderOptions, Submission, probe};
 use mach_models::{
-    ExpertMode, Footprint, LoadOptions, StreamingOptions, StreamingSource, footprint, scratch_bytes,
-    state_bytes,
+    Activations, ExpertMode, Footprint, LoadOptions, StreamingOptions, StreamingSource, footprint,
+    scratch_bytes, state_bytes,
 };
+use mach_server::Residency;
 use tracing::{info, warn};
 
 use crate::Exit;
@@ -33,7 +34,8 @@ const LEAST_TOKENS: usize = 1024;
 #[derive(Debug, Clone, Args)]
 pub struct ExpertArgs {
     /// Keep all experts in memory; refused if they do not fit
-    #[arg(long, conflicts_with_all = ["streaming", "expert_residency"])]
+    #[arg(long, conflicts_with_all = ["streaming", "expert_residency", "expert_cache_gb", "wired_gb", "bank_eviction", "io",
+        "fallback_policy"])]
     pub no_streaming: bool,
 
     /// Stream experts from the drive; without this and --no-streaming, only if they do not fit memory
@@ -88,6 +90,7 @@ fn gigabytes(text: &str) -> Result<Gigabytes, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ResidencyArg {
     /// All in memory.
+    #[value(alias = "stacked")]
     Resident,
     /// Records of the sidecar in a bank.
     Streaming,
@@ -123,6 +126,7 @@ pub enum FallbackArg {
     /// End with an error that says what to do.
     FailFast,
     /// Read slices out of the checkpoint's own tensors, slowly.
+    #[value(alias = "diagnostic-python")]
     Diagnostic,
 }
 
@@ -130,7 +134,8 @@ impl FallbackArg {
     fn as_str(self) -> &'static str {
         match self {
             Self::FailFast => "fail-fast",
-            Self::Diagnostic => "diagnostic",
+            // The word that operators look for.
+            Self::Diagnostic => "diagnostic-python",
         }
     }
 }
@@ -142,18 +147,33 @@ pub(crate) struct Prepared {
     pub(crate) load: LoadOptions,
     /// How memory is divided.
     pub(crate) budget: Budget,
-    /// `resident`, `streaming`, `bf16_streaming` or `diagnostic`.
-    pub(crate) mode: &'static str,
+    /// Where experts live.
+    pub(crate) residency: Residency,
     /// What to tell the operator.
     pub(crate) signals: Vec<Signal>,
 }
 
-/// Settles where experts live. `sequences`: as many may run at one time. `draft`: bytes of the draft's files.
+/// What the rest of the server needs memory for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Beside {
+    /// Sequences that may run at one time.
+    pub(crate) sequences: usize,
+    /// Bytes of the draft's files.
+    pub(crate) draft: usize,
+    /// Bytes of the prefix cache, if they were asked for.
+    pub(crate) prefix: usize,
+}
+
+impl Beside {
+    /// One sequence, and nothing else.
+    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0 };
+}
+
+/// Settles where experts live.
 pub(crate) fn prepare(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
-    sequences: usize,
-    draft: usize,
+    beside: Beside,
 ) -> Result<Prepared, Exit> {
     let args = &config.experts;
     let bounds = Bounds {
@@ -173,14 +193,15 @@ pub(crate) fn prepare(
     let needs = |size: &Footprint, depth: usize| Needs {
         base: crate::memory::resident().unwrap_or(0) + OVERHEAD,
         resident: size.resident_bytes,
-        draft,
+        draft: beside.draft,
+        prefix: beside.prefix,
         scratch: scratch_bytes(checkpoint.config(), config.prefill_chunk.min(context), threads),
         slot: size.slot_bytes,
         experts: size.experts,
         working_set: size.working_set,
         arena_slots: size.arena_slots(depth),
         least_state: state(context.min(LEAST_TOKENS)),
-        most_state: state(context).saturating_mul(sequences.max(1)),
+        most_state: state(context).saturating_mul(beside.sequences.max(1)),
     };
     let wanted = match (args.no_streaming, args.streaming, args.expert_residency) {
         (true, ..) | (_, _, Some(ResidencyArg::Resident)) => Some(ResidencyArg::Resident),
@@ -208,14 +229,14 @@ pub(crate) fn prepare(
             }
         },
     };
-    let (options, mode, depth, signal) = match wanted {
+    let (options, residency, depth, signal) = match wanted {
         ResidencyArg::Bf16Streaming => {
             let options = StreamingOptions { source: StreamingSource::Bf16, ..StreamingOptions::default() };
-            (options, "bf16_streaming", 0, None)
+            (options, Residency::Bf16Streaming, 0, None)
         }
         _ => {
             let drive = drive(checkpoint, args)?;
-            (drive.options, drive.mode, drive.depth, Some(drive.signal))
+            (drive.options, drive.residency, drive.depth, Some(drive.signal))
         }
     };
     let size = footprint(checkpoint, config.load.activations, Some(options.source)).map_err(Exit::input)?;
@@ -226,16 +247,45 @@ pub(crate) fn prepare(
         eviction: args.bank_eviction,
         ..options
     };
-    let mut signals = vec![memory_signal(&budget, bounds)];
+    let mut signals = vec![mode_signal(config, residency, &options), optimizations_signal(&options)];
     signals.extend(signal);
+    signals.push(memory_signal(&budget, bounds));
     let load = LoadOptions { experts: ExpertMode::Streaming(options), ..config.load.clone() };
-    Ok(Prepared { load, budget, mode, signals })
+    Ok(Prepared { load, budget, residency, signals })
 }
 
 fn resident(config: &ModelConfig, budget: Budget) -> Prepared {
     let load = LoadOptions { experts: ExpertMode::Resident, ..config.load.clone() };
-    let signals = vec![memory_signal(&budget, Bounds::default())];
-    Prepared { load, budget, mode: "resident", signals }
+    let nothing = StreamingOptions { arena_slots: 0, ..StreamingOptions::default() };
+    let signals =
+        vec![mode_signal(config, Residency::Stacked, &nothing), memory_signal(&budget, Bounds::default())];
+    Prepared { load, budget, residency: Residency::Stacked, signals }
+}
+
+/// How the server runs, in the words that operators know.
+fn mode_signal(config: &ModelConfig, residency: Residency, options: &StreamingOptions) -> Signal {
+    // int8 activations are the path that serves; f32 is the one that is held to references.
+    let (profile, activations) = match config.load.activations {
+        Activations::Int8 => ("production", "int8"),
+        Activations::F32 => ("exact", "f32"),
+    };
+    Signal::new("mode")
+        .with("profile", profile)
+        .with("production_streaming_mode", residency.mode())
+        .with("transient_prefill", u8::from(options.arena_slots > 0))
+        .with("expert_residency", residency.as_str())
+        .with("activations", activations)
+        .with("numerics", mach_models::numerics(&config.load))
+}
+
+/// What streaming does to be fast. Nothing predicts experts before the router asks, and no device but the CPU holds them.
+fn optimizations_signal(options: &StreamingOptions) -> Signal {
+    let records = options.source == StreamingSource::Sidecar;
+    Signal::line("production optimizations")
+        .with("direct_pread", u8::from(records && options.caching == Caching::Direct))
+        .with("native_prefill_fused", u8::from(records && options.arena_slots > 0))
+        .with("async_prefetch", u8::from(mach_experts::PREDICTS))
+        .with("resident_metal", u8::from(mach_experts::IN_DEVICE_MEMORY))
 }
 
 fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
@@ -248,6 +298,7 @@ fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
         .with("state_bytes", budget.state)
         .with("scratch_bytes", needs.scratch)
         .with("draft_bytes", needs.draft)
+        .with("prefix_bytes", needs.prefix)
         .with("base_bytes", needs.base);
     if let Some(available) = bounds.available {
         signal = signal.with("available_bytes", available);
@@ -258,7 +309,7 @@ fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
 /// What the drive can do with the sidecar, or what replaces it.
 struct Drive {
     options: StreamingOptions,
-    mode: &'static str,
+    residency: Residency,
     depth: usize,
     signal: Signal,
 }
@@ -294,25 +345,42 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
                 ..StreamingOptions::default()
             };
             let signal = reading(signal(true, "ready"), &found, options.depth);
-            Ok(Drive { mode: "streaming", depth: options.depth, options, signal })
+            Ok(Drive { residency: Residency::Streaming, depth: options.depth, options, signal })
         }
         Err(error) if args.fallback_policy == FallbackArg::Diagnostic => {
             warn!(%error, "no valid sidecar: experts are read slice by slice out of safetensors, slowly");
             let options =
                 StreamingOptions { source: StreamingSource::Diagnostic, ..StreamingOptions::default() };
-            Ok(Drive { mode: "diagnostic", depth: 0, options, signal: signal(false, "unavailable") })
+            Ok(Drive {
+                residency: Residency::Diagnostic,
+                depth: 0,
+                options,
+                signal: signal(false, "missing"),
+            })
         }
         Err(error) => {
-            signal(false, "unavailable").emit();
-            let help = match &error {
-                SidecarError::Missing { .. } => String::new(),
-                _ => "; `mach export-sidecar` or `mach convert` writes it anew".to_owned(),
-            };
-            Err(Exit::input(format!(
-                "--streaming: {error}{help}; --fallback-policy diagnostic reads the checkpoint's own tensors, slowly"
-            )))
+            signal(false, "missing").emit();
+            Err(Exit::input(format!("--streaming: {error}; {}", way_out(checkpoint, &error))))
         }
     }
+}
+
+/// What an operator can do about a sidecar that cannot be used.
+fn way_out(checkpoint: &Checkpoint, error: &SidecarError) -> String {
+    if let Some(index) = checkpoint.resident_index() {
+        // There are no other tensors to write it from, or to read instead.
+        let (source, quantized) = index.source.split_once('+').unwrap_or((&index.source, ""));
+        let how = if quantized.is_empty() { String::new() } else { format!(", quantized to {quantized}") };
+        return format!(
+            "a converted checkpoint has its experts there alone: bring the files back, or convert its source (id {source}{how}) \
+             again with `mach convert SOURCE --out NEW_DIR`"
+        );
+    }
+    let anew = match error {
+        SidecarError::Missing { .. } => "",
+        _ => "`mach export-sidecar` writes it anew; ",
+    };
+    format!("{anew}--fallback-policy diagnostic reads the checkpoint's own tensors, slowly")
 }
 
 fn reading(signal: Signal, found: &ProbeReport, depth: usize) -> Signal {

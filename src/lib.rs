@@ -1,7 +1,7 @@
 //! The command line: arguments, configuration, startup signals, benchmarks. Everything else is in the crates below.
 //!
 //! Low-level arguments ([`args`]) are turned into validated configuration by each command; flags and environment
-//! variables are read nowhere else.
+//! variables are read nowhere else ([`settings`]).
 
 pub mod args;
 pub mod bench;
@@ -14,6 +14,7 @@ mod logging;
 mod memory;
 pub mod output;
 pub mod prefix;
+pub mod settings;
 mod signals;
 pub mod trace;
 

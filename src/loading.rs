@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
 use mach_checkpoint::{Architecture, Checkpoint, architecture};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
-use mach_models::{Activations, LoadProgress, Model};
+use mach_models::{LoadProgress, Model};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
+use crate::experts::Beside;
 use crate::signals::Signal;
 
 /// A checkpoint whose files have been read and checked, weights aside.
@@ -32,7 +33,12 @@ pub(crate) struct Opened {
 impl Opened {
     /// Reads and checks everything but the weights; every error here is one of input.
     pub(crate) fn open(config: ModelConfig) -> Result<Self, Exit> {
-        let checkpoint = Checkpoint::open(&config.checkpoint).map_err(Exit::input)?;
+        let checkpoint = open_checkpoint(&config.checkpoint)?;
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        if config.load.threads > cores {
+            let threads = config.load.threads;
+            warn!(threads, cores, "--threads: more threads than cores only wait for each other");
+        }
         let tokenizer = checkpoint.tokenizer().map_err(Exit::input)?;
         let vocab = checkpoint.config().vocab_size;
         let tokenizer = TextTokenizer::new(tokenizer, vocab).map_err(|e| {
@@ -60,6 +66,12 @@ impl Opened {
         self.architecture().map_or(Ok(asked.unwrap_or(true)), |arch| arch.batching(asked))
     }
 
+    /// What bounds the context where memory does not.
+    fn context_bound(&self) -> &'static str {
+        let model = self.checkpoint.config().max_position_embeddings;
+        if self.config.max_context.is_some_and(|asked| asked < model) { "max-context" } else { "model" }
+    }
+
     fn architecture(&self) -> Option<&'static Architecture> {
         architecture(&self.checkpoint.config().model_type)
     }
@@ -85,8 +97,12 @@ impl Opened {
     ) -> Result<ChatModel, Exit> {
         let started = Instant::now();
         let mut display = Display::new(&self.config.checkpoint);
-        let draft = draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir));
-        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, engine.max_batch, draft)?;
+        let beside = Beside {
+            sequences: engine.max_batch,
+            draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
+            prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
+        };
+        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, beside)?;
         if report.signals {
             prepared.signals.into_iter().for_each(Signal::emit);
         }
@@ -106,21 +122,21 @@ impl Opened {
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
             crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
-            let spare = prepared.budget.state - prepared.budget.needs.least_state.min(prepared.budget.state);
-            let cached = crate::prefix::share(prefix.max_bytes, spare);
-            prefix.max_bytes = cached;
-            engine.state_budget = Some(prepared.budget.state - cached);
+            if prefix.max_bytes == 0 {
+                // Half of what the shortest useful request does not need.
+                let budget = &prepared.budget;
+                prefix.max_bytes = (budget.state - budget.needs.least_state.min(budget.state)) / 2;
+                engine.state_budget = Some(budget.state - prefix.max_bytes);
+            }
         }
         let facts = model.facts();
         let family = self.architecture();
         let architecture = model.config().model_type.clone();
-        let experts =
-            model.config().moe.num_experts * model.config().moe_layers.iter().filter(|&&m| m).count();
         let engine_config = engine.clone();
+        let context_bound = self.context_bound();
         let engine = Engine::start(model, self.tokenizer, engine).map_err(Exit::failure)?;
         let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
         if report.signals {
-            mode_signal(&self.config, prepared.mode, &facts, experts).emit();
             let mut signal = Signal::new("model")
                 .with("name", names.join(","))
                 .with("checkpoint", self.config.checkpoint.display())
@@ -129,8 +145,14 @@ impl Opened {
                 signal = signal.with(key, value);
             }
             signal.emit();
+            let cut = engine.wanted_context() > engine.context();
+            if cut {
+                let (context, wanted) = (engine.context(), engine.wanted_context());
+                warn!(context, wanted, "memory bounds the context; --memory-gb gives it more");
+            }
             let mut signal = Signal::new("engine")
                 .with("context", engine.context())
+                .with("context_bound", if cut { "memory" } else { context_bound })
                 .with("prefill_chunk", engine.prefill_chunk())
                 .with("max_queue", engine_config.queue_capacity)
                 .with("max_batch", engine_config.max_batch)
@@ -163,10 +185,30 @@ impl Opened {
         }
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         let arch = family.map(|arch| arch.card());
-        let serving = Serving { backend: "production", arch, mode: prepared.mode };
+        let serving = Serving { backend: "production", arch, residency: prepared.residency };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        Ok(model.with_serving(serving))
+        Ok(model.with_serving(serving).with_numerics(mach_models::numerics(&self.config.load)))
     }
+}
+
+/// Opens a checkpoint's directory; what cannot be one is told apart from what is broken.
+fn open_checkpoint(path: &Path) -> Result<Checkpoint, Exit> {
+    if !path.exists() {
+        let words: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
+        let hint = match words.as_slice() {
+            [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !name.is_empty() => {
+                "; it looks like the name of a model on a hub: mach reads local directories, so download it first and give its \
+                 directory"
+            }
+            _ => "",
+        };
+        return Err(Exit::input(format!("{}: there is no such directory{hint}", path.display())));
+    }
+    if path.is_file() {
+        let hint = "give the directory of the checkpoint, with config.json and safetensors";
+        return Err(Exit::input(format!("{}: this is a file; {hint}", path.display())));
+    }
+    Checkpoint::open(path).map_err(Exit::input)
 }
 
 /// Where the draft is, if there is one.
@@ -196,7 +238,16 @@ pub(crate) fn load_draft(
     });
     let options = DraftOptions { activations: config.load.activations, quantize_bits: config.draft_bits };
     let loaded = wanted.as_ref().map(|dir| DFlash::open(dir, model.config(), options));
-    let loaded = loaded.map(|result| result.map_err(|error| error.to_string()));
+    // A directory that was given is named as such, whatever is wrong with it.
+    let given = config.draft_dir.as_ref().map(|dir| format!("--draft-dir {}: ", dir.display()));
+    let loaded = loaded.map(|result| {
+        result.map_err(|error| match &config.draft_dir {
+            Some(dir) if !dir.is_dir() => {
+                format!("--draft-dir {}: there is no such directory", dir.display())
+            }
+            _ => format!("{}{error}", given.unwrap_or_default()),
+        })
+    });
     let state = match &loaded {
         None => DraftState::Absent,
         Some(Err(reason)) => DraftState::Unusable(reason),
@@ -233,32 +284,6 @@ fn prefix_signal(config: Option<&PrefixConfig>) -> Signal {
 pub(crate) struct Report {
     /// Startup signals on stdout.
     pub(crate) signals: bool,
-}
-
-/// `experts`: routed experts of all layers together.
-fn mode_signal(
-    config: &ModelConfig,
-    mode: &'static str,
-    facts: &[(&'static str, String)],
-    experts: usize,
-) -> Signal {
-    let fact = |wanted: &str| facts.iter().find(|(key, _)| *key == wanted).map(|(_, value)| value.as_str());
-    // int8 activations are the path that serves; f32 is the one that is held to references.
-    let profile = match config.load.activations {
-        Activations::Int8 => "production",
-        Activations::F32 => "exact",
-    };
-    let mut signal = Signal::new("mode").with("profile", profile).with("production_streaming_mode", mode);
-    if let Some(slots) = fact("expert_slots").and_then(|v| v.parse::<usize>().ok()) {
-        // Stacked: one allocation with a slot for every expert of every layer.
-        signal = signal.with("expert_residency", if slots >= experts { "stacked" } else { "banked" });
-    }
-    for key in ["activations", "isa", "threads"] {
-        if let Some(value) = fact(key) {
-            signal = signal.with(key, value);
-        }
-    }
-    signal
 }
 
 /// A progress bar on a terminal, a log line now and then otherwise.

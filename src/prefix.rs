@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_checkpoint::Checkpoint;
-use mach_models::{LoadOptions, NUMERICS_VERSION, TURBOQUANT_VERSION};
+use mach_models::LoadOptions;
 use mach_prefix::{PrefixConfig, chain};
 use serde_json::Value;
 
@@ -17,7 +17,8 @@ const GB: f64 = 1e9;
 #[derive(Debug, Clone, Args)]
 pub struct PrefixArgs {
     /// Compute every prompt in full
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["prefix_cache_max_gb", "prefix_cache_max_entries", "prefix_cache_block_size",
+        "disk_kv_dir", "remember_turns", "warm_prefix"])]
     pub no_prefix_cache: bool,
 
     /// Memory for cached prefixes in GB; half of what the memory budget leaves for state if not given
@@ -40,6 +41,15 @@ pub struct PrefixArgs {
     #[arg(long, default_value_t = 8.0, value_name = "GB")]
     pub disk_kv_budget_gb: f64,
 
+    /// Use the prefix cache; the default
+    #[arg(long, conflicts_with = "no_prefix_cache")]
+    pub prefix_cache: bool,
+
+    /// Put the tokens that an answer was generated with in the place of its text when it comes back as a message. More is found in
+    /// the cache; answers then depend on what this server has answered before
+    #[arg(long)]
+    pub remember_turns: bool,
+
     /// JSON file with a prefix to keep warm ({messages, tools} or {prompt}), or a list of them; may be given more than once
     #[arg(long, value_name = "FILE")]
     pub warm_prefix: Vec<PathBuf>,
@@ -49,9 +59,6 @@ impl PrefixArgs {
     /// Settings that do not depend on the model; 0 bytes of memory stand for a share of what is left.
     pub(crate) fn validate(&self) -> Result<Option<PrefixConfig>, Exit> {
         if self.no_prefix_cache {
-            if !self.warm_prefix.is_empty() {
-                return Err(Exit::input("--warm-prefix: there is no prefix cache (--no-prefix-cache)"));
-            }
             return Ok(None);
         }
         let bytes = |flag: &str, gb: f64, least: f64| match gb {
@@ -75,6 +82,7 @@ impl PrefixArgs {
             max_entries: self.prefix_cache_max_entries,
             directory: if disk > 0 { directory() } else { None },
             disk_budget: disk,
+            remember_turns: self.remember_turns,
             ..PrefixConfig::default()
         }))
     }
@@ -111,20 +119,6 @@ fn default_directory() -> Option<PathBuf> {
     caches.map(|caches| caches.join("mach").join("prefix"))
 }
 
-/// Bytes of the cache in memory: what was asked for (0: half of what there is), as far as running requests leave it. `spare` is
-/// the part of the budget for state that the shortest useful request does not need.
-pub(crate) fn share(asked: usize, spare: usize) -> usize {
-    let most = spare / 2;
-    if asked > most {
-        tracing::warn!(
-            asked,
-            given = most,
-            "the memory budget leaves less for the prefix cache than was asked for"
-        );
-    }
-    if asked == 0 { most } else { asked.min(most) }
-}
-
 /// Fills in what depends on the model.
 pub(crate) fn complete(
     config: &mut PrefixConfig,
@@ -134,14 +128,10 @@ pub(crate) fn complete(
 ) {
     let template = checkpoint.chat_template().ok().flatten().map(|t| t.source).unwrap_or_default();
     let draft = draft.map(fingerprint).unwrap_or_default();
-    let activations = format!("{:?}", load.activations);
-    let kv = load.turboquant_kv.map(|kv| format!("turboquant {TURBOQUANT_VERSION} {kv}")).unwrap_or_default();
     config.namespace = chain::namespace([
         checkpoint.fingerprint().as_slice(),
         template.as_bytes(),
-        &NUMERICS_VERSION.to_le_bytes(),
-        activations.as_bytes(),
-        kv.as_bytes(),
+        mach_models::numerics(load).as_bytes(),
         &draft,
     ]);
 }

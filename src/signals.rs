@@ -19,6 +19,11 @@ impl Signal {
         Self { line: format!("startup {topic}") }
     }
 
+    /// A line that begins with other words than `startup`.
+    pub(crate) fn line(words: &str) -> Self {
+        Self { line: words.to_owned() }
+    }
+
     /// Adds a pair; values that hold anything but plain characters are quoted as JSON strings.
     pub(crate) fn with(mut self, key: &str, value: impl std::fmt::Display) -> Self {
         let value = value.to_string();

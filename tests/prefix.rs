@@ -148,7 +148,7 @@ fn warmed_prefixes_are_pinned_listed_and_survive() {
         (json!({}), json!("messages")),
         (json!({"messages": []}), json!("messages")),
         (json!({"prompt": ""}), json!("prompt")),
-        (json!({"prompt": "a", "n": 2}), json!("n")),
+        (json!({"prompt": "a", "best_of": 2}), json!("best_of")),
     ] {
         let answer = server.post("/v1/cache/warm_prefix", &bad.to_string());
         assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &param), "{bad}");

@@ -14,5 +14,5 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    mach::run(|| generate::run(Cli::parse().args))
+    mach::run(|| generate::run(mach::settings::parse::<Cli>(std::env::args_os().collect()).args))
 }

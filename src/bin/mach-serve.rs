@@ -14,5 +14,5 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    mach::run(|| serve::run(Cli::parse().args))
+    mach::run(|| serve::run(mach::settings::parse::<Cli>(std::env::args_os().collect()).args))
 }

@@ -34,14 +34,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    mach::run(|| match Cli::parse_from(trace::spell_out(std::env::args_os().collect())).command {
-        Command::Serve(args) => serve::run(args),
-        Command::Generate(args) => generate::run(args),
-        Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
-        Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
-        Command::Synth(args) => synth::run(args),
-        Command::Archs(args) => archs::run(&args),
-        Command::Convert(args) => convert::run(args),
-        Command::ExportSidecar(args) => convert::export(args),
+    mach::run(|| {
+        match mach::settings::parse::<Cli>(trace::spell_out(std::env::args_os().collect())).command {
+            Command::Serve(args) => serve::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
+            Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
+            Command::Synth(args) => synth::run(args),
+            Command::Archs(args) => archs::run(&args),
+            Command::Convert(args) => convert::run(args),
+            Command::ExportSidecar(args) => convert::export(args),
+        }
     })
 }

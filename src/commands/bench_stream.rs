@@ -59,8 +59,8 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
         return cached(&checkpoint, &config, plan, args.json);
     }
     let started = Instant::now();
-    let prepared = experts::prepare(&checkpoint, &config, 1, 0).map_err(plain)?;
-    if prepared.mode == "resident" {
+    let prepared = experts::prepare(&checkpoint, &config, experts::Beside::ALONE).map_err(plain)?;
+    if prepared.residency == mach_server::Residency::Stacked {
         bail!("all experts fit memory; say --streaming");
     }
     let mut model = mach_models::load(&checkpoint, &prepared.load, &mut |_| ())?;

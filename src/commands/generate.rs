@@ -9,7 +9,7 @@ use mach_engine::{EngineConfig, Event, FinishReason, Timings};
 use serde_json::{Map, Value, json};
 
 use crate::Exit;
-use crate::args::{LogArgs, ModelArgs};
+use crate::args::{ConfigArgs, LogArgs, ModelArgs};
 use crate::loading::{Opened, Report};
 
 /// Arguments of `mach generate`.
@@ -60,8 +60,12 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub stats: bool,
 
-    /// Logging
+    /// Settings
     #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// Logging
+    #[command(flatten, next_help_heading = "Logging")]
     pub log: LogArgs,
 }
 
@@ -100,7 +104,7 @@ pub fn run(args: GenerateArgs) -> Result<(), Exit> {
     let generate = match &args.prompt {
         Some(text) => {
             let tokens = model.engine.tokenizer().encode(text, true).map_err(Exit::failure)?;
-            model.prepare_tokens(&request, tokens)
+            model.prepare_plain(&request.settings, tokens)
         }
         None => model.prepare(&request).map(|prepared| prepared.generate),
     }

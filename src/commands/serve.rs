@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use mach_api::chat::WarmRequest;
+use mach_api::UnknownFields;
+use mach_api::chat::{Limits, WarmRequest};
 use mach_api::output::OutputFormat;
 use mach_engine::EngineConfig;
 use mach_server::{ChatModel, Origins, Readiness, ServerConfig};
@@ -13,14 +14,11 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::Exit;
-use crate::args::{LogArgs, ModelArgs};
+use crate::args::{ConfigArgs, LogArgs, ModelArgs};
 use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
 use crate::signals::Signal;
-
-/// Environment variable with the API key, for those who do not want it in the process list.
-const KEY_VARIABLE: &str = "MACH_API_KEY";
 
 /// Arguments of `mach serve`.
 #[derive(Debug, Clone, Args)]
@@ -29,92 +27,100 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
 
-    /// Address to listen on
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    /// Address or name to listen on
+    #[arg(long, help_heading = "Network", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = host)]
     pub host: IpAddr,
 
     /// Port to listen on; 0 picks a free one and prints it
-    #[arg(long, default_value_t = 8080)]
+    #[arg(long, help_heading = "Network", default_value_t = 8080)]
     pub port: u16,
 
-    /// Key that requests must bring as a bearer token (also MACH_API_KEY); without it any key is accepted
-    #[arg(long, value_name = "KEY")]
+    /// Key that requests must bring as a bearer token (better set as MACH_API_KEY); without it any key is accepted
+    #[arg(long, help_heading = "Network", value_name = "KEY")]
     pub api_key: Option<String>,
 
     /// Listen on an address that others can reach although there is no key
-    #[arg(long)]
+    #[arg(long, help_heading = "Network")]
     pub allow_unauthenticated: bool,
 
     /// Name of the model in requests; may be given more than once; the directory's name if not given
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = "Requests", value_name = "NAME")]
     pub served_model_name: Vec<String>,
 
     /// Requests that may wait; one more is refused with 429
-    #[arg(long, default_value_t = EngineConfig::default().queue_capacity, value_name = "N")]
+    #[arg(long, help_heading = "Requests", default_value_t = EngineConfig::default().queue_capacity, value_name = "N")]
     pub max_queue: usize,
 
     /// Sequences that are generated together: requests, and the choices (`n`) of each
-    #[arg(long, alias = "max-sequences", default_value_t = EngineConfig::default().max_batch, value_name = "N")]
+    #[arg(long, help_heading = "Requests", alias = "max-sequences", default_value_t = EngineConfig::default().max_batch, value_name = "N")]
     pub max_batch: usize,
 
     /// Let requests share passes of the model; the default where the model's family can
-    #[arg(long, conflicts_with = "no_continuous_batching")]
+    #[arg(long, help_heading = "Requests", conflicts_with = "no_continuous_batching")]
     pub continuous_batching: bool,
 
     /// Run one request after another
-    #[arg(long)]
+    #[arg(long, help_heading = "Requests")]
     pub no_continuous_batching: bool,
 
     /// Prompt tokens of a pass while other requests decode
-    #[arg(long, default_value_t = EngineConfig::default().prefill_interleave, value_name = "TOKENS")]
+    #[arg(long, help_heading = "Requests", default_value_t = EngineConfig::default().prefill_interleave, value_name = "TOKENS")]
     pub prefill_interleave: usize,
 
     /// Seconds that a request may wait for its turn before it is refused with 503; 0 for no limit
-    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    #[arg(long, help_heading = "Requests", default_value_t = 0.0, value_name = "SECONDS")]
     pub queue_timeout: f64,
 
     /// Seconds that a request may take, waiting included, before it is cut off with 504; 0 for no limit
-    #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
+    #[arg(long, help_heading = "Requests", default_value_t = 0.0, value_name = "SECONDS")]
     pub request_timeout: f64,
 
     /// Generating requests that one API key may have at one time; more are refused with 429
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = "Requests", value_name = "N")]
     pub max_concurrent_per_key: Option<usize>,
 
     /// Site whose pages may ask this server, its origin with scheme and host, or * for all; may be given more than once
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, help_heading = "Network", value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
 
+    /// Refuse requests with fields that neither OpenAI, vLLM nor mach know, instead of ignoring and naming those
+    #[arg(long, help_heading = "Requests")]
+    pub strict_fields: bool,
+
     /// How the model is run: production (also called dflash); openai, the generic path, is not built yet
-    #[arg(long, value_enum, default_value_t = BackendArg::Production)]
+    #[arg(long, help_heading = "Computing", value_enum, default_value_t = BackendArg::Production)]
     pub backend: BackendArg,
 
     /// Largest request head in KiB
-    #[arg(long, default_value_t = 64, value_name = "KIB")]
+    #[arg(long, help_heading = "Network", default_value_t = 64, value_name = "KIB")]
     pub max_head_kib: usize,
 
     /// Connections that may be open at one time; more wait
-    #[arg(long, default_value_t = ServerConfig::default().max_connections, value_name = "N")]
+    #[arg(long, help_heading = "Network", default_value_t = ServerConfig::default().max_connections, value_name = "N")]
     pub max_connections: usize,
 
     /// Largest request body in MiB
-    #[arg(long, default_value_t = 32, value_name = "MIB")]
+    #[arg(long, help_heading = "Network", default_value_t = 32, value_name = "MIB")]
     pub max_body_mib: usize,
 
     /// Seconds that running generations may take to finish after SIGTERM
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, help_heading = "Network", default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
 
     /// How answers are read
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Requests")]
     pub output: OutputArgs,
 
     /// Prefix cache
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Prefix cache")]
     pub prefix: PrefixArgs,
 
-    /// Logging
+    /// Settings
     #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// Logging
+    #[command(flatten, next_help_heading = "Logging")]
     pub log: LogArgs,
 }
 
@@ -127,6 +133,20 @@ pub enum BackendArg {
     Dflash,
     /// The generic path.
     Openai,
+}
+
+/// An address, or a name that has one.
+fn host(text: &str) -> Result<IpAddr, String> {
+    use std::net::ToSocketAddrs as _;
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse() {
+        return Ok(address);
+    }
+    let mut found: Vec<IpAddr> =
+        (bare, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|a| a.ip()).collect();
+    // Clients that say `localhost` try both families; servers of this kind are expected on the older one.
+    found.sort_by_key(IpAddr::is_ipv6);
+    found.first().copied().ok_or_else(|| "this name has no address".to_owned())
 }
 
 /// A limit in seconds; 0 is none.
@@ -151,14 +171,14 @@ struct ServeConfig {
     warm: Vec<WarmRequest>,
 }
 
-fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeConfig, Exit> {
-    let api_key = args.api_key.clone().or(environment_key);
+fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
+    let api_key = args.api_key.clone();
     if api_key.as_deref().is_some_and(|k| k.trim().is_empty() || k.trim() != k) {
         return Err(Exit::input("the API key must not be empty, nor begin or end with a space"));
     }
     if !args.host.is_loopback() && api_key.is_none() && !args.allow_unauthenticated {
         return Err(Exit::input(format!(
-            "--host {}: others could use this server; set --api-key (or {KEY_VARIABLE}), \
+            "--host {}: others could use this server; set --api-key (or MACH_API_KEY), \
              or say --allow-unauthenticated",
             args.host
         )));
@@ -183,6 +203,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
     if !(8..=4096).contains(&args.max_head_kib) {
         return Err(Exit::input("--max-head-kib: must be between 8 and 4096"));
     }
+    let unknown_fields = if args.strict_fields { UnknownFields::Refuse } else { UnknownFields::Ignore };
     let max_body = args.max_body_mib.checked_mul(1 << 20);
     Ok(ServeConfig {
         address: SocketAddr::new(args.host, args.port),
@@ -205,7 +226,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
             max_concurrent_per_key: args.max_concurrent_per_key,
             cors: Origins::parse(&args.cors_origin)
                 .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
-            ..ServerConfig::default()
+            limits: Limits { unknown_fields, ..Limits::default() },
         },
         output: args.output.clone(),
         warm: args.prefix.prefixes()?,
@@ -214,7 +235,7 @@ fn validate(args: &ServeArgs, environment_key: Option<String>) -> Result<ServeCo
 
 /// Runs the command.
 pub fn run(args: ServeArgs) -> Result<(), Exit> {
-    let mut config = validate(&args, std::env::var(KEY_VARIABLE).ok())?;
+    let mut config = validate(&args)?;
     crate::logging::init(&args.log);
     let asked = match (args.continuous_batching, args.no_continuous_batching) {
         (true, _) => Some(true),
@@ -243,12 +264,12 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
         .await
         .map_err(|e| Exit::failure(format!("cannot listen on {}: {e}", config.address)))?;
     let address = listener.local_addr().map_err(Exit::failure)?;
-    Signal::new("listening")
+    // Said once nothing can fail any more.
+    let listening = Signal::new("listening")
         .with("url", format!("http://{address}"))
         .with("host", address.ip())
         .with("port", address.port())
-        .with("api_key", if config.server.api_key.is_some() { "required" } else { "any" })
-        .emit();
+        .with("api_key", if config.server.api_key.is_some() { "required" } else { "any" });
 
     let readiness = Readiness::loading();
     let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
@@ -261,6 +282,7 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
         result = &mut loaded => {
             let model = result.map_err(|_| Exit::failure("the loader thread panicked"))??;
             let model = readiness.ready(model);
+            listening.emit();
             Signal::new("ready")
                 .with("models", model.names.join(","))
                 .with("seconds", format!("{:.3}", started.elapsed().as_secs_f64()))
@@ -325,27 +347,41 @@ fn warm_up(model: &ChatModel, prefixes: &[WarmRequest]) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Resolves at SIGTERM or SIGINT. A second signal ends the process at once.
+/// Resolves at SIGTERM, SIGINT or SIGHUP. A second signal ends the process at once.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static, Exit> {
     use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failure)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failure)?;
+    let mut signals = vec![
+        signal(SignalKind::terminate()).map_err(Exit::failure)?,
+        signal(SignalKind::interrupt()).map_err(Exit::failure)?,
+    ];
+    // A server started by `nohup` is to outlive its terminal.
+    if !hangup_is_ignored() {
+        signals.push(signal(SignalKind::hangup()).map_err(Exit::failure)?);
+    }
     Ok(async move {
-        let both = async move |first: &mut _, second: &mut _| {
-            let (first, second): (&mut tokio::signal::unix::Signal, &mut tokio::signal::unix::Signal) =
-                (first, second);
-            tokio::select! {
-                _ = first.recv() => {}
-                _ = second.recv() => {}
-            }
-        };
-        both(&mut terminate, &mut interrupt).await;
+        any(&mut signals).await;
         info!("stopping");
         tokio::spawn(async move {
-            both(&mut terminate, &mut interrupt).await;
+            any(&mut signals).await;
             std::process::exit(130);
         });
     })
+}
+
+/// Resolves when one of the signals comes.
+async fn any(signals: &mut [tokio::signal::unix::Signal]) {
+    std::future::poll_fn(|context| {
+        let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if came { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+/// Whether the process was started with SIGHUP ignored; where the system does not tell, it was not.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
 }
 
 #[cfg(test)]
@@ -360,26 +396,27 @@ mod tests {
         args: ServeArgs,
     }
 
-    fn check(line: &str, key: Option<&str>) -> Result<ServeConfig, Exit> {
+    fn check(line: &str) -> Result<ServeConfig, Exit> {
         let words = std::iter::once("mach-serve").chain(line.split(' '));
         let args = Cli::try_parse_from(words).unwrap().args;
         args.model.clone().validate()?;
-        validate(&args, key.map(str::to_owned))
+        validate(&args)
     }
 
     #[test]
     fn a_reachable_address_needs_a_key() {
-        assert_eq!(check("demo --host 0.0.0.0", None).unwrap_err().code, 2);
-        assert!(check("demo --host 0.0.0.0 --api-key k", None).is_ok());
-        assert!(check("demo --host 0.0.0.0", Some("k")).is_ok());
-        assert!(check("demo --host 0.0.0.0 --allow-unauthenticated", None).is_ok());
-        assert!(check("demo --host ::1", None).is_ok());
-        assert!(check("demo", Some(" ")).is_err());
+        assert_eq!(check("demo --host 0.0.0.0").unwrap_err().code, 2);
+        assert!(check("demo --host 0.0.0.0 --api-key k").is_ok());
+        assert!(check("demo --host localhost").unwrap().address.ip().is_loopback());
+        assert!(check("demo --host [::1]").is_ok());
+        assert!(check("demo --host 0.0.0.0 --allow-unauthenticated").is_ok());
+        assert!(check("demo --host ::1").is_ok());
+        assert!(check("demo --api-key=").is_err());
     }
 
     #[test]
     fn amounts_of_memory_are_numbers() {
-        assert!(check("demo --streaming --expert-cache-gb 0.5 --wired-gb 3 --memory-gb 4", None).is_ok());
+        assert!(check("demo --streaming --expert-cache-gb 0.5 --wired-gb 3 --memory-gb 4").is_ok());
         let words = |line: &'static str| std::iter::once("mach-serve").chain(line.split(' '));
         for line in [
             "demo --memory-gb lots",
@@ -402,9 +439,9 @@ mod tests {
             "--cors-origin example.org",
             "--max-head-kib 1000000",
         ] {
-            assert_eq!(check(&format!("demo {line}"), None).unwrap_err().code, 2, "{line}");
+            assert_eq!(check(&format!("demo {line}")).unwrap_err().code, 2, "{line}");
         }
-        let config = check("demo --backend dflash --queue-timeout 0.5 --cors-origin *", None).unwrap();
+        let config = check("demo --backend dflash --queue-timeout 0.5 --cors-origin *").unwrap();
         assert_eq!(config.engine.queue_timeout, Some(Duration::from_millis(500)));
         assert_eq!((config.engine.request_timeout, config.server.cors), (None, Some(Origins::Any)));
     }
@@ -423,7 +460,7 @@ mod tests {
             "--prefill-interleave",
             "--max-context",
         ] {
-            assert_eq!(check(&format!("demo {flag} 0"), None).unwrap_err().code, 2, "{flag}");
+            assert_eq!(check(&format!("demo {flag} 0")).unwrap_err().code, 2, "{flag}");
         }
     }
 }

@@ -29,16 +29,19 @@ impl Server {
 
     /// Starts a checkpoint and waits until it is ready.
     pub(crate) fn start(checkpoint: &std::path::Path, arguments: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_mach-serve"))
-            .arg(checkpoint)
-            .args(["--port", "0", "--log-level", "warn", "--threads", "1"])
-            // Nothing of a test is to be found by the next one.
-            .args(if arguments.contains(&"--disk-kv-dir") { &[] } else { &["--disk-kv-budget-gb", "0"][..] })
-            .args(arguments)
-            .env_remove("MACH_API_KEY")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::run(command(checkpoint, &[&["--log-level", "warn"], arguments].concat()))
+    }
+
+    /// The same with a log that can be read.
+    pub(crate) fn logged(checkpoint: &std::path::Path, arguments: &[&str], log: std::fs::File) -> Self {
+        let mut command = command(checkpoint, arguments);
+        command.stderr(log);
+        Self::run(command)
+    }
+
+    /// Runs a command and waits until it is ready.
+    pub(crate) fn run(mut command: Command) -> Self {
+        let child = command.spawn().unwrap();
         let mut server = Self { child, port: 0, signals: Vec::new() };
         let mut lines = BufReader::new(server.child.stdout.take().unwrap()).lines();
         for line in lines.by_ref().map_while(Result::ok) {
@@ -105,6 +108,40 @@ impl Server {
     pub(crate) fn chat(&self, mut fields: Value) -> Answer {
         fields["model"] = "demo".into();
         self.post("/v1/chat/completions", &fields.to_string())
+    }
+}
+
+/// The command that serves a checkpoint on a free port.
+pub(crate) fn command(checkpoint: &std::path::Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mach-serve"));
+    let uncached = ["--disk-kv-dir", "--no-prefix-cache", "--disk-kv-budget-gb"];
+    command
+        .arg(checkpoint)
+        .args(["--port", "0", "--threads", "1"])
+        // Nothing of a test is to be found by the next one.
+        .args(match arguments.iter().any(|argument| uncached.contains(argument)) {
+            true => &[][..],
+            false => &["--disk-kv-budget-gb", "0"],
+        })
+        .args(arguments)
+        .stdout(Stdio::piped());
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("MACH_") || name.starts_with("LME_"))
+    {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What becomes true soon.
+pub(crate) fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "it did not become true");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

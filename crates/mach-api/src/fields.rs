@@ -1,10 +1,13 @@
 //! Reading a JSON object field by field, so that every complaint names its path.
 
+use std::cell::RefCell;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
-use crate::ApiError;
+use crate::notes::{Notes, UnknownFields};
+use crate::{ApiError, ErrorKind};
 
 /// Parses bytes as JSON. Numbers too large for a double, nesting deeper than 128 and broken syntax are errors that name
 /// the path reached.
@@ -16,14 +19,13 @@ pub(crate) fn json(bytes: &[u8]) -> Result<Value, ApiError> {
         let path = path.trim_end_matches('?').trim_end_matches('.').to_owned();
         let reason = e.into_inner();
         if path.is_empty() {
-            ApiError::new(crate::ErrorKind::InvalidRequest, format!("the body is not valid JSON: {reason}"))
+            ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid JSON: {reason}"))
         } else {
             ApiError::field(path, format!("not valid JSON: {reason}"))
         }
     })?;
-    de.end().map_err(|e| {
-        ApiError::new(crate::ErrorKind::InvalidRequest, format!("the body is not valid JSON: {e}"))
-    })?;
+    de.end()
+        .map_err(|e| ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid JSON: {e}")))?;
     Ok(value)
 }
 
@@ -43,20 +45,64 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 pub(crate) struct Fields {
     path: String,
     map: Map<String, Value>,
+    unknown: UnknownFields,
+    /// Shared by all objects of a body.
+    notes: Rc<RefCell<Notes>>,
 }
 
 impl Fields {
-    /// Wraps an object found at `path` (empty for the body itself).
-    pub(crate) fn new(path: impl Into<String>, value: Value) -> Result<Self, ApiError> {
+    /// Wraps the body itself.
+    pub(crate) fn body(value: Value, unknown: UnknownFields) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self { path: String::new(), map, unknown, notes: Rc::default() }),
+            other => {
+                let message = format!("the body must be a JSON object, not {}", kind(&other));
+                Err(ApiError::new(ErrorKind::InvalidRequest, message))
+            }
+        }
+    }
+
+    /// Wraps an object of the same body, found at `path`.
+    pub(crate) fn nested(&self, path: impl Into<String>, value: Value) -> Result<Self, ApiError> {
         let path = path.into();
         match value {
-            Value::Object(map) => Ok(Self { path, map }),
-            other if path.is_empty() => Err(ApiError::new(
-                crate::ErrorKind::InvalidRequest,
-                format!("the body must be a JSON object, not {}", kind(&other)),
-            )),
+            Value::Object(map) => {
+                Ok(Self { path, map, unknown: self.unknown, notes: Rc::clone(&self.notes) })
+            }
             other => Err(ApiError::field(path, format!("must be an object, not {}", kind(&other)))),
         }
+    }
+
+    /// Ends an object: fields that were not taken and are not `harmless` are noted, or refused where that was asked
+    /// for. `null` and empty lists ask for nothing.
+    pub(crate) fn end(self, harmless: &[&str]) -> Result<(), ApiError> {
+        for (name, value) in &self.map {
+            let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+            if empty || harmless.contains(&name.as_str()) {
+                continue;
+            }
+            let name: String = name.chars().take(80).collect();
+            match self.unknown {
+                UnknownFields::Ignore => self.notes.borrow_mut().ignore(&self.path(&name)),
+                UnknownFields::Refuse => return Err(self.error(&name, "unrecognized request field")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes something that was let pass.
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        self.notes.borrow_mut().warn(text.into());
+    }
+
+    /// The notes of the body, by this and all nested objects, also those still to come.
+    pub(crate) fn shared_notes(&self) -> Rc<RefCell<Notes>> {
+        Rc::clone(&self.notes)
+    }
+
+    /// Whether the field is there, be it `null`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
     }
 
     /// The path of a field.
@@ -72,21 +118,6 @@ impl Fields {
     /// Removes a field; `null` is absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())
-    }
-
-    /// Puts a field in place of what was there.
-    pub(crate) fn put(&mut self, name: &str, value: impl Into<Value>) {
-        self.map.insert(name.to_owned(), value.into());
-    }
-
-    /// All that was not taken, as an object.
-    pub(crate) fn into_value(self) -> Value {
-        Value::Object(self.map)
-    }
-
-    /// What was not taken.
-    pub(crate) fn rest(self) -> impl Iterator<Item = (String, Value)> {
-        self.map.into_iter().filter(|(_, v)| !v.is_null())
     }
 
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {

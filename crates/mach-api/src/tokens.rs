@@ -3,10 +3,12 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::ApiError;
-use crate::chat::request::{parse_messages, parse_tools, refuse_rest};
+use crate::chat::known::end_body;
+use crate::chat::request::{parse_messages, parse_template_kwargs};
+use crate::chat::tools::parse_tools;
 use crate::chat::{Limits, Message};
 use crate::fields::{Fields, integer, json};
+use crate::{ApiError, Notes};
 
 /// What is to become tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,28 +39,38 @@ pub struct TokenizeRequest {
     pub add_special_tokens: bool,
     /// Tell each token's text.
     pub return_token_strs: bool,
+    /// What was let pass.
+    pub notes: Notes,
 }
 
 impl TokenizeRequest {
     /// Parses a request body.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::new("", json(body)?)?;
+        let mut fields = Fields::body(json(body)?, limits.unknown_fields)?;
         let model = fields.string("model")?;
         let add_special_tokens = fields.bool("add_special_tokens")?;
         let return_token_strs = fields.bool("return_token_strs")?.unwrap_or(false);
-        let input = match fields.string("prompt")? {
-            Some(prompt) => TokenizeInput::Prompt(prompt),
+        // `content` is llama.cpp's name.
+        let text = match fields.string("prompt")? {
+            Some(prompt) => Some(prompt),
+            None => fields.string("content")?,
+        };
+        let input = match text {
+            Some(text) => TokenizeInput::Prompt(text),
             None => TokenizeInput::Chat {
                 messages: parse_messages(&mut fields, limits)?,
                 tools: parse_tools(&mut fields, limits)?,
-                template_kwargs: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+                template_kwargs: parse_template_kwargs(&mut fields)?,
                 add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
             },
         };
-        refuse_rest(fields)?;
+        let notes = fields.shared_notes();
+        end_body(fields)?;
+        let notes = notes.take();
         // A template brings its own special tokens.
         let plain = matches!(input, TokenizeInput::Prompt(_));
-        Ok(Self { model, input, add_special_tokens: add_special_tokens.unwrap_or(plain), return_token_strs })
+        let add_special_tokens = add_special_tokens.unwrap_or(plain);
+        Ok(Self { model, input, add_special_tokens, return_token_strs, notes })
     }
 }
 
@@ -82,18 +94,22 @@ pub struct DetokenizeRequest {
     pub model: Option<String>,
     /// The tokens.
     pub tokens: Vec<u32>,
+    /// What was let pass.
+    pub notes: Notes,
 }
 
 impl DetokenizeRequest {
     /// Parses a request body.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::new("", json(body)?)?;
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+        let mut fields = Fields::body(json(body)?, limits.unknown_fields)?;
         let model = fields.string("model")?;
         let list = fields.array("tokens")?.ok_or_else(|| fields.error("tokens", "is required"))?;
         let id = |(i, v)| integer(&format!("tokens[{i}]"), v, 0..=i64::from(u32::MAX)).map(|id| id as u32);
         let tokens = list.iter().enumerate().map(id).collect::<Result<_, _>>()?;
-        refuse_rest(fields)?;
-        Ok(Self { model, tokens })
+        let notes = fields.shared_notes();
+        end_body(fields)?;
+        let notes = notes.take();
+        Ok(Self { model, tokens, notes })
     }
 }
 
@@ -113,21 +129,19 @@ mod tests {
         let parse = |body: &str| TokenizeRequest::parse(body.as_bytes(), &Limits::default());
         let text = parse(r#"{"prompt": "a"}"#).unwrap();
         assert_eq!((text.add_special_tokens, text.input), (true, TokenizeInput::Prompt("a".into())));
+        assert_eq!(parse(r#"{"content": "a"}"#).unwrap().input, TokenizeInput::Prompt("a".into()));
         let chat =
             parse(r#"{"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": false}"#);
         let chat = chat.unwrap();
         assert!(!chat.add_special_tokens);
         assert!(matches!(chat.input, TokenizeInput::Chat { add_generation_prompt: false, .. }));
-        for (body, param) in [
-            (r"{}", "messages"),
-            (r#"{"prompt": 1}"#, "prompt"),
-            (r#"{"prompt": "a", "messages": []}"#, "messages"),
-            (r#"{"prompt": "a", "x": 1}"#, "x"),
-        ] {
+        for (body, param) in
+            [(r"{}", "messages"), (r#"{"prompt": 1}"#, "prompt"), (r#"{"content": ["a"]}"#, "content")]
+        {
             assert_eq!(parse(body).unwrap_err().param.as_deref(), Some(param), "{body}");
         }
         for (body, param) in [(r"{}", "tokens"), (r#"{"tokens": [1, "a"]}"#, "tokens[1]")] {
-            let error = DetokenizeRequest::parse(body.as_bytes()).unwrap_err();
+            let error = DetokenizeRequest::parse(body.as_bytes(), &Limits::default()).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param), "{body}");
         }
     }

@@ -36,7 +36,8 @@ fn all_sampling_fields_are_read() {
         "stop_token_ids": [3],
     });
     let r = parse(&body.to_string()).unwrap();
-    assert_eq!((r.max_tokens, r.max_tokens_field), (Some(7), "max_completion_tokens"));
+    let r = r.settings;
+    assert_eq!(r.max_tokens, Some(7));
     assert_eq!(r.sampling.temperature, Some(0.5));
     assert_eq!(r.sampling.top_k, Some(0));
     assert_eq!(r.sampling.seed, Some(u64::MAX - 2));
@@ -58,7 +59,7 @@ fn numbers_out_of_range_are_named() {
         ("top_k", json!(-2)),
         ("top_k", json!(1.5)),
         ("max_tokens", json!(0)),
-        ("max_tokens", json!(-1)),
+        ("max_tokens", json!(-2)),
         ("max_tokens", json!(1e18)),
         ("max_completion_tokens", json!(true)),
         ("frequency_penalty", json!(2.5)),
@@ -93,7 +94,6 @@ fn nested_fields_are_named_by_their_path() {
         ("messages", json!([{"content": "x"}]), "messages[0].role"),
         ("messages", json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
         ("messages", json!([{"role": "user", "content": 3}]), "messages[0].content"),
-        ("messages", json!([{"role": "user", "content": "x", "colour": 1}]), "messages[0].colour"),
         (
             "messages",
             json!([{"role": "user", "content": [{"type": "image_url"}]}]),
@@ -121,10 +121,13 @@ fn fields_that_would_change_the_answer_are_refused_by_name() {
     for (name, value) in [
         ("functions", json!([{}])),
         ("best_of", json!(2)),
-        ("guided_regex", json!("a+")),
-        ("no_such_field", json!(1)),
+        ("guided_regex", json!("")),
+        ("chat_template", json!("{{ messages }}")),
+        ("prompt_logprobs", json!(1)),
+        ("use_beam_search", json!(true)),
+        ("web_search_options", json!({})),
     ] {
-        assert_eq!(param(name, value), name);
+        assert!(param(name, value).starts_with(name));
     }
     for (name, value) in
         [("best_of", json!(1)), ("no_such_field", json!(null)), ("parallel_tool_calls", json!(true))]
@@ -234,9 +237,9 @@ proptest! {
             "model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": t, "top_p": p, "n": n,
         });
         if let Ok(r) = parse(&body.to_string()) {
-            prop_assert!(r.sampling.temperature.is_none_or(|t| (0.0..=2.0).contains(&t)));
-            prop_assert!(r.sampling.top_p.is_none_or(|p| (0.0..=1.0).contains(&p)));
-            prop_assert!((1..=128).contains(&r.n));
+            prop_assert!(r.settings.sampling.temperature.is_none_or(|t| (0.0..=2.0).contains(&t)));
+            prop_assert!(r.settings.sampling.top_p.is_none_or(|p| (0.0..=1.0).contains(&p)));
+            prop_assert!((1..=128).contains(&r.settings.n));
         }
     }
 }
@@ -262,11 +265,13 @@ fn tool_choice_and_formats_are_read() {
         "response_format",
         json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
     );
-    assert!(matches!(format.unwrap().format, Some(ResponseFormat::Json(given, _)) if given == schema));
-    let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().format;
+    assert!(
+        matches!(format.unwrap().settings.format, Some(ResponseFormat::Json(given, _)) if given == schema)
+    );
+    let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().settings.format;
     assert_eq!(regex, Some(ResponseFormat::Regex("a+".into())));
     assert_eq!(
-        with("grammar", json!("start: \"a\"")).unwrap().format,
+        with("grammar", json!("start: \"a\"")).unwrap().settings.format,
         Some(ResponseFormat::Lark("start: \"a\"".into()))
     );
     for (name, value, at) in [
@@ -276,7 +281,6 @@ fn tool_choice_and_formats_are_read() {
             json!({"type": "json_schema", "json_schema": {"schema": 3}}),
             "response_format.json_schema.schema",
         ),
-        ("response_format", json!({"type": "text", "x": 1}), "response_format.x"),
         ("grammar", json!({"syntax": "ebnf", "definition": "x"}), "grammar.syntax"),
         ("grammar", json!("a".repeat(100_000)), "grammar"),
         ("tool_choice", json!("required"), "tool_choice"),
@@ -293,7 +297,7 @@ fn labels_of_a_schema_serve_the_classification_preset() {
             "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
         parse(&body.to_string())
     };
-    let preset = ask(json!({"enum": ["a", "b"]})).unwrap().speculation;
+    let preset = ask(json!({"enum": ["a", "b"]})).unwrap().settings.speculation;
     assert_eq!(preset, SpeculationPreset::Classification(vec!["\"a\"".into(), "\"b\"".into()]));
     assert_eq!(ask(json!({"type": "string"})).unwrap_err().param.as_deref(), Some("speculation.preset"));
 }

@@ -42,6 +42,14 @@ pub struct Architecture {
     pub module: &'static str,
     /// Why sequences cannot share passes, if they cannot.
     pub unbatchable: Option<&'static str>,
+    /// Whether checkpoints may hold a layer's experts as one stacked tensor.
+    pub stacked: bool,
+    /// What experts are quantized to unless told otherwise: bits, and columns that share a scale.
+    pub default_quantization: (u8, usize),
+    /// What a sequence keeps.
+    pub kv_cache_kind: &'static str,
+    /// The generation of drafts that it can be sped up by.
+    pub specdec_kind: &'static str,
 }
 
 /// What a family is, as `mach-archs --json` and the server's capabilities tell it.
@@ -63,7 +71,7 @@ pub struct ArchitectureCard {
     pub default_bits: u8,
     /// Columns that share a scale then.
     pub default_group_size: usize,
-    /// What a sequence keeps: `full_kv`, or `hybrid_gdn` where recurrent layers alternate with attention.
+    /// What a sequence keeps: `standard` keys and values, or `hybrid_gdn` where recurrent layers alternate with attention.
     pub kv_cache_kind: &'static str,
     /// The generation of drafts that it can be sped up by.
     pub specdec_kind: &'static str,
@@ -71,25 +79,21 @@ pub struct ArchitectureCard {
     pub continuous_batching: &'static str,
 }
 
-/// What experts are quantized to unless told otherwise: bits, and columns that share a scale.
-pub const DEFAULT_QUANTIZATION: (u8, usize) = (4, 64);
-
 impl Architecture {
     /// The family in the terms of the API.
     pub fn card(&self) -> ArchitectureCard {
-        let (default_bits, default_group_size) = DEFAULT_QUANTIZATION;
+        let (default_bits, default_group_size) = self.default_quantization;
         ArchitectureCard {
             model_type: self.model_type,
             swiglu_variant: self.swiglu_variant,
-            // `Checkpoint::experts` takes every layout for every family.
-            stacked_supported: true,
+            stacked_supported: self.stacked,
             has_expert_bias: self.expert_bias,
             text_config_wrapped: self.text_config,
             model_module: self.module,
             default_bits,
             default_group_size,
-            kv_cache_kind: if self.full_attention_interval.is_some() { "hybrid_gdn" } else { "full_kv" },
-            specdec_kind: "specdec_v7",
+            kv_cache_kind: self.kv_cache_kind,
+            specdec_kind: self.specdec_kind,
             continuous_batching: self.unbatchable.unwrap_or("ok"),
         }
     }
@@ -126,6 +130,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
         expert_bias: false,
         module: "mach_models::qwen3_5_moe",
         unbatchable: None,
+        stacked: true,
+        default_quantization: (4, 64),
+        kv_cache_kind: "hybrid_gdn",
+        specdec_kind: "specdec_v7",
     },
     Architecture {
         model_type: "qwen3_moe",
@@ -141,6 +149,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
         expert_bias: false,
         module: "mach_models::qwen3_moe",
         unbatchable: None,
+        stacked: true,
+        default_quantization: (4, 64),
+        kv_cache_kind: "standard",
+        specdec_kind: "specdec_v7",
     },
 ];
 

@@ -21,8 +21,7 @@ mod tokenizer;
 mod weights;
 
 pub use architecture::{
-    ARCHITECTURES, Architecture, ArchitectureCard, DEFAULT_QUANTIZATION, Naming, architecture,
-    known_model_types,
+    ARCHITECTURES, Architecture, ArchitectureCard, Naming, architecture, known_model_types,
 };
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig};

@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::queue::{Job, Queue};
 use crate::scheduler::{Commons, Scheduler};
 use crate::{
-    EngineError, EngineMetrics, EngineStats, Events, GenerateRequest, Speculation, Started, TextTokenizer,
+    DecodeMode, EngineError, EngineMetrics, EngineStats, Event, Events, FinishReason, GenerateRequest,
+    Speculation, Started, TextTokenizer, Timings,
 };
 
 /// Settings of the engine.
@@ -182,13 +183,14 @@ impl Engine {
         if prompt >= self.context {
             return Err(EngineError::ContextLength { prompt, context: self.context });
         }
-        if let Some(wanted) = request.max_tokens.filter(|&m| m as usize > self.context) {
-            return Err(EngineError::MaxTokens { wanted, context: self.context });
-        }
         if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= self.vocab) {
             return Err(EngineError::Token { id, vocab: self.vocab });
         }
         let (sender, events) = mpsc::unbounded_channel();
+        if request.max_tokens == Some(0) {
+            nothing(&request, &sender, started);
+            return Ok(events);
+        }
         self.commons.queue.push(Job { request, events: sender, submitted: Instant::now(), started })?;
         Ok(events)
     }
@@ -196,6 +198,11 @@ impl Engine {
     /// Tokens that prompt and answer may have together.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// What they could have if memory allowed: the model's bound, or the one that was asked for.
+    pub fn wanted_context(&self) -> usize {
+        self.wanted_context
     }
 
     /// Size of the vocabulary.
@@ -282,6 +289,28 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.abort();
         self.join();
+    }
+}
+
+/// Answers a request for no tokens: its prompt was checked, and that is all.
+fn nothing(
+    request: &GenerateRequest,
+    events: &mpsc::UnboundedSender<Event>,
+    started: Option<oneshot::Sender<Started>>,
+) {
+    if let Some(started) = started {
+        // Nobody waits for the answer of a client that has gone.
+        let _ = started.send(Started { mode: DecodeMode::TargetOnly, active: 0 });
+    }
+    for choice in 0..request.choices {
+        let _ = events.send(Event::Finished {
+            choice,
+            reason: FinishReason::Length,
+            tokens: 0,
+            timings: Timings::default(),
+            cached: 0,
+            ids: None,
+        });
     }
 }
 

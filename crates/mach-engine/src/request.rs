@@ -16,7 +16,7 @@ pub struct GenerateRequest {
     pub prompt: Vec<u32>,
     /// Number of continuations.
     pub choices: u32,
-    /// Most tokens of a continuation; `None` for as many as the context holds.
+    /// Most tokens of a continuation, none for 0; `None` and more than the context holds: as many as it holds.
     pub max_tokens: Option<u32>,
     /// How tokens are chosen. Choice 0 uses the seed as given, the others seeds derived from it.
     pub sampling: SamplingParams,
@@ -177,16 +177,6 @@ pub enum EngineError {
     ContextLength {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens that the context holds.
-        context: usize,
-    },
-    /// More tokens asked for than any context could hold.
-    #[error(
-        "{wanted} tokens were asked for; this model's context holds {context}, prompt and answer together"
-    )]
-    MaxTokens {
-        /// Tokens asked for.
-        wanted: u32,
         /// Tokens that the context holds.
         context: usize,
     },

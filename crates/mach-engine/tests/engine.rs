@@ -142,10 +142,9 @@ fn max_tokens_and_the_context_bound_the_answer() {
         engine.submit(request(vec![1; 30], 1)).unwrap_err(),
         EngineError::ContextLength { prompt: 30, context: 30 }
     );
-    assert_eq!(
-        engine.submit(request(vec![1], 31)).unwrap_err(),
-        EngineError::MaxTokens { wanted: 31, context: 30 }
-    );
+    assert_eq!(answer(&engine, request(vec![1; 10], 31)).finish, Some((FinishReason::Length, 20)));
+    assert_eq!(answer(&engine, request(vec![1; 10], 0)).finish, Some((FinishReason::Length, 0)));
+    assert!(engine.submit(request(vec![1; 30], 0)).is_err());
     assert_eq!(engine.submit(request(vec![], 1)).unwrap_err(), EngineError::EmptyPrompt);
     assert_eq!(
         engine.submit(request(vec![99_999], 1)).unwrap_err(),

@@ -29,6 +29,17 @@ pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
 /// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
 pub const NUMERICS_VERSION: u32 = 1;
 
+/// Name of the arithmetic that a model is loaded for, as in `mach-1-int8` or `mach-1-int8-kv4v3.1`: with equal names, equal
+/// tokens lead to equal logits and states, bit for bit.
+pub fn numerics(options: &LoadOptions) -> String {
+    let activations = match options.activations {
+        Activations::Int8 => "int8",
+        Activations::F32 => "f32",
+    };
+    let kv = options.turboquant_kv.map(|kv| format!("-{kv}.{TURBOQUANT_VERSION}")).unwrap_or_default();
+    format!("mach-{NUMERICS_VERSION}-{activations}{kv}")
+}
+
 pub use mach_kernels::attention::turbo::{TurboQuant, VERSION as TURBOQUANT_VERSION};
 
 pub use inventory::{ResidentWeight, resident_weights};

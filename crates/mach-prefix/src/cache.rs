@@ -28,7 +28,7 @@ pub struct PrefixCache {
     memory: Mutex<Memory>,
     directory: Option<Arc<Directory>>,
     writer: Option<Writer>,
-    turns: TurnMemory,
+    turns: Option<TurnMemory>,
     counts: Mutex<Counts>,
     /// Lookups: the clock by which hits fade.
     now: AtomicU64,
@@ -62,7 +62,8 @@ impl PrefixCache {
                 None
             }
         });
-        let turns = TurnMemory::open(directory.as_ref().map(|directory| directory.turn_log()));
+        let log = || directory.as_ref().map(|directory| directory.turn_log());
+        let turns = config.remember_turns.then(|| TurnMemory::open(log()));
         let memory = Memory::new(config.block.max(1), config.max_bytes, config.max_entries).into();
         let (counts, now) = (Mutex::default(), AtomicU64::new(0));
         PrefixCache { config, blank, memory, directory, writer, turns, counts, now }
@@ -78,9 +79,9 @@ impl PrefixCache {
         &self.config
     }
 
-    /// Exact tokens of answers.
-    pub fn turns(&self) -> &TurnMemory {
-        &self.turns
+    /// Exact tokens of answers, if they are remembered.
+    pub fn turns(&self) -> Option<&TurnMemory> {
+        self.turns.as_ref()
     }
 
     /// Where the hashes of a prompt with this salt begin.
@@ -324,7 +325,7 @@ impl PrefixCache {
             l2_restore: counts.l2_restore.summary(),
             l1,
             l2,
-            remembered_turns: self.turns.len(),
+            remembered_turns: self.turns.as_ref().map(TurnMemory::len),
         }
     }
 

@@ -24,6 +24,9 @@ pub struct PrefixConfig {
     pub disk_budget: u64,
     /// Whether a restore brings back the experts that the prefix used most, where they are streamed.
     pub bring_experts: bool,
+    /// Whether the tokens of answers are remembered and take the place of those that a message's text has. It saves computing an
+    /// answer again whose text is written in other tokens, and makes a prompt depend on what was answered before.
+    pub remember_turns: bool,
     /// How long the stop may wait for saves.
     pub close_timeout: Duration,
 }
@@ -39,6 +42,7 @@ impl Default for PrefixConfig {
             directory: None,
             disk_budget: 16 << 30,
             bring_experts: true,
+            remember_turns: false,
             close_timeout: Duration::from_secs(10),
         }
     }

@@ -116,6 +116,6 @@ pub struct PrefixStats {
     pub l1: MemoryStats,
     /// On disk, if there is a directory.
     pub l2: Option<DiskStats>,
-    /// Answers whose exact tokens are remembered.
-    pub remembered_turns: usize,
+    /// Answers whose exact tokens are remembered; none if they are not.
+    pub remembered_turns: Option<usize>,
 }

@@ -208,14 +208,15 @@ const CONVERSATIONS: u32 = 24;
 fn writer() {
     let mut dir = String::new();
     std::io::stdin().lock().read_line(&mut dir).unwrap();
-    let cache = open(Some(Path::new(dir.trim())), false, |c| c.disk_budget = 1 << 20);
+    let cache =
+        open(Some(Path::new(dir.trim())), false, |c| (c.disk_budget, c.remember_turns) = (1 << 20, true));
     println!("\nwriting");
     std::io::stdout().flush().unwrap();
     for i in 0.. {
         let seed = (i * 7 + std::process::id()) % CONVERSATIONS;
         let key = insert(&cache, &tokens(seed, 300), false, false, Kind::PromptEnd);
         cache.save(&key);
-        cache.turns().remember([seed as u8; 32], &[seed; 20]);
+        cache.turns().unwrap().remember([seed as u8; 32], &[seed; 20]);
         cache.wait_saved(Duration::from_secs(10));
         cache.clear_memory();
     }
@@ -247,9 +248,9 @@ fn killed_writers_leave_no_wrong_state() {
         let (found, aside) = restore(dir.path(), CONVERSATIONS);
         assert_eq!(aside, 0, "after kill {kill}");
         restored += found;
-        let cache = open(Some(dir.path()), false, |_| ());
+        let cache = open(Some(dir.path()), false, |c| c.remember_turns = true);
         for seed in 0..CONVERSATIONS {
-            let turn = cache.turns().recall(&[seed as u8; 32]);
+            let turn = cache.turns().unwrap().recall(&[seed as u8; 32]);
             assert!(turn.is_none_or(|turn| *turn == [seed; 20]));
         }
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::ChatModel;
 
 /// Libraries that servers of this kind hold answers to a grammar with.
-const GRAMMAR_BACKENDS: [&str; 3] = ["llguidance", "xgrammar", "lm_format_enforcer"];
+const GRAMMAR_BACKENDS: [&str; 3] = ["xgrammar", "lm_format_enforcer", "llguidance"];
 
 /// What capabilities show beside what the model itself knows.
 #[derive(Debug, Clone)]
@@ -17,8 +17,43 @@ pub struct Serving {
     pub backend: &'static str,
     /// The model's family, if it is one of the registry.
     pub arch: Option<ArchitectureCard>,
-    /// Where experts live: `resident`, `streaming`, `bf16_streaming` or `diagnostic`.
-    pub mode: &'static str,
+    /// Where experts live.
+    pub residency: Residency,
+}
+
+/// Where experts live while the model runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// All in memory, in one allocation with a slot for each.
+    #[default]
+    Stacked,
+    /// Records of a sidecar in a bank of some slots.
+    Streaming,
+    /// Full-precision slices of a bf16 checkpoint.
+    Bf16Streaming,
+    /// Slices of a checkpoint without a sidecar, slowly.
+    Diagnostic,
+}
+
+impl Residency {
+    /// The documented name. Slices read for diagnosis are streamed too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stacked => "stacked",
+            Self::Streaming | Self::Diagnostic => "streaming",
+            Self::Bf16Streaming => "bf16_streaming",
+        }
+    }
+
+    /// The way of serving.
+    pub fn mode(self) -> &'static str {
+        match self {
+            Self::Stacked => "resident",
+            Self::Streaming => "streaming",
+            Self::Bf16Streaming => "bf16_streaming",
+            Self::Diagnostic => "diagnostic",
+        }
+    }
 }
 
 /// The capabilities object.
@@ -31,21 +66,26 @@ pub fn capabilities(model: &ChatModel) -> Value {
         PolicySpec::Off => &["none"],
         _ => &["none", "summarization", "classification"],
     };
-    let mode = serving.map_or("resident", |s| s.mode);
-    let (policy, engine) =
-        if speculates { ("exact-specdec", "native_v7") } else { ("target-only", "native") };
+    let residency = serving.map(|s| s.residency).unwrap_or_default();
+    // What a request gets that does not set a temperature.
+    let samples = model.defaults.temperature > 0.0;
+    let (policy, engine) = match (speculates, samples) {
+        (true, false) => ("greedy-specdec", "native_v7"),
+        (true, true) => ("sampled-specdec", "native_v7"),
+        (false, _) => ("target-only", "native"),
+    };
     let built = mach_engine::grammar::backends();
-    let grammar: Map<String, Value> =
+    let mut grammar: Map<String, Value> =
         GRAMMAR_BACKENDS.iter().map(|&name| (name.to_owned(), built.contains(&name).into())).collect();
+    grammar.insert("backend".to_owned(), built.first().copied().into());
     json!({
         "model": model.names.first(),
         "backend": serving.map_or("production", |s| s.backend),
-        "supported": true,
+        "supported": serving.is_some_and(|s| s.arch.is_some()),
         "arch": serving.and_then(|s| s.arch),
         "serving": {
-            // Slices read for diagnosis are streamed too.
-            "expert_residency": if mode == "diagnostic" { "streaming" } else { mode },
-            "serving_mode": mode,
+            "expert_residency": residency.as_str(),
+            "serving_mode": residency.mode(),
             "decode_path": decoding.path.to_string(),
             "effective_decode_path": decoding.gate.effective.to_string(),
             "effective_decode_path_reason": decoding.gate.reason,

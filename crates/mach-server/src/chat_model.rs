@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use mach_api::chat::SpeculationPreset;
+use mach_api::chat::{Settings, SpeculationPreset, ToolChoice};
 use mach_api::output::grammar::{OwnGrammar, Wanted, grammar};
 use mach_api::output::{OutputFormat, ReasoningStart, ToolSchemas};
 use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind, ModelCard, TemplateError};
@@ -107,6 +107,8 @@ pub struct ChatModel {
     grammars: GrammarCompiler,
     /// What capabilities show beside it.
     pub serving: Option<Serving>,
+    /// Name of the arithmetic that answers depend on: `system_fingerprint`.
+    pub numerics: String,
     created: u64,
 }
 
@@ -155,6 +157,7 @@ impl ChatModel {
             output_stats: Arc::default(),
             markers: Arc::default(),
             serving: None,
+            numerics: String::new(),
             created: unix_time(),
         }
     }
@@ -191,14 +194,26 @@ impl ChatModel {
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
-    /// Refuses a name that is not served.
-    pub(crate) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+    /// The name that an answer carries: the one asked for, or the first.
+    pub(crate) fn name_for<'a>(&'a self, settings: &'a Settings) -> &'a str {
+        settings.model.as_deref().or(self.names.first().map(String::as_str)).unwrap_or_default()
+    }
+
+    /// Refuses a name that is not served; none means the model that is.
+    pub(crate) fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
+        let Some(name) = name else { return Ok(()) };
         if self.names.iter().any(|served| served == name) {
             return Ok(());
         }
         let served = self.names.join(", ");
         let message = format!("the model `{}` does not exist; served: {served}", clip(name));
         Err(ApiError { param: Some("model".into()), ..ApiError::new(ErrorKind::ModelNotFound, message) })
+    }
+
+    /// Tells the name of the arithmetic: equal names mean equal bytes.
+    pub fn with_numerics(mut self, numerics: String) -> Self {
+        self.numerics = numerics;
+        self
     }
 
     /// Tells what capabilities show beside what the model itself knows.
@@ -209,29 +224,47 @@ impl ChatModel {
 
     /// Everything between a parsed request and the engine: name, template, tokens, defaults.
     pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
-        self.check_name(&request.model)?;
+        self.check_name(request.settings.model.as_deref())?;
         let Prompt { tokens, hints, text, start } = self.prompt(request)?;
         let schemas = (!request.tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&request.tools)));
-        let reading = Reading { format: self.output, schemas, start };
-        let grammar = self.grammar(request, start)?;
-        let output = OutputControl { show: Arc::clone(&self.markers), grammar };
-        let generate = GenerateRequest { cache: hints, output, ..self.prepare_tokens(request, tokens)? };
-        Ok(Prepared { generate, text, reading })
-    }
-
-    /// The grammar that a request's answers follow.
-    fn grammar(&self, request: &ChatRequest, start: ReasoningStart) -> Result<Option<Grammar>, ApiError> {
-        let tokenizer = self.engine.tokenizer();
-        let wanted = Wanted {
+        let reading = Reading { format: self.output, schemas, start, legacy: request.legacy_functions };
+        let grammar = self.grammar(&Wanted {
             format: self.output,
             start,
             tools: &request.tools,
             choice: &request.tool_choice,
             parallel: request.parallel_tool_calls,
-            response: request.format.as_ref(),
-            control: &|text| tokenizer.id(text).filter(|&id| tokenizer.is_special(id)),
-        };
-        let Some((source, field)) = grammar(&wanted)? else { return Ok(None) };
+            response: request.settings.format.as_ref(),
+            control: &|text| self.control_token(text),
+        })?;
+        let output = OutputControl { show: Arc::clone(&self.markers), grammar };
+        let generate = self.generate(&request.settings, tokens)?;
+        Ok(Prepared { generate: GenerateRequest { cache: hints, output, ..generate }, text, reading })
+    }
+
+    /// The same for a plain prompt, whose answer is content alone.
+    pub fn prepare_plain(&self, settings: &Settings, prompt: Vec<u32>) -> Result<GenerateRequest, ApiError> {
+        let grammar = self.grammar(&Wanted {
+            format: OutputFormat::default(),
+            start: ReasoningStart::Closed,
+            tools: &[],
+            choice: &ToolChoice::None,
+            parallel: true,
+            response: settings.format.as_ref(),
+            control: &|text| self.control_token(text),
+        })?;
+        let output = OutputControl { grammar, ..OutputControl::default() };
+        Ok(GenerateRequest { output, ..self.generate(settings, prompt)? })
+    }
+
+    fn control_token(&self, text: &str) -> Option<u32> {
+        let tokenizer = self.engine.tokenizer();
+        tokenizer.id(text).filter(|&id| tokenizer.is_special(id))
+    }
+
+    /// The grammar that answers follow.
+    fn grammar(&self, wanted: &Wanted<'_>) -> Result<Option<Grammar>, ApiError> {
+        let Some((source, field)) = grammar(wanted)? else { return Ok(None) };
         let own = source.own.map(|own| match own {
             OwnGrammar::Lark(text) => OwnText::Lark(text),
             OwnGrammar::Regex(text) => OwnText::Regex(text),
@@ -244,12 +277,8 @@ impl ChatModel {
         })
     }
 
-    /// As [`prepare`](Self::prepare), for a prompt that is tokens already; messages and name are not looked at.
-    pub fn prepare_tokens(
-        &self,
-        request: &ChatRequest,
-        prompt: Vec<u32>,
-    ) -> Result<GenerateRequest, ApiError> {
+    /// What the engine is asked, grammar and hints for the cache aside.
+    fn generate(&self, request: &Settings, prompt: Vec<u32>) -> Result<GenerateRequest, ApiError> {
         let vocab = self.engine.vocab();
         let outside = |id: u32| id as usize >= vocab;
         if let Some(&(id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| outside(*id)) {
@@ -299,7 +328,7 @@ impl ChatModel {
         }
     }
 
-    fn sampling(&self, request: &ChatRequest) -> SamplingParams {
+    fn sampling(&self, request: &Settings) -> SamplingParams {
         let (given, defaults) = (&request.sampling, &self.defaults);
         SamplingParams {
             temperature: given.temperature.unwrap_or(defaults.temperature),

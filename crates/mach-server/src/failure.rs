@@ -10,6 +10,10 @@ use mach_engine::EngineError;
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) ApiError);
 
+/// What an error says, for the log: in the extensions of its response.
+#[derive(Debug, Clone)]
+pub(crate) struct Reason(pub(crate) String);
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         Self(error)
@@ -20,6 +24,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self.0.body())).into_response();
+        response.extensions_mut().insert(Reason(self.0.message));
         let headers = response.headers_mut();
         if let Some(seconds) = self.0.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -31,14 +36,13 @@ impl IntoResponse for Failure {
     }
 }
 
-/// The engine's errors in the API's terms. `max_tokens_field`: the field that gave the length.
-pub(crate) fn from_engine(error: &EngineError, max_tokens_field: &str) -> ApiError {
+/// The engine's errors in the API's terms.
+pub(crate) fn from_engine(error: &EngineError) -> ApiError {
     let message = error.to_string();
     match error {
         EngineError::ContextLength { .. } => {
             ApiError { param: Some("messages".into()), ..ApiError::new(ErrorKind::ContextLength, message) }
         }
-        EngineError::MaxTokens { .. } => ApiError::field(max_tokens_field, message),
         EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("messages", message),
         EngineError::Grammar(_) => ApiError::new(ErrorKind::InvalidRequest, message),
         EngineError::QueueFull { retry_after, .. } => {
@@ -59,7 +63,7 @@ pub(crate) fn from_engine_for_prompt(error: &EngineError) -> ApiError {
     match error {
         EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("prompt", error.to_string()),
         _ => {
-            let error = from_engine(error, "max_tokens");
+            let error = from_engine(error);
             let param = error.param.map(|p| if p == "messages" { "prompt".to_owned() } else { p });
             ApiError { param, ..error }
         }

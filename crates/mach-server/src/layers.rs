@@ -18,10 +18,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use tracing::{Instrument, Span, debug, info, info_span};
 
-use crate::failure::Failure;
+use crate::drain::Running;
+use crate::failure::{Failure, Reason};
 use crate::server::Shared;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Longest id that is taken over from a client.
 const LONGEST_ID: usize = 128;
@@ -38,6 +41,8 @@ pub(crate) async fn observe(
     let method = request.method().clone();
     let route = matched.map_or_else(|| "other".to_owned(), |m| m.as_str().to_owned());
     let span = info_span!("request", id = %id, %method, path = request.uri().path());
+    let running = shared.drain.enter();
+    let draining = shared.drain.begun();
     // hyper stops reading a head that is much too large; up to what it reads at once, it does not notice.
     let mut response = match head_bytes(&request) {
         size if size > shared.config.max_head => {
@@ -45,15 +50,24 @@ pub(crate) async fn observe(
                 format!("the head of the request has {size} bytes; {} may be", shared.config.max_head);
             Failure(ApiError::new(ErrorKind::HeadTooLarge, message)).into_response()
         }
+        // What is measured to the end can be asked for to the end.
+        _ if draining && route != "/metrics" => {
+            let error = ApiError::new(ErrorKind::Unavailable, "the server is stopping").retry_after(1);
+            Failure(error).into_response()
+        }
         _ => next.run(request).instrument(span.clone()).await,
     };
+    if draining {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status().as_u16();
     shared.http.count(method.as_str(), &route, status);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let quiet = matches!(route.as_str(), "/health" | "/metrics") && status < 400;
-    let end = End { started, status, quiet };
+    let reason = response.extensions_mut().remove::<Reason>().map(|Reason(message)| message);
+    let end = End { started, status, quiet, reason, _running: running };
     response.map(|body| Body::new(Watched { body, span, end }))
 }
 
@@ -77,6 +91,9 @@ struct End {
     started: Instant,
     status: u16,
     quiet: bool,
+    /// Why the request was refused.
+    reason: Option<String>,
+    _running: Running,
 }
 
 /// A body that is written inside the request's span; the log tells when it is written or given up.
@@ -113,10 +130,11 @@ impl Drop for Watched {
     fn drop(&mut self) {
         let _inside = self.span.enter();
         let (status, seconds) = (self.end.status, self.end.started.elapsed().as_secs_f64());
+        let reason = self.end.reason.as_deref();
         if self.end.quiet {
-            debug!(status, seconds, "request ended");
+            debug!(status, seconds, reason, "request ended");
         } else {
-            info!(status, seconds, "request ended");
+            info!(status, seconds, reason, "request ended");
         }
     }
 }
@@ -136,7 +154,7 @@ impl Keys {
     /// A place, if there is a limit; an error if the key has none left.
     fn enter(&self, headers: &HeaderMap) -> Result<Option<(Arc<Semaphore>, OwnedSemaphorePermit)>, ApiError> {
         let Some(most) = self.most else { return Ok(None) };
-        let key = headers.get(header::AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
+        let key = crate::auth::key(headers).unwrap_or_default();
         // Keys are kept as hashes, and only while they are in use.
         let key = *blake3::hash(key).as_bytes();
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,11 +253,11 @@ impl Origins {
             Self::Any => AllowOrigin::from(Any),
             Self::These(list) => AllowOrigin::list(list.iter().cloned()),
         };
-        let exposed = ["x-request-id", "x-decode-mode", "x-active-loops", "retry-after"];
+        let exposed = ["x-request-id", "x-decode-mode", "x-active-loops", "x-ignored-fields", "retry-after"];
         CorsLayer::new()
             .allow_origin(origins)
             .allow_methods(Any)
-            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])
+            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, API_KEY, REQUEST_ID])
             .expose_headers(exposed.map(HeaderName::from_static))
     }
 }

@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use tower::Service;
 use tracing::{debug, warn};
 
-use crate::ServerConfig;
+use crate::drain::Drain;
+use crate::{ServerConfig, paths};
 
 /// How long a request's head may take to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,11 +40,13 @@ impl Limits {
     }
 }
 
-/// Serves until `stop` resolves and what runs has finished.
+/// Serves until `stop` resolves and what runs has finished. Until then connections stay open, so that a request on one of them is
+/// told that the server stops instead of meeting a closed door.
 pub(crate) async fn listen(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    drain: Arc<Drain>,
     stop: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -72,7 +75,7 @@ pub(crate) async fn listen(
         }
         let router = router.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-            let answer = router.clone().call(request.map(Body::new));
+            let answer = router.clone().call(paths::canonical(request.map(Body::new)));
             async move { answer.await.map_err(|never: Infallible| never) }
         });
         let connection = http1::Builder::new()
@@ -90,5 +93,6 @@ pub(crate) async fn listen(
         });
     }
     drop(listener);
+    drain.idle().await;
     graceful.shutdown().await;
 }

@@ -49,7 +49,7 @@ impl ChatModel {
     pub(crate) fn prompt(&self, request: &ChatRequest) -> Result<Prompt, ApiError> {
         let template = self.template(!request.tools.is_empty())?;
         let text = template
-            .render(&request.messages, &request.tools, &request.template_kwargs)
+            .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
         let digest = *blake3::hash(text.as_bytes()).as_bytes();
         let (mut tokens, mut from) = (Vec::new(), 0);
@@ -64,7 +64,8 @@ impl ChatModel {
         Ok(Prompt { tokens, hints, text: digest, start })
     }
 
-    /// Where the text holds answers whose tokens are remembered: `(start, end, tokens)`, the end of the turn not included.
+    /// Where the text holds answers whose tokens are remembered; nowhere unless the operator asked for it, since a prompt is to be
+    /// a function of the request alone: `(start, end, tokens)`, the end of the turn not included.
     fn answers_in(
         &self,
         text: &str,
@@ -72,9 +73,8 @@ impl ChatModel {
         request: &ChatRequest,
     ) -> Vec<(usize, usize, Vec<u32>)> {
         let mut found = Vec::new();
-        let Some(cache) = self.engine.prefix().filter(|cache| !cache.turns().is_empty()) else {
-            return found;
-        };
+        let turns = self.engine.prefix().and_then(|cache| cache.turns());
+        let Some(turns) = turns.filter(|turns| !turns.is_empty()) else { return found };
         let assistant: Vec<_> = request.messages.iter().filter(|m| m.role == Role::Assistant).collect();
         if assistant.is_empty() {
             return found;
@@ -97,8 +97,8 @@ impl ChatModel {
             let before = *hasher.finalize().as_bytes();
             // Templates may show fewer messages than there are, never in another order.
             let known = digests.iter().enumerate().skip(next).find_map(|(i, digest)| {
-                let key = turn_key(request.cache_salt.as_deref(), &before, digest);
-                Some((i, cache.turns().recall(&key)?))
+                let key = turn_key(request.settings.cache_salt.as_deref(), &before, digest);
+                Some((i, turns.recall(&key)?))
             });
             let rest = text.get(start..).unwrap_or_default();
             let end = ends.iter().filter_map(|end| rest.find(end)).min();
@@ -125,7 +125,7 @@ impl ChatModel {
         template: &ChatTemplate,
         request: &ChatRequest,
     ) -> Result<CacheHints, ApiError> {
-        let mut hints = CacheHints { salt: request.cache_salt.clone(), ..CacheHints::default() };
+        let mut hints = CacheHints { salt: request.settings.cache_salt.clone(), ..CacheHints::default() };
         let opening = self.encode(template.generation_prompt().unwrap_or_default())?;
         let Some(&opener) = opening.first().filter(|&&id| self.engine.tokenizer().is_special(id)) else {
             return Ok(hints);
@@ -142,8 +142,8 @@ impl ChatModel {
 
     /// Remembers the exact tokens of an answer to a prompt with this text.
     pub(crate) fn remember(&self, salt: Option<&str>, text: &[u8; 32], answer: &Message, tokens: &[u32]) {
-        if let Some(cache) = self.engine.prefix() {
-            cache.turns().remember(turn_key(salt, text, &turn_digest(answer)), tokens);
+        if let Some(turns) = self.engine.prefix().and_then(|cache| cache.turns()) {
+            turns.remember(turn_key(salt, text, &turn_digest(answer)), tokens);
         }
     }
 

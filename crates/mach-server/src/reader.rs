@@ -39,6 +39,8 @@ pub struct Reading {
     pub(crate) schemas: Option<Arc<ToolSchemas>>,
     /// Where its reasoning begins.
     pub(crate) start: ReasoningStart,
+    /// A call goes back as `function_call`.
+    pub(crate) legacy: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,7 @@ enum CallState {
 #[derive(Debug)]
 pub(crate) struct Reader {
     parser: Box<dyn OutputParser>,
+    legacy: bool,
     stats: Arc<OutputStats>,
     content: String,
     reasoning: String,
@@ -61,7 +64,14 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn new(reading: &Reading, stats: Arc<OutputStats>) -> Self {
         let parser = reading.format.parser(reading.schemas.clone(), reading.start);
-        Self { parser, stats, content: String::new(), reasoning: String::new(), calls: Vec::new() }
+        Self {
+            parser,
+            legacy: reading.legacy,
+            stats,
+            content: String::new(),
+            reasoning: String::new(),
+            calls: Vec::new(),
+        }
     }
 
     /// Takes more text; what is new goes to `tell`.
@@ -133,11 +143,15 @@ impl Reader {
     }
 
     fn delta(&self, index: usize, first: Option<&ResponseToolCall>, arguments: String) -> Delta {
+        let function = FunctionDelta { name: first.map(|call| call.function.name.clone()), arguments };
+        if self.legacy {
+            return Delta { function_call: Some(function), ..Delta::default() };
+        }
         let call = ToolCallDelta {
             index,
             id: first.map(|call| call.id.clone()),
             r#type: first.map(|call| call.r#type),
-            function: FunctionDelta { name: first.map(|call| call.function.name.clone()), arguments },
+            function,
         };
         Delta { tool_calls: vec![call], ..Delta::default() }
     }
@@ -147,6 +161,7 @@ impl Reader {
         let called = self.calls.iter().any(|(_, state)| *state == CallState::Complete);
         match reason {
             mach_engine::FinishReason::Length => FinishReason::Length,
+            mach_engine::FinishReason::Stop if called && self.legacy => FinishReason::FunctionCall,
             mach_engine::FinishReason::Stop if called => FinishReason::ToolCalls,
             mach_engine::FinishReason::Stop => FinishReason::Stop,
         }
@@ -155,12 +170,16 @@ impl Reader {
     /// The whole message.
     pub(crate) fn message(self) -> ResponseMessage {
         let calls = self.calls.into_iter().filter(|(_, state)| *state != CallState::Broken);
-        let tool_calls: Vec<_> = calls.map(|(call, _)| call).collect();
+        let mut tool_calls: Vec<_> = calls.map(|(call, _)| call).collect();
+        let silent = !tool_calls.is_empty();
+        let function_call =
+            if self.legacy { tool_calls.drain(..).next().map(|call| call.function) } else { None };
         ResponseMessage {
             role: "assistant",
-            content: Some(self.content).filter(|text| !text.is_empty() || tool_calls.is_empty()),
+            content: Some(self.content).filter(|text| !text.is_empty() || !silent),
             reasoning_content: Some(self.reasoning).filter(|text| !text.is_empty()),
             tool_calls,
+            function_call,
             refusal: None,
         }
     }

@@ -15,10 +15,12 @@ use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 
+use crate::drain::Drain;
 use crate::failure::Failure;
 use crate::layers::{self, Keys, Origins};
 use crate::listen::{Limits, listen};
 use crate::metrics::HttpMetrics;
+use crate::notes::Named;
 use crate::{ChatModel, routes};
 
 /// Settings of the server.
@@ -102,6 +104,10 @@ pub(crate) struct Shared {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) http: HttpMetrics,
     pub(crate) keys: Keys,
+    /// Ignored fields that the log has named.
+    pub(crate) named: Named,
+    /// What is at work.
+    pub(crate) drain: Arc<Drain>,
 }
 
 impl Shared {
@@ -129,6 +135,9 @@ fn router(shared: Arc<Shared>) -> Router {
         .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time));
     let mut router = Router::new()
         .route("/health", get(routes::health))
+        .route("/healthz", get(routes::health))
+        .route("/ping", get(routes::health).post(routes::health))
+        .route("/version", get(routes::version))
         .route("/metrics", get(routes::metrics))
         .route("/openapi.json", get(routes::openapi))
         .route("/tokenize", post(routes::tokenize))
@@ -166,20 +175,25 @@ pub async fn serve(
     let limits = Limits::of(&config);
     let shared = Arc::new(Shared {
         keys: Keys::new(config.max_concurrent_per_key),
+        named: Named::default(),
+        drain: Arc::default(),
         config,
         readiness: Arc::clone(&readiness),
         http: HttpMetrics::default(),
     });
     let signalled = Arc::clone(&readiness);
+    let drain = Arc::clone(&shared.drain);
+    let draining = Arc::clone(&drain);
     let graceful = async move {
         stop.await;
+        draining.begin();
         if let Some(model) = signalled.model() {
             info!(waiting = model.engine.waiting(), "draining");
             model.engine.close();
         }
         let _ = stopping.send(true);
     };
-    let server = listen(listener, router(shared), limits, graceful);
+    let server = listen(listener, router(shared), limits, drain, graceful);
     let mut server = std::pin::pin!(server);
     let deadline = async {
         // An error means that the sender is gone, which it is only after sending.

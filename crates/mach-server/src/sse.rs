@@ -11,6 +11,7 @@ use futures_util::stream;
 use mach_api::chat::{ChatCompletionChunk, ChunkChoice, Delta, Usage};
 use mach_engine::{Event, Events};
 use serde::Serialize;
+use tracing::warn;
 
 use crate::coalesce::coalesce;
 use crate::failure::from_engine;
@@ -29,15 +30,17 @@ const BATCH: usize = 64;
 /// The streaming response. Dropping it (the client left) drops `events`, which cancels the generation.
 pub(crate) fn response(answer: Answer, events: Events) -> Response {
     let readers = answer.readers();
+    let answer_choices = readers.len();
     let writer = Writer {
-        answer,
         events,
         buffer: Vec::with_capacity(BATCH),
-        unfinished: 0,
+        unfinished: answer.request.settings.n,
         tokens: 0,
         cached: 0,
         readers,
-        stage: Stage::Start,
+        answer,
+        begun: vec![false; answer_choices],
+        done: false,
     };
     let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
         let bytes = writer.next().await?;
@@ -57,13 +60,6 @@ pub(crate) fn event_stream(body: Body) -> Response {
     (headers, body).into_response()
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Start,
-    Running,
-    Done,
-}
-
 #[derive(Debug)]
 struct Writer {
     answer: Answer,
@@ -76,47 +72,34 @@ struct Writer {
     cached: usize,
     /// One a choice.
     readers: Vec<Reader>,
-    stage: Stage,
+    /// Which choices have said who speaks.
+    begun: Vec<bool>,
+    done: bool,
 }
 
 impl Writer {
     async fn next(&mut self) -> Option<Bytes> {
-        let mut out = Vec::with_capacity(512);
-        match self.stage {
-            Stage::Start => {
-                self.unfinished = self.answer.request.n;
-                for index in 0..self.answer.request.n {
-                    let delta =
-                        Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
-                    self.chunk(
-                        &mut out,
-                        Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None }),
-                    );
-                }
-                self.stage = Stage::Running;
-            }
-            Stage::Running => {
-                let mut buffer = std::mem::take(&mut self.buffer);
-                let received =
-                    tokio::time::timeout(KEEP_ALIVE, self.events.recv_many(&mut buffer, BATCH)).await;
-                match received {
-                    Err(_) => out.extend_from_slice(KEEP_ALIVE_LINE),
-                    Ok(0) => self.fail(&mut out, &lost()),
-                    Ok(_) => {
-                        for ((), event) in coalesce(buffer.drain(..).map(|event| ((), event))) {
-                            self.event(&mut out, event);
-                        }
-                    }
-                }
-                self.buffer = buffer;
-            }
-            Stage::Done => return None,
+        if self.done {
+            return None;
         }
+        let mut out = Vec::with_capacity(512);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let received = tokio::time::timeout(KEEP_ALIVE, self.events.recv_many(&mut buffer, BATCH)).await;
+        match received {
+            Err(_) => out.extend_from_slice(KEEP_ALIVE_LINE),
+            Ok(0) => self.fail(&mut out, &lost()),
+            Ok(_) => {
+                for ((), event) in coalesce(buffer.drain(..).map(|event| ((), event))) {
+                    self.event(&mut out, event);
+                }
+            }
+        }
+        self.buffer = buffer;
         Some(out.into())
     }
 
     fn event(&mut self, out: &mut Vec<u8>, event: Event) {
-        if self.stage == Stage::Done {
+        if self.done {
             return;
         }
         match event {
@@ -139,20 +122,22 @@ impl Writer {
                     finish_reason = Some(reader.finish_reason(reason));
                 }
                 self.deltas(out, choice, deltas, Vec::new());
-                let delta = Delta::default();
+                // An answer that says nothing has a content too.
+                let mut delta = Delta::default();
+                self.begin(out, choice, &mut delta, true);
                 self.chunk(out, Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason }));
                 self.unfinished = self.unfinished.saturating_sub(1);
                 if self.unfinished == 0 {
-                    if self.answer.request.include_usage {
+                    if self.answer.request.settings.include_usage {
                         self.chunk(out, None);
                     }
                     out.extend_from_slice(DONE);
                     self.answer.log_finish(self.tokens);
-                    self.stage = Stage::Done;
+                    self.done = true;
                 }
             }
             Event::Failed(error) => {
-                let error = from_engine(&error, self.answer.request.max_tokens_field);
+                let error = from_engine(&error);
                 self.fail(out, &error);
             }
         }
@@ -160,7 +145,7 @@ impl Writer {
 
     /// Writes what is new of a choice; the log probabilities of its tokens go with the first chunk.
     fn deltas(
-        &self,
+        &mut self,
         out: &mut Vec<u8>,
         index: u32,
         mut deltas: Vec<Delta>,
@@ -170,21 +155,39 @@ impl Writer {
         if deltas.is_empty() && logprobs.is_some() {
             deltas.push(Delta::default());
         }
-        for delta in deltas {
+        for mut delta in deltas {
+            let content = delta.content.is_some();
+            self.begin(out, index, &mut delta, content);
             let logprobs = logprobs.take().and_then(|new| self.answer.logprobs(new)).map(Into::into);
             self.chunk(out, Some(ChunkChoice { index, delta, logprobs, finish_reason: None }));
         }
     }
 
+    /// Says who speaks, once a choice: in a chunk of its own before content, as OpenAI does, else with what comes first, so that
+    /// a message that only calls or reasons gets no content.
+    fn begin(&mut self, out: &mut Vec<u8>, index: u32, first: &mut Delta, content: bool) {
+        let begun = self.begun.get_mut(index as usize).map(|begun| std::mem::replace(begun, true));
+        if begun != Some(false) {
+            return;
+        }
+        if !content {
+            first.role = Some("assistant");
+            return;
+        }
+        let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
+        self.chunk(out, Some(ChunkChoice { index, delta, logprobs: None, finish_reason: None }));
+    }
+
     /// Writes a chunk; without a choice, the usage chunk.
     fn chunk(&self, out: &mut Vec<u8>, choice: Option<ChunkChoice>) {
         let counts = || Usage::new(self.answer.prompt_tokens, self.cached, self.tokens);
-        let usage = self.answer.request.include_usage.then(|| choice.is_none().then(counts));
+        let usage = self.answer.request.settings.include_usage.then(|| choice.is_none().then(counts));
         let chunk = ChatCompletionChunk {
             id: &self.answer.id,
             object: "chat.completion.chunk",
             created: self.answer.created,
             model: self.answer.model_name(),
+            system_fingerprint: &self.answer.model.numerics,
             choices: choice.into_iter().collect(),
             usage,
         };
@@ -193,9 +196,10 @@ impl Writer {
 
     /// The status is long sent, so the error is an event.
     fn fail(&mut self, out: &mut Vec<u8>, error: &mach_api::ApiError) {
+        warn!(reason = error.message, "a stream ends with an error");
         write_data(out, &error.body());
         out.extend_from_slice(DONE);
-        self.stage = Stage::Done;
+        self.done = true;
     }
 }
 

@@ -84,7 +84,7 @@ pub fn resolve(asked: DecodePath, policy: PolicySpec, taps: bool, draft: DraftSt
         (_, _, DraftState::Absent) => plain("no draft"),
         (_, _, DraftState::Unusable(why)) => plain(&format!("draft unusable: {}", one_line(why))),
         (_, _, DraftState::Ready) => {
-            Gate { effective: EffectivePath::SpecdecV7, reason: "draft loaded".to_owned() }
+            Gate { effective: EffectivePath::SpecdecV7, reason: "specdec_v7 draft is usable".to_owned() }
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     fn every_way_has_its_reason() {
         use {DecodePath::*, PolicySpec as P};
         for (asked, policy, taps, draft, effective, word) in [
-            (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "loaded"),
+            (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "usable"),
             (TargetOnly, P::CostAware, true, DraftState::Ready, "target_only", "asked"),
             (SpecdecV7, P::Off, true, DraftState::Ready, "target_only", "policy"),
             (SpecdecV7, P::CostAware, false, DraftState::Ready, "target_only", "taps"),

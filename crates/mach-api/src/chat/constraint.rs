@@ -18,6 +18,13 @@ pub enum ToolChoice {
     Required,
     /// This function, once.
     Function(String),
+    /// One of these functions, though the template shows all; `required`: at least once.
+    Allowed {
+        /// Their names.
+        names: Vec<String>,
+        /// At least one is called.
+        required: bool,
+    },
 }
 
 /// What the content must look like.
@@ -39,32 +46,118 @@ impl ToolChoice {
             Value::String(name) => match name.as_str() {
                 "auto" => Self::Auto,
                 "none" => Self::None,
-                "required" => Self::Required,
+                // `any` is Mistral's word.
+                "required" | "any" => Self::Required,
                 _ => return Err(fields.error("tool_choice", Self::KNOWN)),
             },
             Value::Object(_) => {
-                let mut choice = Fields::new("tool_choice", value)?;
-                super::message::function_type(&mut choice)?;
-                let function =
-                    choice.take("function").ok_or_else(|| choice.error("function", "is required"))?;
-                let mut function = Fields::new("tool_choice.function", function)?;
-                Self::Function(function.required_string("name")?)
+                let choice = fields.nested("tool_choice", value)?;
+                Self::of_object(choice)?
             }
             _ => return Err(fields.error("tool_choice", Self::KNOWN)),
         };
-        match &choice {
-            Self::Required if tools.is_empty() => {
-                Err(fields.error("tool_choice", "`required` needs `tools`"))
+        choice.check(fields, "tool_choice", tools)
+    }
+
+    /// `{"type": "function", "function": {"name": ...}}`, or `{"type": "allowed_tools", "allowed_tools": {"mode": ...,
+    /// "tools": [...]}}`; in both the inner object may be left out, as the Responses API does.
+    fn of_object(mut choice: Fields) -> Result<Self, ApiError> {
+        match choice.string("type")?.as_deref() {
+            None | Some("function") => {
+                let mut function = match choice.take("function") {
+                    Some(function) => choice.nested("tool_choice.function", function)?,
+                    None => choice,
+                };
+                Ok(Self::Function(function.required_string("name")?))
             }
-            Self::Function(name) if !tools.iter().any(|tool| function_name(tool) == Some(name)) => {
-                let name: String = name.chars().take(80).collect();
-                Err(fields.error("tool_choice.function.name", format!("`{name}` is not among `tools`")))
+            Some("allowed_tools") => {
+                let mut allowed = match choice.take("allowed_tools") {
+                    Some(allowed) => choice.nested("tool_choice.allowed_tools", allowed)?,
+                    None => choice,
+                };
+                let required = match allowed.string("mode")?.as_deref() {
+                    None | Some("auto") => false,
+                    Some("required") => true,
+                    Some(_) => return Err(allowed.error("mode", "must be `auto` or `required`")),
+                };
+                let list = allowed.array("tools")?.ok_or_else(|| allowed.error("tools", "is required"))?;
+                let name = |(i, tool): (usize, Value)| {
+                    let mut tool = allowed.nested(allowed.path(&format!("tools[{i}]")), tool)?;
+                    super::message::function_type(&mut tool)?;
+                    let mut function = match tool.take("function") {
+                        Some(function) => tool.nested(tool.path("function"), function)?,
+                        None => tool,
+                    };
+                    function.required_string("name")
+                };
+                let names: Vec<String> =
+                    list.into_iter().enumerate().map(name).collect::<Result<_, ApiError>>()?;
+                Ok(Self::Allowed { names, required })
             }
-            _ => Ok(choice),
+            Some("none") => Ok(Self::None),
+            Some("auto") => Ok(Self::Auto),
+            Some("required" | "any") => Ok(Self::Required),
+            Some(_) => Err(choice.error("type", "must be `function` or `allowed_tools`")),
         }
     }
 
-    const KNOWN: &'static str = "must be `auto`, `none`, `required` or a function";
+    /// The value of `function_call`, which goes with `functions`.
+    pub(super) fn of_function_call(fields: &Fields, value: Value, tools: &[Value]) -> Result<Self, ApiError> {
+        let choice = match value {
+            Value::String(name) if name == "auto" => Self::Auto,
+            Value::String(name) if name == "none" => Self::None,
+            Value::Object(_) => {
+                Self::Function(fields.nested("function_call", value)?.required_string("name")?)
+            }
+            _ => return Err(fields.error("function_call", "must be `auto`, `none` or a function")),
+        };
+        choice.check(fields, "function_call", tools)
+    }
+
+    /// Functions must be among `tools`.
+    fn check(self, fields: &Fields, field: &str, tools: &[Value]) -> Result<Self, ApiError> {
+        let missing = |name: &&String| !tools.iter().any(|tool| function_name(tool) == Some(name));
+        let (unknown, at) = match &self {
+            Self::Required if tools.is_empty() => {
+                return Err(fields.error(field, "`required` needs `tools`"));
+            }
+            Self::Allowed { names, .. } if names.is_empty() => {
+                return Err(fields.error(field, "`allowed_tools` must name a tool"));
+            }
+            Self::Function(name) if field == "tool_choice" => {
+                (Some(name).filter(missing), format!("{field}.function.name"))
+            }
+            Self::Function(name) => (Some(name).filter(missing), format!("{field}.name")),
+            Self::Allowed { names, .. } => {
+                (names.iter().find(missing), format!("{field}.allowed_tools.tools"))
+            }
+            _ => (None, String::new()),
+        };
+        match unknown {
+            None => Ok(self),
+            Some(name) => {
+                let name: String = name.chars().take(80).collect();
+                Err(fields.error(&at, format!("`{name}` is not among the tools")))
+            }
+        }
+    }
+
+    /// Whether an answer must call a function.
+    pub fn forces(&self) -> bool {
+        matches!(self, Self::Required | Self::Function(_) | Self::Allowed { required: true, .. })
+    }
+
+    /// Whether a function may be called.
+    pub fn admits(&self, function: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Auto | Self::Required => true,
+            Self::Function(name) => name == function,
+            Self::Allowed { names, .. } => names.iter().any(|name| name == function),
+        }
+    }
+
+    const KNOWN: &'static str = "must be `auto`, `none`, `required`, a function or `allowed_tools`";
 }
 
 /// The name of a tool that was checked.
@@ -73,12 +166,17 @@ pub fn function_name(tool: &Value) -> Option<&str> {
 }
 
 impl ResponseFormat {
-    /// Takes `response_format` and `grammar`.
+    /// Takes `response_format`, `grammar` and vLLM's guided fields; at most one of them may ask for something.
     pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Option<Self>, ApiError> {
         let format = match fields.take("response_format") {
             None => None,
-            Some(value) => from_object(value, limits)?,
+            Some(value) => from_object(fields, value, limits)?,
         };
+        let guided = super::guided::parse(fields, limits)?;
+        if format.is_some() && guided.is_some() {
+            return Err(fields.error("response_format", "cannot be combined with a guided answer"));
+        }
+        let format = format.or(guided);
         let Some(value) = fields.take("grammar") else { return Ok(format) };
         if format.is_some() {
             return Err(fields.error("grammar", "cannot be combined with `response_format`"));
@@ -86,24 +184,14 @@ impl ResponseFormat {
         let (syntax, text) = match value {
             Value::String(text) => ("lark".to_owned(), text),
             value => {
-                let mut object = Fields::new("grammar", value)?;
+                let mut object = fields.nested("grammar", value)?;
                 let syntax = object.required_string("syntax")?;
                 let text = object.required_string("definition")?;
-                refuse_rest(object)?;
+                object.end(&[])?;
                 (syntax, text)
             }
         };
-        if text.trim().is_empty() {
-            return Err(fields.error("grammar", "must not be empty"));
-        }
-        if text.len() > limits.grammar_bytes {
-            let most = limits.grammar_bytes;
-            return Err(fields.error("grammar", format!("must be at most {most} bytes long")));
-        }
-        if nesting(&text) > limits.schema_depth {
-            let most = limits.schema_depth;
-            return Err(fields.error("grammar", format!("must not nest deeper than {most} brackets")));
-        }
+        check_grammar("grammar", &text, limits)?;
         match syntax.as_str() {
             "lark" => Ok(Some(Self::Lark(text))),
             "regex" => Ok(Some(Self::Regex(text))),
@@ -112,37 +200,50 @@ impl ResponseFormat {
     }
 }
 
+/// Refuses grammars whose size alone would make them slow.
+pub(super) fn check_grammar(path: &str, text: &str, limits: &Limits) -> Result<(), ApiError> {
+    if text.trim().is_empty() {
+        return Err(ApiError::field(path, "must not be empty"));
+    }
+    if text.len() > limits.grammar_bytes {
+        let most = limits.grammar_bytes;
+        return Err(ApiError::field(path, format!("must be at most {most} bytes long")));
+    }
+    if nesting(text) > limits.schema_depth {
+        let most = limits.schema_depth;
+        return Err(ApiError::field(path, format!("must not nest deeper than {most} brackets")));
+    }
+    Ok(())
+}
+
 /// Takes `response_format` apart.
-fn from_object(value: Value, limits: &Limits) -> Result<Option<ResponseFormat>, ApiError> {
-    let mut format = Fields::new("response_format", value)?;
+fn from_object(body: &Fields, value: Value, limits: &Limits) -> Result<Option<ResponseFormat>, ApiError> {
+    let mut format = body.nested("response_format", value)?;
     let out = match format.required_string("type")?.as_str() {
         "text" => None,
-        "json_object" => Some(ResponseFormat::Json(json!({"type": "object"}), "response_format")),
+        // Some servers take a schema here.
+        "json_object" => {
+            let schema = format.take("schema").unwrap_or_else(|| json!({"type": "object"}));
+            check_schema("response_format.schema", &schema, limits)?;
+            Some(ResponseFormat::Json(schema, "response_format"))
+        }
         "json_schema" => {
             let given =
                 format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
-            let mut given = Fields::new("response_format.json_schema", given)?;
+            let mut given = body.nested("response_format.json_schema", given)?;
             given.string("name")?;
             given.string("description")?;
             given.bool("strict")?;
             let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
-            refuse_rest(given)?;
+            given.end(&[])?;
             let path = "response_format.json_schema.schema";
             check_schema(path, &schema, limits)?;
             Some(ResponseFormat::Json(schema, path))
         }
         _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
     };
-    refuse_rest(format)?;
+    format.end(&[])?;
     Ok(out)
-}
-
-fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
-    let path = fields.path("");
-    match fields.rest().next() {
-        Some((name, _)) => Err(ApiError::field(format!("{path}{name}"), "unrecognized request field")),
-        None => Ok(()),
-    }
 }
 
 /// Refuses schemas whose size alone would make them slow.

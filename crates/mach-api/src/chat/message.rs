@@ -1,6 +1,6 @@
 //! Messages of a conversation.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::ApiError;
 use crate::fields::{Fields, kind};
@@ -92,15 +92,16 @@ impl Message {
         }
     }
 
-    /// Parses the message found at `path`.
-    pub(crate) fn parse(path: &str, value: Value) -> Result<Self, ApiError> {
-        let mut fields = Fields::new(path, value)?;
+    /// Parses the message found at `path` of a body.
+    pub(crate) fn parse(body: &Fields, path: &str, value: Value) -> Result<Self, ApiError> {
+        let mut fields = body.nested(path, value)?;
         let role = match fields.required_string("role")?.as_str() {
             "system" => Role::System,
             "developer" => Role::Developer,
             "user" => Role::User,
             "assistant" => Role::Assistant,
-            "tool" => Role::Tool,
+            // `function` is OpenAI's older word.
+            "tool" | "function" => Role::Tool,
             other => {
                 return Err(fields.error(
                     "role",
@@ -113,14 +114,14 @@ impl Message {
         };
         let content = match fields.take("content") {
             None => Content::None,
-            Some(value) => parse_content(&fields.path("content"), value)?,
+            Some(value) => parse_content(&fields, value)?,
         };
         let name = fields.string("name")?;
         let reasoning_content = match fields.string("reasoning_content")? {
             Some(text) => Some(text),
             None => fields.string("reasoning")?,
         };
-        let tool_calls = match fields.array("tool_calls")? {
+        let mut tool_calls = match fields.array("tool_calls")? {
             None => Vec::new(),
             Some(calls) if role != Role::Assistant && !calls.is_empty() => {
                 return Err(fields.error("tool_calls", "only assistant messages call tools"));
@@ -128,9 +129,16 @@ impl Message {
             Some(calls) => calls
                 .into_iter()
                 .enumerate()
-                .map(|(i, call)| ToolCall::parse(&format!("{path}.tool_calls[{i}]"), call))
+                .map(|(i, call)| ToolCall::parse(&fields, &format!("{path}.tool_calls[{i}]"), call))
                 .collect::<Result<_, _>>()?,
         };
+        if let Some(call) = fields.take("function_call") {
+            if role != Role::Assistant {
+                return Err(fields.error("function_call", "only assistant messages call functions"));
+            }
+            let call = json!({"function": call});
+            tool_calls.push(ToolCall::parse(&fields, &fields.path("function_call"), call)?);
+        }
         let tool_call_id = fields.string("tool_call_id")?;
         if tool_call_id.is_some() && role != Role::Tool {
             return Err(fields.error("tool_call_id", "only tool messages answer a call"));
@@ -138,20 +146,21 @@ impl Message {
         if content == Content::None && tool_calls.is_empty() {
             return Err(fields.error("content", "is required"));
         }
-        refuse_rest(fields)?;
+        fields.end(HARMLESS)?;
         Ok(Self { role, content, name, reasoning_content, tool_calls, tool_call_id })
     }
 }
 
 impl ToolCall {
-    fn parse(path: &str, value: Value) -> Result<Self, ApiError> {
-        let mut fields = Fields::new(path, value)?;
+    fn parse(message: &Fields, path: &str, value: Value) -> Result<Self, ApiError> {
+        let mut fields = message.nested(path, value)?;
         let id = fields.string("id")?;
         function_type(&mut fields)?;
         fields.take("index");
         let function = fields.take("function").ok_or_else(|| fields.error("function", "is required"))?;
-        refuse_rest(fields)?;
-        let mut fields = Fields::new(format!("{path}.function"), function)?;
+        let function = fields.nested(format!("{path}.function"), function)?;
+        fields.end(HARMLESS)?;
+        let mut fields = function;
         let name = fields.required_string("name")?;
         let mut text = None;
         let arguments = match fields.take("arguments") {
@@ -174,7 +183,7 @@ impl ToolCall {
                 return Err(fields.error("arguments", format!("must be a string, not {}", kind(&other))));
             }
         };
-        refuse_rest(fields)?;
+        fields.end(HARMLESS)?;
         Ok(Self { id, name, arguments, text, broken: false })
     }
 }
@@ -187,12 +196,13 @@ pub(super) fn function_type(fields: &mut Fields) -> Result<(), ApiError> {
     }
 }
 
-fn parse_content(path: &str, value: Value) -> Result<Content, ApiError> {
+fn parse_content(message: &Fields, value: Value) -> Result<Content, ApiError> {
+    let path = message.path("content");
     match value {
         Value::String(text) => Ok(Content::Text(text)),
         Value::Array(parts) => {
             let texts = parts.into_iter().enumerate().map(|(i, part)| {
-                let mut fields = Fields::new(format!("{path}[{i}]"), part)?;
+                let mut fields = message.nested(format!("{path}[{i}]"), part)?;
                 match fields.required_string("type")?.as_str() {
                     "text" => {}
                     other => {
@@ -203,22 +213,11 @@ fn parse_content(path: &str, value: Value) -> Result<Content, ApiError> {
                     }
                 }
                 let text = fields.required_string("text")?;
-                refuse_rest(fields)?;
+                fields.end(HARMLESS)?;
                 Ok(text)
             });
             texts.collect::<Result<_, _>>().map(Content::Parts)
         }
         other => Err(ApiError::field(path, format!("must be a string or an array, not {}", kind(&other)))),
     }
-}
-
-fn refuse_rest(fields: Fields) -> Result<(), ApiError> {
-    let path = fields.path("");
-    for (name, value) in fields.rest() {
-        let empty = matches!(&value, Value::Array(a) if a.is_empty());
-        if !empty && !HARMLESS.contains(&name.as_str()) {
-            return Err(ApiError::field(format!("{path}{name}"), "this field is not supported"));
-        }
-    }
-    Ok(())
 }

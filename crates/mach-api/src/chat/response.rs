@@ -12,6 +12,8 @@ pub enum FinishReason {
     Length,
     /// The model calls tools.
     ToolCalls,
+    /// The same where the request offered them as `functions`.
+    FunctionCall,
 }
 
 /// Token counts.
@@ -125,6 +127,9 @@ pub struct ResponseMessage {
     /// Calls, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ResponseToolCall>,
+    /// The call, where the request offered `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<ResponseFunction>,
     /// Always null.
     pub refusal: Option<()>,
 }
@@ -165,6 +170,8 @@ pub struct ChatCompletion {
     pub created: u64,
     /// The served model.
     pub model: String,
+    /// Name of the arithmetic: with the same seed, equal names mean equal answers.
+    pub system_fingerprint: String,
     /// The answers.
     pub choices: Vec<Choice>,
     /// Token counts.
@@ -211,6 +218,9 @@ pub struct Delta {
     /// More of a call.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
+    /// The same where the request offered `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta>,
 }
 
 /// One choice's part of a chunk.
@@ -237,6 +247,8 @@ pub struct ChatCompletionChunk<'a> {
     pub created: u64,
     /// The served model.
     pub model: &'a str,
+    /// Name of the arithmetic: with the same seed, equal names mean equal answers.
+    pub system_fingerprint: &'a str,
     /// At most one; none in the usage chunk.
     pub choices: Vec<ChunkChoice>,
     /// With `include_usage`: null, and the counts in the last chunk. Absent otherwise.

@@ -46,18 +46,15 @@ impl SpeculationPreset {
         if short.is_some() {
             return Err(fields.error("speculation_preset", "is given by `speculation` already"));
         }
-        let mut object = Fields::new(fields.path("speculation"), object)?;
+        let mut object = fields.nested("speculation", object)?;
         let name = object.string("preset")?.unwrap_or_else(|| "none".to_owned());
         let mut choices = choices(&mut object, limits)?;
         if name == "classification" {
             choices = allowed(choices);
         }
         let preset = Self::named(&name, choices, "preset", &object)?;
-        let path = object.path("");
-        match object.rest().next() {
-            Some((name, _)) => Err(ApiError::field(format!("{path}{name}"), "unrecognized request field")),
-            None => Ok(preset),
-        }
+        object.end(&[])?;
+        Ok(preset)
     }
 
     fn named(name: &str, choices: Vec<String>, field: &str, fields: &Fields) -> Result<Self, ApiError> {

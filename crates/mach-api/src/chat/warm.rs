@@ -2,10 +2,13 @@
 
 use serde_json::{Map, Value};
 
-use super::request::{parse_cache_salt, parse_messages, parse_tools, refuse_rest};
+use super::known::end_body;
+use super::request::{parse_messages, parse_template_kwargs};
+use super::settings::parse_cache_salt;
+use super::tools::parse_tools;
 use super::{Limits, Message};
-use crate::ApiError;
 use crate::fields::{Fields, json};
+use crate::{ApiError, Notes};
 
 /// What is to be kept warm.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +33,8 @@ pub struct WarmRequest {
     pub input: WarmInput,
     /// Only requests with the same salt will find it.
     pub cache_salt: Option<String>,
+    /// What was let pass.
+    pub notes: Notes,
 }
 
 impl WarmRequest {
@@ -40,7 +45,7 @@ impl WarmRequest {
 
     /// As [`parse`](Self::parse), from a JSON value.
     pub fn from_value(value: Value, limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::new("", value)?;
+        let mut fields = Fields::body(value, limits.unknown_fields)?;
         fields.string("model")?;
         let cache_salt = parse_cache_salt(&mut fields)?;
         let input = match fields.string("prompt")? {
@@ -49,10 +54,12 @@ impl WarmRequest {
             None => WarmInput::Chat {
                 messages: parse_messages(&mut fields, limits)?,
                 tools: parse_tools(&mut fields, limits)?,
-                template_kwargs: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+                template_kwargs: parse_template_kwargs(&mut fields)?,
             },
         };
-        refuse_rest(fields)?;
-        Ok(WarmRequest { input, cache_salt })
+        let notes = fields.shared_notes();
+        end_body(fields)?;
+        let notes = notes.take();
+        Ok(WarmRequest { input, cache_salt, notes })
     }
 }

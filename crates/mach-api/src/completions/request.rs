@@ -1,10 +1,13 @@
 //! The body of `POST /v1/completions`, parsed into a value that is valid by construction.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::chat::Limits;
-use crate::fields::{Fields, integer, json as parse_json, kind};
-use crate::{ApiError, ChatRequest};
+use crate::ApiError;
+use crate::chat::known::end_body;
+use crate::chat::settings::parse_max_tokens;
+use crate::chat::{Limits, Settings};
+use crate::fields::{Fields, integer, json, kind};
+use crate::notes::Notes;
 
 /// Tokens of an answer unless told otherwise, as OpenAI has it.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -16,6 +19,9 @@ const CHAT_ONLY: &[&str] = &[
     "tool_choice",
     "parallel_tool_calls",
     "chat_template_kwargs",
+    "functions",
+    "function_call",
+    "continue_final_message",
     "reasoning_effort",
     "max_completion_tokens",
     "top_logprobs",
@@ -37,14 +43,16 @@ pub struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     /// Answers begin with the prompt.
     pub echo: bool,
-    /// Everything that plain prompts and chats have in common; its messages mean nothing.
-    pub settings: ChatRequest,
+    /// How the answers are generated. `max_tokens` may be 0: then nothing is.
+    pub settings: Settings,
+    /// What was let pass.
+    pub notes: Notes,
 }
 
 impl CompletionRequest {
     /// Parses a request body.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let mut fields = Fields::new("", parse_json(body)?)?;
+        let mut fields = Fields::body(json(body)?, limits.unknown_fields)?;
         let prompts = parse_prompts(&mut fields, limits)?;
         if fields.take("suffix").is_some_and(|suffix| suffix != "") {
             return Err(fields.error("suffix", "text after the answer is not supported"));
@@ -62,16 +70,20 @@ impl CompletionRequest {
         }
         let most = i64::from(limits.choices) / prompts.len().max(1) as i64;
         let n = fields.integer("n", 1..=most.max(1))?.unwrap_or(1);
-        let max_tokens = fields.integer("max_tokens", 1..=i64::from(u32::MAX))?;
-        fields.put("n", n);
-        fields.put("max_tokens", max_tokens.unwrap_or(i64::from(DEFAULT_MAX_TOKENS)));
-        fields.put("messages", json!([{"role": "user", "content": ""}]));
-        if let Some(alternatives) = logprobs {
-            fields.put("logprobs", true);
-            fields.put("top_logprobs", alternatives);
-        }
-        let settings = ChatRequest::parse(fields.into_value().to_string().as_bytes(), limits)?;
-        Ok(Self { prompts, echo, settings })
+        // As with vLLM, `null` is no bound here, and no field OpenAI's default.
+        let max_tokens = match fields.has("max_tokens") {
+            true => parse_max_tokens(&mut fields, "max_tokens", 0)?,
+            false => Some(DEFAULT_MAX_TOKENS),
+        };
+        let settings = Settings {
+            n: n as u32,
+            max_tokens,
+            logprobs: logprobs.map(|alternatives| alternatives as usize),
+            ..Settings::parse(&mut fields, limits)?
+        };
+        let notes = fields.shared_notes();
+        end_body(fields)?;
+        Ok(Self { prompts, echo, settings, notes: notes.take() })
     }
 }
 
@@ -145,7 +157,7 @@ mod tests {
             (json!({"prompt": vec!["a"; 129]}), "prompt"),
             (json!({"prompt": vec!["a"; 100], "n": 2}), "n"),
             (json!({"suffix": "end"}), "suffix"),
-            (json!({"max_tokens": 0}), "max_tokens"),
+            (json!({"max_tokens": -2}), "max_tokens"),
             (json!({"logprobs": 21}), "logprobs"),
             (json!({"logprobs": true}), "logprobs"),
             (json!({"echo": true, "logprobs": 1}), "echo"),
@@ -153,6 +165,10 @@ mod tests {
             (json!({"messages": []}), "messages"),
         ] {
             assert_eq!(parse(fields.clone()).unwrap_err().param.as_deref(), Some(param), "{fields}");
+        }
+        assert_eq!(parse(json!({"max_tokens": 0})).unwrap().settings.max_tokens, Some(0));
+        for unbounded in [json!(-1), Value::Null] {
+            assert_eq!(parse(json!({"max_tokens": unbounded})).unwrap().settings.max_tokens, None);
         }
         assert_eq!(parse(json!({"suffix": null})).unwrap().settings.max_tokens, Some(16));
         assert_eq!(parse(json!({"logprobs": 0})).unwrap().settings.logprobs, Some(0));

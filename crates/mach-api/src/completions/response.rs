@@ -62,6 +62,8 @@ pub struct Completion {
     pub created: u64,
     /// The served model.
     pub model: String,
+    /// Name of the arithmetic: with the same seed, equal names mean equal answers.
+    pub system_fingerprint: String,
     /// The answers.
     pub choices: Vec<CompletionChoice>,
     /// Token counts.
@@ -79,6 +81,8 @@ pub struct CompletionChunk<'a> {
     pub created: u64,
     /// The served model.
     pub model: &'a str,
+    /// Name of the arithmetic: with the same seed, equal names mean equal answers.
+    pub system_fingerprint: &'a str,
     /// At most one; none in the usage chunk.
     pub choices: Vec<CompletionChoice>,
     /// With `include_usage`: null, and the counts in the last chunk. Absent otherwise.

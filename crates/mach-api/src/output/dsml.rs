@@ -14,12 +14,11 @@ use super::tags::{Head, Tags};
 pub(super) static TAGS: Tags = Tags {
     wrapper_open: &["<｜DSML｜tool_calls>", "<｜DSML｜function_calls>"],
     wrapper_close: &["</｜DSML｜tool_calls>", "</｜DSML｜function_calls>"],
-    bare: false,
+    bare: true,
     call_open: "<｜DSML｜invoke",
     call_close: "</｜DSML｜invoke>",
     parameter_open: "<｜DSML｜parameter",
     parameter_close: "</｜DSML｜parameter>",
-    parameter_close_line: "\n</｜DSML｜parameter>",
     lines: false,
     head,
 };

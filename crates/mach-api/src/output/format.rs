@@ -7,7 +7,7 @@ use super::gemma4::Gemma4;
 use super::harmony::Harmony;
 use super::hermes::Hermes;
 use super::tags::TagParser;
-use super::think::Think;
+use super::think::{CHANNEL, THINK, Think};
 use super::{OutputParser, Plain, ToolSchemas, dsml, qwen_xml};
 
 /// How a family writes tool calls.
@@ -206,22 +206,34 @@ impl OutputFormat {
 
     /// A parser for one answer. `schemas`: the functions of the request; without them, calls are not looked for.
     pub fn parser(self, schemas: Option<Arc<ToolSchemas>>, start: ReasoningStart) -> Box<dyn OutputParser> {
-        let tools = schemas.and_then(|schemas| Some((self.tools?, schemas)));
         let channels = ToolFormat::Harmony;
         if self.tools == Some(channels) || self.reasoning == Some(ReasoningFormat::Harmony) {
-            let calls = tools.is_some_and(|(format, _)| format == channels);
-            return Box::new(Harmony::new(calls, self.reasoning.is_some()));
+            let schemas = schemas.filter(|_| self.tools == Some(channels));
+            return Box::new(Harmony::new(schemas, self.reasoning.is_some()));
         }
-        let inner: Box<dyn OutputParser> = match tools {
+        let calls = Calls { written: schemas.and_then(|schemas| Some((self.tools?, schemas))) };
+        match self.reasoning {
+            Some(ReasoningFormat::Think) => Box::new(Think::new(&THINK, start, calls)),
+            Some(ReasoningFormat::Gemma4) => Box::new(Think::new(&CHANNEL, start, calls)),
+            Some(ReasoningFormat::Harmony) | None => calls.parser(),
+        }
+    }
+}
+
+/// How calls are written in a text that holds no reasoning.
+#[derive(Debug, Clone)]
+pub(super) struct Calls {
+    written: Option<(ToolFormat, Arc<ToolSchemas>)>,
+}
+
+impl Calls {
+    pub(super) fn parser(&self) -> Box<dyn OutputParser> {
+        match self.written.clone() {
             None | Some((ToolFormat::Harmony, _)) => Box::new(Plain),
             Some((ToolFormat::QwenXml, schemas)) => Box::new(TagParser::new(&qwen_xml::TAGS, schemas)),
             Some((ToolFormat::Dsml, schemas)) => Box::new(TagParser::new(&dsml::TAGS, schemas)),
-            Some((ToolFormat::Hermes, _)) => Box::new(Hermes::new()),
+            Some((ToolFormat::Hermes, schemas)) => Box::new(Hermes::new(schemas)),
             Some((ToolFormat::Gemma4, schemas)) => Box::new(Gemma4::new(schemas)),
-        };
-        match self.reasoning.and_then(ReasoningFormat::tags) {
-            Some((open, close)) => Box::new(Think::new(open, close, start, inner)),
-            None => inner,
         }
     }
 }

@@ -10,8 +10,10 @@ mod gemma4;
 pub mod grammar;
 mod harmony;
 mod hermes;
+mod lookahead;
 mod prose;
 mod qwen_xml;
+mod relaxed;
 mod tags;
 mod think;
 mod values;
@@ -49,6 +51,11 @@ pub trait OutputParser: Send + std::fmt::Debug {
     /// Ends the text. `cut`: the model was stopped in the middle (the length), so that an unfinished call is no fault of its
     /// own; it is left unfinished. Otherwise an end tag that is missing at the very end is forgiven.
     fn finish(&mut self, cut: bool, out: &mut Vec<Part>);
+
+    /// Whether the text so far ends inside a call.
+    fn in_call(&self) -> bool {
+        false
+    }
 }
 
 /// A parser for answers that are content alone.

@@ -22,7 +22,6 @@ pub(super) static TAGS: Tags = Tags {
     call_close: "</function>",
     parameter_open: "<parameter=",
     parameter_close: "</parameter>",
-    parameter_close_line: "\n</parameter>",
     lines: true,
     head,
 };

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use super::prose::{Beginning, Prose, beginning, blank, first, held_back};
+use super::lookahead::{End, Inside, Look, Lookahead, Opening, Tag};
+use super::prose::{Prose, blank, first, held_back};
 use super::values::{ToolSchemas, Types};
-use super::{OutputParser, Part, arguments, escaped, is_name};
-
-/// Bytes of a tag's head, beyond which it is none.
-const LONGEST_HEAD: usize = 512;
+use super::{OutputParser, Part, arguments, escaped};
 
 /// What a tag says before its `>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +27,6 @@ pub(super) struct Tags {
     pub(super) call_close: &'static str,
     pub(super) parameter_open: &'static str,
     pub(super) parameter_close: &'static str,
-    /// `parameter_close` on a line of its own.
-    pub(super) parameter_close_line: &'static str,
     /// Values stand on lines of their own.
     pub(super) lines: bool,
     pub(super) head: fn(&str) -> Option<Head>,
@@ -39,11 +35,7 @@ pub(super) struct Tags {
 #[derive(Debug)]
 enum State {
     Text,
-    /// Behind the wrapper's beginning.
-    Wrapper,
-    CallHead,
     Body,
-    ParameterHead,
     Value(Value),
     /// Behind a call.
     After,
@@ -52,8 +44,9 @@ enum State {
 #[derive(Debug)]
 struct Value {
     types: Types,
-    /// Whether the newline before it was looked for.
+    /// Whether the line break before it was looked for.
     begun: bool,
+    line_start: bool,
     /// What is there of it, unless it is a string, which goes out as it comes.
     text: String,
 }
@@ -66,12 +59,15 @@ pub(super) struct TagParser {
     prose: Prose,
     /// Not looked at yet.
     rest: String,
-    /// What was looked at of the call at hand.
+    /// No more comes.
+    ended: bool,
+    /// What was looked at of the call at hand, and the white space before it.
     raw: String,
     /// Between a wrapper's tags.
     wrapped: bool,
     name: String,
-    parameters: usize,
+    /// Names of the parameters so far.
+    given: Vec<String>,
 }
 
 impl TagParser {
@@ -82,16 +78,16 @@ impl TagParser {
             state: State::Text,
             prose: Prose::default(),
             rest: String::new(),
+            ended: false,
             raw: String::new(),
             wrapped: false,
             name: String::new(),
-            parameters: 0,
+            given: Vec::new(),
         }
     }
 
-    fn openings(&self) -> Vec<&'static str> {
-        let bare = self.tags.bare.then_some(self.tags.call_open);
-        self.tags.wrapper_open.iter().copied().chain(bare).collect()
+    fn look(&self) -> Lookahead<'_> {
+        Lookahead { tags: self.tags, schemas: &self.schemas, ended: self.ended }
     }
 
     /// Moves bytes from what is left to what was looked at.
@@ -101,29 +97,21 @@ impl TagParser {
         taken
     }
 
-    fn open(&mut self, marker: &str) {
-        self.raw.clear();
-        self.take(marker.len());
-        self.state = if marker == self.tags.call_open {
-            State::CallHead
-        } else {
-            self.wrapped = true;
-            State::Wrapper
-        };
-    }
-
-    fn malformed(&mut self, out: &mut Vec<Part>) {
-        out.push(Part::Malformed);
-        let raw = std::mem::take(&mut self.raw);
-        self.prose.restore(&raw, out);
-        self.wrapped = false;
-        self.state = State::Text;
-    }
-
     fn broken(&mut self, out: &mut Vec<Part>) {
-        out.push(Part::CallBroken(std::mem::take(&mut self.raw)));
+        self.prose.broken(std::mem::take(&mut self.raw), out);
         self.wrapped = false;
         self.state = State::Text;
+    }
+
+    fn open(&mut self, opening: Opening, out: &mut Vec<Part>) {
+        self.raw = self.prose.call();
+        self.take(opening.bytes);
+        self.wrapped |= opening.wrapped;
+        self.given.clear();
+        out.push(Part::CallStart { name: opening.name.clone() });
+        arguments(out, "{");
+        self.name = opening.name;
+        self.state = State::Body;
     }
 
     fn close(&mut self, out: &mut Vec<Part>) {
@@ -135,133 +123,99 @@ impl TagParser {
 
     /// One step; false if more text is needed.
     fn step(&mut self, out: &mut Vec<Part>) -> bool {
-        match &mut self.state {
-            State::Text => {
-                let openings = self.openings();
-                match first(&self.rest, &openings) {
-                    Some((at, marker)) => {
-                        let before: String = self.rest.drain(..at).collect();
-                        self.prose.push(&before, out);
-                        self.open(marker);
-                        true
-                    }
-                    None => {
-                        let sure = self.rest.len() - held_back(&self.rest, &openings);
-                        let said: String = self.rest.drain(..sure).collect();
-                        self.prose.push(&said, out);
-                        false
-                    }
-                }
-            }
-            State::Wrapper => {
-                self.take(blank(&self.rest));
-                match beginning(&self.rest, &[self.tags.call_open]) {
-                    Beginning::With(marker) => {
-                        self.take(marker.len());
-                        self.state = State::CallHead;
-                        true
-                    }
-                    Beginning::Unsure => false,
-                    Beginning::Else => {
-                        self.malformed(out);
-                        true
-                    }
-                }
-            }
-            State::CallHead => match self.head() {
-                None => false,
-                Some(Some(head)) if is_name(&head.name) => {
-                    self.prose.call();
-                    self.name = head.name;
-                    self.parameters = 0;
-                    out.push(Part::CallStart { name: self.name.clone() });
-                    arguments(out, "{");
-                    self.state = State::Body;
-                    true
-                }
-                Some(_) => {
-                    self.malformed(out);
-                    true
-                }
-            },
+        match &self.state {
+            State::Text => self.text(out),
             State::Body => self.body(out),
-            State::ParameterHead => match self.head() {
-                None => false,
-                Some(Some(head)) if !head.name.is_empty() => {
-                    self.parameter(&head, out);
-                    true
-                }
-                Some(_) => {
-                    self.broken(out);
-                    true
-                }
-            },
             State::Value(_) => self.value(out),
-            State::After => self.after(),
+            State::After => self.after(out),
         }
     }
 
-    /// The head of the tag at hand: `None` if it goes on, `Some(None)` if it is none.
-    fn head(&mut self) -> Option<Option<Head>> {
-        let end = self.rest.find(['>', '<', '\n']);
-        match end {
-            Some(at) if at <= LONGEST_HEAD && self.rest[at..].starts_with('>') => {
-                let text = self.take(at + 1);
-                Some((self.tags.head)(&text[..at]))
+    fn say(&mut self, bytes: usize, out: &mut Vec<Part>) {
+        let said: String = self.rest.drain(..bytes).collect();
+        self.prose.push(&said, out);
+    }
+
+    fn text(&mut self, out: &mut Vec<Part>) -> bool {
+        let bare = self.tags.bare.then_some(self.tags.call_open);
+        let openings: Vec<&str> = self.tags.wrapper_open.iter().copied().chain(bare).collect();
+        let Some((at, marker)) = first(&self.rest, &openings) else {
+            let held = if self.ended { 0 } else { held_back(&self.rest, &openings) };
+            self.say(self.rest.len() - held, out);
+            return false;
+        };
+        self.say(at, out);
+        let (line_start, fenced) = (self.prose.lines().at_start(), self.prose.lines().fenced());
+        let opening = match fenced {
+            true => Look::No,
+            false => self.look().opening(&self.rest, line_start, false),
+        };
+        match opening {
+            Look::Yes(opening) => self.open(opening, out),
+            Look::More => return false,
+            Look::No => {
+                // Inside a line, or in a block of code, a tag is mentioned.
+                let behind = self.rest[marker.len()..].chars().next();
+                let ends_line = marker != self.tags.call_open && behind.is_none_or(|c| c == '\n');
+                if !fenced && (line_start || ends_line) {
+                    let marker: String = self.rest.drain(..marker.len()).collect();
+                    self.prose.restore(&marker, out);
+                } else {
+                    self.say(marker.len(), out);
+                }
             }
-            Some(_) => Some(None),
-            None => (self.rest.len() > LONGEST_HEAD).then_some(None),
         }
+        true
     }
 
     fn body(&mut self, out: &mut Vec<Part>) -> bool {
         self.take(blank(&self.rest));
-        let tags = self.tags;
-        let markers: Vec<&str> = [tags.parameter_open, tags.call_close]
-            .into_iter()
-            .chain(tags.wrapper_close.iter().copied())
-            .collect();
-        match beginning(&self.rest, &markers) {
-            Beginning::With(marker) if marker == tags.parameter_open => {
-                self.take(marker.len());
-                self.state = State::ParameterHead;
-                true
-            }
-            Beginning::With(marker) => {
-                if marker == tags.call_close {
-                    self.take(marker.len());
-                }
-                self.close(out);
-                true
-            }
-            Beginning::Unsure => false,
-            Beginning::Else => {
-                self.broken(out);
-                true
-            }
+        if self.rest.is_empty() && !self.ended {
+            return false;
         }
+        match self.look().tag(&self.rest) {
+            Look::Yes((Tag::ParameterOpen(head), bytes)) if !head.name.is_empty() => {
+                self.take(bytes);
+                self.parameter(head, out);
+            }
+            // A closing tag too many.
+            Look::Yes((Tag::ParameterClose, bytes)) => {
+                self.take(bytes);
+            }
+            Look::Yes((Tag::CallClose, bytes)) => {
+                self.take(bytes);
+                self.close(out);
+            }
+            Look::Yes((Tag::WrapperClose | Tag::WrapperOpen, _)) => self.close(out),
+            Look::Yes((Tag::CallOpen(head), _)) if self.schemas.declares(&head.name) => self.close(out),
+            Look::More => return false,
+            _ if self.ended => return false,
+            _ => self.broken(out),
+        }
+        true
     }
 
-    fn parameter(&mut self, head: &Head, out: &mut Vec<Part>) {
-        let declared = self.schemas.parameter(&self.name, &head.name);
+    fn parameter(&mut self, head: Head, out: &mut Vec<Part>) {
+        let declared = self.schemas.parameter(&self.name, &head.name).unwrap_or(Types::STRING);
         let types = match head.string {
-            Some(true) => Types::STRING,
-            Some(false) => declared.without_string(),
-            None => declared,
+            Some(true) if declared.includes(Types::STRING) => Types::STRING,
+            Some(false) if declared != Types::STRING => declared.without_string(),
+            _ => declared,
         };
-        if self.parameters > 0 {
+        if !self.given.is_empty() {
             arguments(out, ", ");
         }
-        self.parameters += 1;
         arguments(out, &format!("\"{}\": ", escaped(&head.name)));
+        self.given.push(head.name);
         if types == Types::STRING {
             arguments(out, "\"");
         }
-        self.state = State::Value(Value { types, begun: false, text: String::new() });
+        self.state = State::Value(Value { types, begun: false, line_start: false, text: String::new() });
     }
 
     fn value(&mut self, out: &mut Vec<Part>) -> bool {
         let tags = self.tags;
+        let look = Lookahead { tags, schemas: &self.schemas, ended: self.ended };
         let State::Value(value) = &mut self.state else { return false };
         if !value.begun {
             if self.rest.is_empty() {
@@ -271,16 +225,22 @@ impl TagParser {
             if tags.lines && self.rest.starts_with('\n') {
                 self.raw.push('\n');
                 self.rest.remove(0);
+                value.line_start = true;
             }
         }
-        let end = self.rest.find(tags.parameter_close);
-        let sure = match end {
-            Some(at) if tags.lines && self.rest[..at].ends_with('\n') => at - 1,
-            Some(at) => at,
-            None if tags.lines => {
-                self.rest.len() - held_back(&self.rest, &[tags.parameter_close_line, tags.parameter_close])
-            }
-            None => self.rest.len() - held_back(&self.rest, &[tags.parameter_close]),
+        let inside = Inside {
+            function: &self.name,
+            given: &self.given,
+            wrapped: self.wrapped,
+            line_start: value.line_start,
+            string: value.types.includes(Types::STRING),
+        };
+        let end = look.value_end(&self.rest, &inside);
+        let (sure, closing) = match end {
+            End::Open(sure) => (sure, None),
+            End::Closed(at, bytes) if tags.lines => (line_break(&self.rest, at), Some(at + bytes)),
+            End::Closed(at, bytes) => (at, Some(at + bytes)),
+            End::Cut(at) => (line_break(&self.rest, at), Some(at)),
         };
         let text = &self.rest[..sure];
         if value.types == Types::STRING {
@@ -288,7 +248,8 @@ impl TagParser {
         } else {
             value.text.push_str(text);
         }
-        let Some(end) = end else {
+        value.line_start &= sure == 0;
+        let Some(closing) = closing else {
             self.take(sure);
             return false;
         };
@@ -296,35 +257,49 @@ impl TagParser {
             Types::STRING => arguments(out, "\""),
             types => arguments(out, &types.json(&value.text)),
         }
-        self.take(end + tags.parameter_close.len());
+        self.take(closing);
         self.state = State::Body;
         true
     }
 
-    fn after(&mut self) -> bool {
+    fn after(&mut self, out: &mut Vec<Part>) -> bool {
         self.rest.drain(..blank(&self.rest));
         if self.rest.is_empty() {
             return false;
         }
-        let tags = self.tags;
-        let close: &[&str] = if self.wrapped { tags.wrapper_close } else { &[] };
-        let call = (self.wrapped || tags.bare).then_some(tags.call_open);
-        let markers: Vec<&str> = close.iter().copied().chain(call).collect();
-        match beginning(&self.rest, &markers) {
-            Beginning::With(marker) if marker == tags.call_open => self.open(marker),
-            Beginning::With(marker) => {
-                self.rest.drain(..marker.len());
-                self.wrapped = false;
+        match self.look().tag(&self.rest) {
+            Look::Yes((tag @ (Tag::WrapperClose | Tag::CallClose | Tag::ParameterClose), bytes)) => {
+                self.rest.drain(..bytes);
+                self.wrapped &= tag != Tag::WrapperClose;
+                return true;
             }
-            Beginning::Unsure => return false,
-            // Another wrapper is found there.
-            Beginning::Else => {
-                self.wrapped = false;
-                self.state = State::Text;
+            Look::More => return false,
+            Look::Yes((Tag::CallOpen(_), _)) if self.wrapped || self.tags.bare => {
+                match self.look().opening(&self.rest, true, self.wrapped) {
+                    Look::Yes(opening) => {
+                        self.open(opening, out);
+                        return true;
+                    }
+                    Look::More => return false,
+                    Look::No => {}
+                }
             }
+            _ => {}
         }
+        let closing = |tag: &&str| tag.starts_with(self.rest.as_str());
+        if self.ended && self.wrapped && self.tags.wrapper_close.iter().any(closing) {
+            self.rest.clear();
+        }
+        // Another wrapper is found there.
+        self.wrapped = false;
+        self.state = State::Text;
         true
     }
+}
+
+/// Where the line break before a tag is, if the tag has a line of its own; else where the tag is.
+fn line_break(text: &str, at: usize) -> usize {
+    text[..at].rfind('\n').filter(|&line| text[line..at].trim().is_empty()).unwrap_or(at)
 }
 
 impl OutputParser for TagParser {
@@ -334,43 +309,32 @@ impl OutputParser for TagParser {
     }
 
     fn finish(&mut self, cut: bool, out: &mut Vec<Part>) {
+        self.ended = true;
+        while self.step(out) {}
         let rest = self.rest.len();
-        match &mut self.state {
-            State::Text | State::After => {
-                let mut rest = std::mem::take(&mut self.rest);
-                let closing = |tag: &&str| tag.starts_with(rest.as_str());
-                if self.wrapped && self.tags.wrapper_close.iter().any(closing) {
-                    rest.clear();
-                }
-                self.prose.push(&rest, out);
-                self.prose.finish(out);
-            }
-            State::Wrapper | State::CallHead => {
-                self.take(rest);
-                if cut {
-                    let raw = std::mem::take(&mut self.raw);
-                    self.prose.restore(&raw, out);
-                } else {
-                    self.malformed(out);
-                }
-            }
-            State::Body | State::ParameterHead | State::Value(_) if cut => {}
+        match &self.state {
+            State::Text | State::After => {}
+            State::Body | State::Value(_) if cut => {}
             State::Body => {
-                let tags = self.tags;
                 let closing = |tag: &&str| tag.starts_with(self.rest.as_str());
-                if closing(&tags.call_close) || tags.wrapper_close.iter().any(closing) {
+                if closing(&self.tags.call_close) || self.tags.wrapper_close.iter().any(closing) {
                     self.close(out);
                 } else {
                     self.take(rest);
                     self.broken(out);
                 }
             }
-            State::ParameterHead | State::Value(_) => {
+            State::Value(_) => {
                 self.take(rest);
                 self.broken(out);
             }
         }
+        self.prose.finish(out);
         self.rest.clear();
         self.state = State::Text;
+    }
+
+    fn in_call(&self) -> bool {
+        matches!(self.state, State::Body | State::Value(_))
     }
 }

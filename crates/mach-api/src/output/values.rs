@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Number, Value};
 
+use super::relaxed;
+
 /// `$ref`, `anyOf` and the like are followed this deep.
 const DEPTH: usize = 8;
 
@@ -38,7 +40,7 @@ impl Types {
 
     fn named(name: &str) -> Self {
         match name {
-            "string" => Self::STRING,
+            "string" | "str" | "text" => Self::STRING,
             "null" => Self::NULL,
             "boolean" => Self::BOOLEAN,
             "integer" => Self::INTEGER,
@@ -103,40 +105,58 @@ impl Types {
         }
     }
 
-    /// A value that was written as text, as JSON: of the first type that it can be read as; else a string.
+    /// A value that was written as text, as JSON: of the first type that it can be read as, in JSON's notation or else in
+    /// Python's; else a string.
     pub(super) fn json(self, text: &str) -> String {
         let bare = text.trim();
+        if let Some(json) = self.read(bare) {
+            return json;
+        }
+        // A value in quotes where no string may stand: it was written down twice.
+        if !self.includes(Self::STRING)
+            && let Some(Value::String(inner)) =
+                relaxed::read(bare).and_then(|v| serde_json::from_str(&v).ok())
+            && let Some(json) = self.read(inner.trim())
+        {
+            return json;
+        }
+        Value::from(text).to_string()
+    }
+
+    fn read(self, bare: &str) -> Option<String> {
         if self.includes(Self::NULL) && matches!(bare, "null" | "None") {
-            return "null".to_owned();
+            return Some("null".to_owned());
         }
         if self.includes(Self::BOOLEAN)
             && (bare.eq_ignore_ascii_case("true") || bare.eq_ignore_ascii_case("false"))
         {
-            return bare.to_ascii_lowercase();
+            return Some(bare.to_ascii_lowercase());
         }
         if self.includes(Self::INTEGER.with(Self::NUMBER))
-            && let Ok(number) = serde_json::from_str::<Number>(bare)
+            && let Some(text) = relaxed::number(bare)
+            && let Ok(number) = serde_json::from_str::<Number>(&text)
         {
             let whole = number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15);
-            return match whole {
+            return Some(match whole {
                 Some(whole) if number.is_f64() && !self.includes(Self::NUMBER) => (whole as i64).to_string(),
-                _ => bare.to_owned(),
-            };
+                _ => text,
+            });
         }
         let wanted = match bare.as_bytes().first() {
             Some(b'{') => self.includes(Self::OBJECT),
             Some(b'[') => self.includes(Self::ARRAY),
+            Some(b'(') => self.includes(Self::ARRAY) && !self.includes(Self::STRING),
             _ => false,
         };
-        // In brackets, for it will stand inside the object of all arguments, and readers bound how deep JSON nests.
-        if wanted
-            && serde_json::from_str::<Value>(&format!("[{bare}]"))
-                .is_ok_and(|v| v[0].is_object() || v[0].is_array())
-            && serde_json::from_str::<Value>(bare).is_ok()
-        {
-            return bare.to_owned();
+        if !wanted {
+            return None;
         }
-        Value::from(text).to_string()
+        let json = match serde_json::from_str::<Value>(bare) {
+            Ok(_) => bare.to_owned(),
+            Err(_) => relaxed::read(bare)?,
+        };
+        // In brackets, for it will stand inside the object of all arguments, and readers bound how deep JSON nests.
+        serde_json::from_str::<Value>(&format!("[{json}]")).is_ok().then_some(json)
     }
 }
 
@@ -157,13 +177,21 @@ impl ToolSchemas {
         Self { parameters: tools.iter().filter_map(function).collect() }
     }
 
-    /// What a parameter may be; a string if the schema does not know it.
-    pub(super) fn parameter(&self, function: &str, name: &str) -> Types {
-        let Some(root) = self.parameters.get(function) else { return Types::STRING };
-        match root.get("properties").and_then(|all| all.get(name)) {
-            Some(schema) => Types::of_schema(schema, root),
-            None => Types::STRING,
-        }
+    /// Whether a function may be called: one of the request's or, if it has none, any.
+    pub(super) fn declares(&self, function: &str) -> bool {
+        self.parameters.is_empty() || self.parameters.contains_key(function)
+    }
+
+    /// What a parameter may be, if the schema says.
+    pub(super) fn parameter(&self, function: &str, name: &str) -> Option<Types> {
+        let root = self.parameters.get(function)?;
+        root.get("properties")?.get(name).map(|schema| Types::of_schema(schema, root))
+    }
+
+    /// Whether a function has a parameter, as far as its schema says.
+    pub(super) fn knows(&self, function: &str, name: &str) -> bool {
+        let properties = self.parameters.get(function).and_then(|root| root.get("properties")?.as_object());
+        properties.is_none_or(|all| all.is_empty() || all.contains_key(name))
     }
 }
 

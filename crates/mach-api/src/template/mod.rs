@@ -4,6 +4,7 @@
 //! amount of fuel, and there is no loader, no environment and no file access.
 
 mod conversation;
+mod ending;
 mod exact;
 mod jinja;
 mod probe;

@@ -6,14 +6,16 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use mach_api::chat::WarmRequest;
-use mach_api::{ApiError, ErrorKind};
 use serde_json::{Value, json};
 
 use super::chat::{check_media_type, read_body};
+use super::tokens::off_the_sockets;
 use crate::failure::Failure;
+use crate::notes::noted;
 use crate::server::Shared;
-use crate::{WarmReport, auth, warm};
+use crate::{auth, warm};
 
 /// Never waits for the engine.
 pub(crate) async fn cache_stats(
@@ -45,12 +47,16 @@ pub(crate) async fn warm_prefix(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<WarmReport>, Failure> {
+) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let work = move || warm(&model, &WarmRequest::parse(&body, &shared.config.limits)?);
-    let done = tokio::task::spawn_blocking(work).await;
-    Ok(Json(done.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))??))
+    let limits = shared.config.limits.clone();
+    let work = move || {
+        let request = WarmRequest::parse(&body, &limits)?;
+        Ok((warm(&model, &request)?, request.notes))
+    };
+    let (report, notes) = off_the_sockets(work).await?;
+    Ok(noted(&shared, &notes).tell(Json(report).into_response()))
 }

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use mach_api::chat::{ChatCompletion, Choice, FinishReason, TokenLogprob, TopLogprob, Usage, completion_id};
 use mach_api::{ApiError, ChatRequest, ErrorKind};
-use mach_engine::{EngineError, Event, Events, TextTokenizer};
+use mach_engine::{Event, Events, TextTokenizer};
 use tracing::info;
 
 use crate::chat_model::unix_time;
 use crate::failure::{Failure, from_engine};
+use crate::notes::noted;
 use crate::reader::{Reader, Reading};
 use crate::server::Shared;
 use crate::{ChatModel, Prepared, auth, mode, sse};
@@ -31,21 +32,21 @@ pub(crate) async fn chat_completions(
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
     let (request, Prepared { generate, text, reading }) =
-        parse_and_prepare(shared, Arc::clone(&model), body).await?;
+        parse_and_prepare(Arc::clone(&shared), Arc::clone(&model), body).await?;
     let prompt_tokens = generate.prompt.len();
-    let failed = |e: &EngineError| from_engine(e, request.max_tokens_field);
-    let (mut events, mut started) = model.engine.submit_and_tell(generate).map_err(|e| failed(&e))?;
-    if request.stream {
-        mode::wait(&mut started, &mut events).await.map_err(|e| failed(&e))?;
+    let (mut events, mut started) = model.engine.submit_and_tell(generate).map_err(|e| from_engine(&e))?;
+    if request.settings.stream {
+        mode::wait(&mut started, &mut events).await.map_err(|e| from_engine(&e))?;
     }
     let answer =
         Answer { id: completion_id(), created: unix_time(), model, request, prompt_tokens, text, reading };
-    let response = if answer.request.stream {
+    let told = noted(&shared, &answer.request.notes);
+    let response = if answer.request.settings.stream {
         sse::response(answer, events)
     } else {
         Json(collect(&answer, events).await?).into_response()
     };
-    Ok(mode::tell(response, &mut started))
+    Ok(told.tell(mode::tell(response, &mut started)))
 }
 
 /// An answer in the making.
@@ -65,7 +66,7 @@ pub(crate) struct Answer {
 impl Answer {
     /// The name in responses: the one that the request used.
     pub(crate) fn model_name(&self) -> &str {
-        &self.request.model
+        self.model.name_for(&self.request.settings)
     }
 
     pub(crate) fn log_finish(&self, completion_tokens: usize) {
@@ -75,19 +76,19 @@ impl Answer {
     /// A reader for each choice.
     pub(crate) fn readers(&self) -> Vec<Reader> {
         let stats = &self.model.output_stats;
-        (0..self.request.n).map(|_| Reader::new(&self.reading, Arc::clone(stats))).collect()
+        (0..self.request.settings.n).map(|_| Reader::new(&self.reading, Arc::clone(stats))).collect()
     }
 
     /// Remembers the exact tokens of an answer, for when it comes back as a message.
     pub(crate) fn remember(&self, reader: &Reader, ids: Option<Vec<u32>>) {
         if let (Some(ids), Some(message)) = (ids, reader.as_history()) {
-            self.model.remember(self.request.cache_salt.as_deref(), &self.text, &message, &ids);
+            self.model.remember(self.request.settings.cache_salt.as_deref(), &self.text, &message, &ids);
         }
     }
 
     /// Log probabilities in the API's terms.
     pub(crate) fn logprobs(&self, tokens: Vec<mach_engine::TokenLogprob>) -> Option<Vec<TokenLogprob>> {
-        self.request.logprobs?;
+        self.request.settings.logprobs?;
         let tokenizer = self.model.engine.tokenizer();
         Some(tokens.into_iter().map(|t| describe(tokenizer, t)).collect())
     }
@@ -184,7 +185,7 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
                     part.finish = Some(part.reader.finish_reason(reason));
                 }
             }
-            Event::Failed(error) => return Err(from_engine(&error, answer.request.max_tokens_field)),
+            Event::Failed(error) => return Err(from_engine(&error)),
         }
     }
     let choices = (0..)
@@ -200,6 +201,7 @@ async fn collect(answer: &Answer, mut events: Events) -> Result<ChatCompletion, 
         object: "chat.completion",
         created: answer.created,
         model: answer.model_name().to_owned(),
+        system_fingerprint: answer.model.numerics.clone(),
         choices,
         usage: Usage::new(answer.prompt_tokens, cached_tokens, completion_tokens),
     })

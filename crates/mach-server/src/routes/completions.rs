@@ -17,13 +17,14 @@ use mach_api::completions::{
 use mach_api::{ApiError, CompletionRequest, ErrorKind};
 use mach_engine::{Event, GenerateRequest};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::chat::{check_media_type, describe, lost, read_body};
 use super::tokens::off_the_sockets;
 use crate::chat_model::unix_time;
 use crate::coalesce::coalesce;
 use crate::failure::{Failure, from_engine_for_prompt};
+use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth, mode, sse};
 
@@ -42,9 +43,9 @@ pub(crate) async fn completions(
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let for_work = Arc::clone(&model);
+    let (for_work, limits) = (Arc::clone(&model), shared.config.limits.clone());
     let (request, prompts) = off_the_sockets(move || {
-        let request = CompletionRequest::parse(&body, &shared.config.limits)?;
+        let request = CompletionRequest::parse(&body, &limits)?;
         let prompts = prepare(&for_work, &request)?;
         Ok((request, prompts))
     })
@@ -63,6 +64,7 @@ pub(crate) async fn completions(
     if let (true, Some(started), Some(events)) = (request.settings.stream, &mut first, all.first_mut()) {
         mode::wait(started, events).await.map_err(|e| from_engine_for_prompt(&e))?;
     }
+    let told = noted(&shared, &request.notes);
     let choices = request.settings.n;
     let numbered = (0..).zip(all).map(|(prompt, events)| {
         let first = prompt * choices;
@@ -86,8 +88,8 @@ pub(crate) async fn completions(
         Json(answer.collect().await?).into_response()
     };
     Ok(match first {
-        Some(mut started) => mode::tell(response, &mut started),
-        None => response,
+        Some(mut started) => told.tell(mode::tell(response, &mut started)),
+        None => told.tell(response),
     })
 }
 
@@ -96,7 +98,7 @@ fn prepare(
     model: &ChatModel,
     request: &CompletionRequest,
 ) -> Result<Vec<(String, GenerateRequest)>, ApiError> {
-    model.check_name(&request.settings.model)?;
+    model.check_name(request.settings.model.as_deref())?;
     let tokenizer = model.engine.tokenizer();
     let vocab = model.engine.vocab();
     let one = |prompt: &Prompt| {
@@ -115,7 +117,7 @@ fn prepare(
             }
         };
         let echo = if request.echo { text } else { String::new() };
-        Ok((echo, model.prepare_tokens(&request.settings, tokens)?))
+        Ok((echo, model.prepare_plain(&request.settings, tokens)?))
     };
     request.prompts.iter().map(one).collect()
 }
@@ -209,7 +211,8 @@ impl Answer {
             id: self.id,
             object: "text_completion",
             created: self.created,
-            model: self.request.settings.model,
+            model: self.model.name_for(&self.request.settings).to_owned(),
+            system_fingerprint: self.model.numerics.clone(),
             choices,
         })
     }
@@ -304,7 +307,8 @@ impl Writer {
             id: &answer.id,
             object: "text_completion",
             created: answer.created,
-            model: &answer.request.settings.model,
+            model: answer.model.name_for(&answer.request.settings),
+            system_fingerprint: &answer.model.numerics,
             choices: choice.into_iter().collect(),
             usage,
         };
@@ -313,6 +317,7 @@ impl Writer {
 
     /// The status is long sent, so the error is an event.
     fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
+        warn!(reason = error.message, "a stream ends with an error");
         sse::write_data(out, &error.body());
         out.extend_from_slice(sse::DONE);
         self.done = true;

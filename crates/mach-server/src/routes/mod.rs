@@ -17,7 +17,7 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use mach_api::{ApiError, ErrorKind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::server::Shared;
@@ -44,8 +44,17 @@ pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
+/// `GET /version`. Needs no key.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
 pub(crate) async fn not_found(method: Method, uri: Uri) -> Failure {
-    ApiError::new(ErrorKind::NotFound, format!("no such route: {method} {}", uri.path())).into()
+    let hint = match crate::paths::meant(uri.path()) {
+        Some(route) => format!("; did you mean {route}?"),
+        None => "; GET /openapi.json lists the routes".to_owned(),
+    };
+    ApiError::new(ErrorKind::NotFound, format!("no such route: {method} {}{hint}", uri.path())).into()
 }
 
 pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> Failure {

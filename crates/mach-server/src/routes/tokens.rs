@@ -6,11 +6,13 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use mach_api::tokens::{DetokenizeRequest, Detokenized, TokenizeInput, TokenizeRequest, Tokenized};
 use mach_api::{ApiError, ErrorKind};
 
 use super::chat::{check_media_type, read_body};
 use crate::failure::Failure;
+use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth};
 
@@ -18,26 +20,36 @@ pub(crate) async fn tokenize(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Tokenized>, Failure> {
+) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let work = move || tokens_of(&model, &TokenizeRequest::parse(&body, &shared.config.limits)?);
-    Ok(Json(off_the_sockets(work).await?))
+    let limits = shared.config.limits.clone();
+    let work = move || {
+        let request = TokenizeRequest::parse(&body, &limits)?;
+        Ok((tokens_of(&model, &request)?, request.notes))
+    };
+    let (tokens, notes) = off_the_sockets(work).await?;
+    Ok(noted(&shared, &notes).tell(Json(tokens).into_response()))
 }
 
 pub(crate) async fn detokenize(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Detokenized>, Failure> {
+) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
     check_media_type(&headers)?;
     let body = read_body(body, shared.config.max_body).await?;
-    let work = move || text_of(&model, &DetokenizeRequest::parse(&body)?);
-    Ok(Json(off_the_sockets(work).await?))
+    let limits = shared.config.limits.clone();
+    let work = move || {
+        let request = DetokenizeRequest::parse(&body, &limits)?;
+        Ok((text_of(&model, &request)?, request.notes))
+    };
+    let (text, notes) = off_the_sockets(work).await?;
+    Ok(noted(&shared, &notes).tell(Json(text).into_response()))
 }
 
 /// Long texts take long, so this leaves the threads that serve sockets.
@@ -49,9 +61,7 @@ pub(super) async fn off_the_sockets<T: Send + 'static>(
 }
 
 fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, ApiError> {
-    if let Some(name) = &request.model {
-        model.check_name(name)?;
-    }
+    model.check_name(request.model.as_deref())?;
     let tokenizer = model.engine.tokenizer();
     let rendered;
     let text = match &request.input {
@@ -77,9 +87,7 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, 
 }
 
 fn text_of(model: &ChatModel, request: &DetokenizeRequest) -> Result<Detokenized, ApiError> {
-    if let Some(name) = &request.model {
-        model.check_name(name)?;
-    }
+    model.check_name(request.model.as_deref())?;
     let vocab = model.engine.vocab();
     if let Some(i) = request.tokens.iter().position(|&id| id as usize >= vocab) {
         let reason = format!("is outside the vocabulary of {vocab} tokens");

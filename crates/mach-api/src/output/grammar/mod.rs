@@ -58,8 +58,9 @@ pub struct Wanted<'a> {
 pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static str)>, ApiError> {
     let strict = |tool: &Value| tool.pointer("/function/strict") == Some(&Value::Bool(true));
     let offered = !wanted.tools.is_empty();
-    let forced = offered && matches!(wanted.choice, ToolChoice::Required | ToolChoice::Function(_));
-    let checked = offered && (wanted.tools.iter().any(strict) || !wanted.parallel);
+    let forced = offered && wanted.choice.forces();
+    let some = matches!(wanted.choice, ToolChoice::Allowed { .. });
+    let checked = offered && (wanted.tools.iter().any(strict) || !wanted.parallel || some);
     if !forced && !checked && wanted.response.is_none() {
         return Ok(None);
     }
@@ -85,10 +86,7 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
     let call = |tool: &Value, exact: Exact, lark: &mut Lark<'_>| calls::call(tools, tool, exact, lark);
     let mut all = Vec::new();
     for (i, tool) in wanted.tools.iter().enumerate() {
-        let named = match wanted.choice {
-            ToolChoice::Function(name) => function_name(tool) == Some(name),
-            _ => true,
-        };
+        let named = function_name(tool).is_some_and(|name| wanted.choice.admits(name));
         let exact = match (strict(tool), forced || wanted.response.is_some()) {
             (true, _) => Exact::Strict,
             (false, true) => Exact::Lenient,

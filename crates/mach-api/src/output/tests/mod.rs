@@ -2,20 +2,28 @@
 
 use std::sync::Arc;
 
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+
+mod others;
+mod property;
+mod tags;
 
 const ALL: [ToolFormat; 5] =
     [ToolFormat::QwenXml, ToolFormat::Hermes, ToolFormat::Harmony, ToolFormat::Gemma4, ToolFormat::Dsml];
 
 fn schemas() -> Arc<ToolSchemas> {
-    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
-        "s": {"type": "string"}, "n": {"type": "integer"}, "b": {"type": "boolean"}, "x": {"type": ["number", "null"]},
-        "a": {"type": "array", "items": {"type": "integer"}}, "o": {"type": "object"},
-    }}}});
-    Arc::new(ToolSchemas::of(&[tool]))
+    let function = |name: &str, properties: Value| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}});
+    let f = function(
+        "f",
+        json!({
+            "s": {"type": "string"}, "n": {"type": "integer"}, "b": {"type": "boolean"}, "x": {"type": ["number", "null"]},
+            "a": {"type": "array", "items": {"type": "integer"}}, "o": {"type": "object"},
+        }),
+    );
+    let write = function("write", json!({"path": {"type": "string"}, "body": {"type": "string"}}));
+    Arc::new(ToolSchemas::of(&[f, write, function("now", json!({}))]))
 }
 
 fn format(tools: ToolFormat) -> OutputFormat {
@@ -72,6 +80,38 @@ fn calls(parts: &[Part]) -> Vec<(String, Value)> {
         }
     }
     calls
+}
+
+/// What a text says, whole and however it is cut: its content and its calls.
+fn says(tools: ToolFormat, text: &str) -> (String, Vec<(String, Value)>) {
+    let whole = read(tools, [text], false);
+    let letters: Vec<String> = text.chars().map(String::from).collect();
+    assert_eq!(read(tools, letters.iter().map(String::as_str), false), whole, "{tools:?}: {text}");
+    for (at, _) in text.char_indices() {
+        assert_eq!(read(tools, [&text[..at], &text[at..]], false), whole, "{tools:?} at {at}: {text}");
+    }
+    (said(&whole), calls(&whole))
+}
+
+/// Checks what texts say.
+fn check(tools: ToolFormat, cases: &[(&str, &str, Value)]) {
+    for (text, content, expected) in cases {
+        let (said, calls) = says(tools, text);
+        let calls: Vec<Value> = calls.into_iter().map(|(name, arguments)| json!([name, arguments])).collect();
+        assert_eq!((said.as_str(), &json!(calls)), (*content, expected), "{tools:?}: {text}");
+    }
+}
+
+/// Checks that texts are text, as they are written.
+fn is_text(tools: ToolFormat, texts: &[&str]) {
+    for text in texts {
+        assert_eq!(says(tools, text), ((*text).to_owned(), Vec::new()), "{tools:?}");
+        let parts = read(tools, [*text], false);
+        assert!(
+            !parts.iter().any(|part| matches!(part, Part::CallStart { .. })),
+            "{tools:?}: {text}: {parts:?}"
+        );
+    }
 }
 
 fn said(parts: &[Part]) -> String {
@@ -172,7 +212,8 @@ fn what_is_no_call_is_text() {
         (ToolFormat::Hermes, "<tool_call>{\"nam"),
         (ToolFormat::Gemma4, "<|tool_call>say:f{}"),
         (ToolFormat::Dsml, "<｜DSML｜tool_calls>\n<｜DSML｜invoke nam=\"f\">"),
-        (ToolFormat::Harmony, "<|channel|>analysis"),
+        (ToolFormat::QwenXml, "<tool_call>\n<function=f>\n and"),
+        (ToolFormat::Dsml, "<｜DSML｜tool_calls><｜DSML｜invoke name=\"f\">and"),
     ] {
         let parts = read(tools, [text], false);
         assert_eq!(said(&parts), text, "{tools:?}");
@@ -184,15 +225,25 @@ fn what_is_no_call_is_text() {
 fn calls_that_break_off_give_their_text_back() {
     for (tools, text) in [
         (ToolFormat::QwenXml, "<tool_call>\n<function=f>\n<parameter=s>\nab"),
-        (ToolFormat::QwenXml, "<tool_call>\n<function=f>\n and"),
+        (ToolFormat::QwenXml, "<tool_call>\n<function=f>\n<parameter=n>\n3\n</parameter>\n and"),
         (ToolFormat::Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {\"s\": tru}}"),
         (ToolFormat::Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {\"s\""),
         (ToolFormat::Gemma4, "<|tool_call>call:f{s:<|\"|>ab"),
-        (ToolFormat::Dsml, "<｜DSML｜tool_calls><｜DSML｜invoke name=\"f\">and"),
-        (ToolFormat::Harmony, "<|channel|>commentary to=functions.f<|message|>{\"s\""),
+        (
+            ToolFormat::Dsml,
+            "<｜DSML｜tool_calls><｜DSML｜invoke name=\"f\"><｜DSML｜parameter name=\"s\" string=\"true\">a",
+        ),
+        (ToolFormat::Harmony, "{\"s\""),
     ] {
+        // Of a message, its text alone.
+        let text = match tools {
+            ToolFormat::Harmony => format!("<|channel|>commentary to=functions.f<|message|>{text}"),
+            _ => text.to_owned(),
+        };
+        let text = text.as_str();
         let parts = read(tools, [text], false);
-        assert_eq!(said(&parts), text, "{tools:?}");
+        let expected = text.strip_prefix("<|channel|>commentary to=functions.f<|message|>").unwrap_or(text);
+        assert_eq!(said(&parts), expected, "{tools:?}");
         assert_eq!(calls(&parts), [], "{tools:?}");
         assert!(parts.iter().any(|part| matches!(part, Part::CallBroken(_))), "{tools:?}: {text}");
         // At the length, the call is unfinished and no more.
@@ -233,6 +284,7 @@ fn reasoning_is_found_where_the_prompt_left_it() {
     let two = |a: &str, b: &str| (a.to_owned(), b.to_owned());
     assert_eq!(of(ReasoningStart::Open, "a\n</think>\n\nb "), two("a", "b "));
     assert_eq!(of(ReasoningStart::Open, "a <think> </thin"), two("a <think> </thin", ""));
+    assert_eq!(of(ReasoningStart::Open, "<think>\na</think>\n</think>b"), two("a", "b"));
     assert_eq!(of(ReasoningStart::Unopened, "\n<think>\na</think>b"), two("a", "b"));
     assert_eq!(of(ReasoningStart::Unopened, " b <think>"), two("", " b <think>"));
     assert_eq!(of(ReasoningStart::Closed, "<think>"), two("", "<think>"));
@@ -254,98 +306,4 @@ fn formats_are_detected_and_named() {
     }
     let error = "x".parse::<ToolFormat>().unwrap_err().to_string();
     assert!(error.contains("qwen3_xml, qwen3_coder, hermes"), "{error}");
-}
-
-/// Pieces of the formats and other text, thrown together.
-fn fragments() -> impl Strategy<Value = Vec<String>> {
-    let markers = prop::sample::select(vec![
-        "<tool_call>",
-        "</tool_call>",
-        "<function=f>",
-        "</function>",
-        "<parameter=s>",
-        "<parameter=n>",
-        "</parameter>",
-        "\n",
-        " ",
-        "{",
-        "}",
-        "\"",
-        "\\",
-        ":",
-        ",",
-        "[",
-        "]",
-        "\"name\": \"f\"",
-        "\"arguments\": {",
-        "call:f{",
-        "s:",
-        "é",
-        "<",
-        "<|tool_call>",
-        "<tool_call|>",
-        "<|\"|>",
-        "<|channel|>",
-        "<|message|>",
-        "<|end|>",
-        "<|start|>",
-        "assistant",
-        "commentary to=functions.f",
-        "final",
-        "analysis",
-        "<think>",
-        "</think>",
-        "<|channel>thought",
-        "<channel|>",
-        "3",
-        "<｜DSML｜tool_calls>",
-        "</｜DSML｜tool_calls>",
-        "<｜DSML｜invoke name=\"f\">",
-        "</｜DSML｜invoke>",
-        "<｜DSML｜parameter name=\"s\" string=\"true\">",
-        "</｜DSML｜parameter>",
-        "null",
-        "x",
-    ]);
-    prop::collection::vec(prop_oneof![4 => markers.prop_map(str::to_owned), 1 => ".{0,4}"], 0..30)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn any_cut_of_any_text_says_the_same(pieces in fragments(), cuts in prop::collection::vec(0usize..400, 0..8), cut: bool) {
-        let text = pieces.concat();
-        let mut edges: Vec<usize> = cuts.into_iter().filter(|&at| at < text.len() && text.is_char_boundary(at)).collect();
-        edges.extend([0, text.len()]);
-        edges.sort_unstable();
-        for tools in ALL {
-            let whole = read(tools, [text.as_str()], cut);
-            let parts = read(tools, edges.windows(2).map(|edge| &text[edge[0]..edge[1]]), cut);
-            prop_assert_eq!(&parts, &whole, "{:?}: {:?}", tools, text);
-            let letters = read(tools, text.split_inclusive(|_| true), cut);
-            prop_assert_eq!(&letters, &whole, "{:?}: {:?}", tools, text);
-        }
-    }
-
-    #[test]
-    fn nothing_is_lost(pieces in fragments()) {
-        let text = pieces.concat();
-        for tools in ALL {
-            let mut parser = OutputFormat { tools: Some(tools), reasoning: None }
-                .parser(Some(schemas()), ReasoningStart::Unopened);
-            let mut parts = Vec::new();
-            parser.push(&text, &mut parts);
-            parser.finish(false, &mut parts);
-            let called = parts.iter().any(|part| matches!(part, Part::CallStart { .. }));
-            if !called && tools != ToolFormat::Harmony {
-                prop_assert_eq!(said(&parts), text.as_str());
-            }
-            // Whatever is a call has arguments that can be read.
-            calls(&parts);
-            let open = parts.iter().filter(|part| matches!(part, Part::CallStart { .. })).count();
-            let closed = parts.iter().filter(|part| matches!(part, Part::CallEnd | Part::CallBroken(_))).count();
-            prop_assert_eq!(open, closed);
-        }
-    }
 }
