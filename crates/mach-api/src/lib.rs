@@ -13,6 +13,7 @@ mod notes;
 pub mod output;
 pub mod template;
 pub mod tokens;
+pub mod turn;
 
 pub use chat::{ChatRequest, Message};
 pub use completions::CompletionRequest;
@@ -20,3 +21,4 @@ pub use error::{ApiError, ErrorKind};
 pub use models::{ModelCard, ModelList};
 pub use notes::{Notes, UnknownFields};
 pub use template::{ChatTemplate, TemplateError};
+pub use turn::{Dialect, Turn};

@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`: request, messages, response.
 
 mod constraint;
+mod dialect;
 mod guided;
 pub(crate) mod known;
 mod limits;
@@ -15,6 +16,7 @@ mod turn;
 mod warm;
 
 pub use constraint::{ResponseFormat, ToolChoice, function_name};
+pub use dialect::ChatDialect;
 pub use limits::Limits;
 pub use message::{Content, Message, Role, ToolCall};
 pub use request::{ChatRequest, PromptEnd};
