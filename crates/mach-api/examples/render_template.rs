@@ -37,7 +37,11 @@ fn render(template: &ChatTemplate, request: &Value) -> Value {
         Ok(request) => request,
         Err(error) => return json!({"error": format!("request: {error:?}")}),
     };
-    match template.render(&request.messages, &request.tools, &request.template_kwargs) {
+    match template.render(
+        &request.conversation.messages,
+        &request.conversation.tools,
+        &request.conversation.template_kwargs,
+    ) {
         Ok(text) => json!({"text": text}),
         Err(TemplateError::Refused(reason)) => json!({"error": reason, "refused": true}),
         Err(error) => json!({"error": error.to_string()}),

@@ -228,9 +228,15 @@ fn from_object(body: &Fields, value: Value, limits: &Limits) -> Result<Option<Re
             Some(ResponseFormat::Json(schema, "response_format"))
         }
         "json_schema" => {
-            let given =
-                format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
-            let mut given = body.nested("response_format.json_schema", given)?;
+            // Some clients leave the inner object out.
+            let mut given = match format.take("json_schema") {
+                Some(given) => body.nested("response_format.json_schema", given)?,
+                None if format.has("schema") => {
+                    let given = json!({"name": format.take("name"), "schema": format.take("schema")});
+                    body.nested("response_format", given)?
+                }
+                None => return Err(format.error("json_schema", "is required")),
+            };
             given.string("name")?;
             given.string("description")?;
             given.bool("strict")?;

@@ -89,7 +89,11 @@ fn renders_as_transformers_does() {
             "chat_template_kwargs": case["kwargs"],
         });
         let request = ChatRequest::parse(body.to_string().as_bytes(), &Limits::default()).unwrap();
-        let got = template.render(&request.messages, &request.tools, &request.template_kwargs);
+        let got = template.render(
+            &request.conversation.messages,
+            &request.conversation.tools,
+            &request.conversation.template_kwargs,
+        );
         match case["error"].as_str() {
             Some(_) => assert!(got.is_err(), "{name}/{conversation}"),
             None => assert_eq!(got.unwrap(), case["rendered"].as_str().unwrap(), "{name}/{conversation}"),
@@ -112,7 +116,7 @@ fn expressions_print_as_in_jinja2() {
         let expression = case[0].as_str().unwrap();
         let source = format!("{}{{{{ {expression} }}}}", data["prelude"].as_str().unwrap());
         let got = ChatTemplate::compile(&source, Map::new())
-            .and_then(|template| template.render(&request.messages, &[], &Map::new()));
+            .and_then(|template| template.render(&request.conversation.messages, &[], &Map::new()));
         match case[1].as_str() {
             None => assert!(got.is_err(), "{expression}: {got:?}"),
             Some(want) => assert_eq!(got.as_deref(), Ok(want), "{expression}"),
@@ -131,7 +135,7 @@ fn constructs_render_as_in_jinja2() {
     for case in cases {
         let source = case[0].as_str().unwrap();
         let got = ChatTemplate::compile(source, Map::new())
-            .and_then(|template| template.render(&request.messages, &[], &Map::new()));
+            .and_then(|template| template.render(&request.conversation.messages, &[], &Map::new()));
         match case[1].as_str() {
             None => assert!(got.is_err(), "{source}: {got:?}"),
             Some(want) => assert_eq!(got.as_deref(), Ok(want), "{source}"),
@@ -146,7 +150,7 @@ fn turn_with_call(content: Json, arguments: &str, more: &Json) -> Vec<Message> {
         assistant[key] = value.clone();
     }
     let body = json!({"model": "m", "messages": [{"role": "user", "content": "q"}, assistant]});
-    ChatRequest::parse(body.to_string().as_bytes(), &Limits::default()).unwrap().messages
+    ChatRequest::parse(body.to_string().as_bytes(), &Limits::default()).unwrap().conversation.messages
 }
 
 #[test]
