@@ -11,6 +11,7 @@ mod fields;
 mod models;
 mod notes;
 pub mod output;
+mod surrogates;
 pub mod template;
 pub mod tokens;
 pub mod turn;

@@ -101,8 +101,8 @@ fn nested_fields_are_named_by_their_path() {
         ),
         (
             "messages",
-            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
-            "messages[0].tool_calls[0].function.arguments",
+            json!([{"role": "assistant", "tool_calls": [{"function": {"name": 3}}]}]),
+            "messages[0].tool_calls[0].function.name",
         ),
         ("tools", json!([{"type": "function"}]), "tools[0].function"),
         ("tools", json!([{"type": "web"}]), "tools[0].type"),

@@ -2,11 +2,28 @@
 
 use serde_json::{Map, Value, json};
 
+use super::arguments::Arguments;
+use super::content;
 use crate::ApiError;
-use crate::fields::{Fields, kind};
+use crate::fields::Fields;
 
 /// Fields that clients echo from earlier responses or add as hints to other servers; they say nothing to the model.
-const HARMLESS: &[&str] = &["annotations", "refusal", "cache_control", "reasoning_details"];
+pub(super) const HARMLESS: &[&str] = &[
+    "annotations",
+    "audio",
+    "cache_control",
+    "id",
+    "index",
+    "parsed",
+    "parsed_arguments",
+    "provider_specific_fields",
+    "reasoning_details",
+    "refusal",
+    "thinking_blocks",
+];
+
+/// Names under which clients send an assistant's reasoning back, in order; two of them say the same.
+const REASONING: &[&str] = &["reasoning_content", "reasoning", "thinking"];
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,15 +129,20 @@ impl Message {
                 ));
             }
         };
-        let content = match fields.take("content") {
-            None => Content::None,
-            Some(value) => parse_content(&fields, value)?,
+        let (content, thoughts) = match fields.take("content") {
+            None => (Content::None, None),
+            Some(value) => content::parse(&fields, role, value)?,
         };
         let name = fields.string("name")?;
-        let reasoning_content = match fields.string("reasoning_content")? {
-            Some(text) => Some(text),
-            None => fields.string("reasoning")?,
-        };
+        let mut reasoning_content = None;
+        for field in REASONING {
+            match fields.take(field) {
+                Some(Value::String(text)) if !text.is_empty() => _ = reasoning_content.get_or_insert(text),
+                // Some clients send what belongs to the request, or blocks that repeat the text.
+                _ => {}
+            }
+        }
+        let reasoning_content = reasoning_content.or(thoughts);
         let mut tool_calls = match fields.array("tool_calls")? {
             None => Vec::new(),
             Some(calls) if role != Role::Assistant && !calls.is_empty() => {
@@ -143,7 +165,7 @@ impl Message {
         if tool_call_id.is_some() && role != Role::Tool {
             return Err(fields.error("tool_call_id", "only tool messages answer a call"));
         }
-        if content == Content::None && tool_calls.is_empty() {
+        if content == Content::None && !matches!(role, Role::Assistant | Role::Tool) {
             return Err(fields.error("content", "is required"));
         }
         fields.end(HARMLESS)?;
@@ -162,29 +184,13 @@ impl ToolCall {
         fields.end(HARMLESS)?;
         let mut fields = function;
         let name = fields.required_string("name")?;
-        let mut text = None;
-        let arguments = match fields.take("arguments") {
-            None => Map::new(),
-            Some(Value::Object(map)) => map,
-            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(Value::String(written)) => match serde_json::from_str(&written) {
-                Ok(Value::Object(map)) => {
-                    text = Some(written);
-                    map
-                }
-                Ok(other) => {
-                    return Err(
-                        fields.error("arguments", format!("must hold a JSON object, not {}", kind(&other)))
-                    );
-                }
-                Err(e) => return Err(fields.error("arguments", format!("not valid JSON: {e}"))),
-            },
-            Some(other) => {
-                return Err(fields.error("arguments", format!("must be a string, not {}", kind(&other))));
-            }
-        };
+        let Arguments { object: arguments, text, broken } = Arguments::read(fields.take("arguments"));
+        if broken {
+            let path = fields.path("arguments");
+            fields.warn(format!("{path} is no JSON object; it is passed on as the chat template takes it"));
+        }
         fields.end(HARMLESS)?;
-        Ok(Self { id, name, arguments, text, broken: false })
+        Ok(Self { id, name, arguments, text, broken })
     }
 }
 
@@ -193,31 +199,5 @@ pub(super) fn function_type(fields: &mut Fields) -> Result<(), ApiError> {
     match fields.string("type")?.as_deref() {
         None | Some("function") => Ok(()),
         Some(_) => Err(fields.error("type", "only `function` is supported")),
-    }
-}
-
-fn parse_content(message: &Fields, value: Value) -> Result<Content, ApiError> {
-    let path = message.path("content");
-    match value {
-        Value::String(text) => Ok(Content::Text(text)),
-        Value::Array(parts) => {
-            let texts = parts.into_iter().enumerate().map(|(i, part)| {
-                let mut fields = message.nested(format!("{path}[{i}]"), part)?;
-                match fields.required_string("type")?.as_str() {
-                    "text" => {}
-                    other => {
-                        let other: String = other.chars().take(40).collect();
-                        return Err(
-                            fields.error("type", format!("`{other}` parts are not supported, only `text`"))
-                        );
-                    }
-                }
-                let text = fields.required_string("text")?;
-                fields.end(HARMLESS)?;
-                Ok(text)
-            });
-            texts.collect::<Result<_, _>>().map(Content::Parts)
-        }
-        other => Err(ApiError::field(path, format!("must be a string or an array, not {}", kind(&other)))),
     }
 }

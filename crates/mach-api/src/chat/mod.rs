@@ -1,6 +1,8 @@
 //! `/v1/chat/completions`: request, messages, response.
 
+mod arguments;
 mod constraint;
+mod content;
 mod dialect;
 mod guided;
 pub(crate) mod known;

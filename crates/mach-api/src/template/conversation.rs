@@ -35,6 +35,8 @@ pub(super) struct Shape {
     pub(super) reasoning: Vec<&'static str>,
     /// Reasoning is left out where a message calls tools and says something too.
     pub(super) one_voice: bool,
+    /// Ids of calls are nine letters and digits, whatever the client's are.
+    pub(super) short_ids: bool,
 }
 
 impl Default for Shape {
@@ -47,6 +49,7 @@ impl Default for Shape {
             broken_arguments: Arguments::Object,
             reasoning: REASONING.to_vec(),
             one_voice: false,
+            short_ids: false,
         }
     }
 }
@@ -74,7 +77,7 @@ impl Shape {
             fields.push(("tool_calls", message.tool_calls.iter().map(|call| self.call(call)).collect()));
         }
         if let Some(id) = &message.tool_call_id {
-            fields.push(("tool_call_id", id.as_str().into()));
+            fields.push(("tool_call_id", self.id(id)));
         }
         Value::from_pairs(fields)
     }
@@ -99,11 +102,19 @@ impl Shape {
         ]);
         let mut fields = Vec::new();
         if let Some(id) = &call.id {
-            fields.push(("id", Value::from(id.as_str())));
+            fields.push(("id", self.id(id)));
         }
         fields.push(("type", "function".into()));
         fields.push(("function", function));
         Value::from_pairs(fields)
+    }
+
+    fn id(&self, id: &str) -> Value {
+        let is_short = id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        if self.short_ids && !is_short {
+            return blake3::hash(id.as_bytes()).to_hex().chars().take(9).collect::<String>().into();
+        }
+        id.into()
     }
 
     fn arguments(&self, call: &ToolCall) -> Value {

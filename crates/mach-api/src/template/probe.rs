@@ -25,6 +25,7 @@ pub(super) fn shape(template: &ChatTemplate) -> Shape {
     shape.null_content = probe.null_content(&shape);
     shape.broken_arguments = probe.broken_arguments(&shape);
     shape.reasoning = probe.reasoning(&shape);
+    shape.short_ids = probe.short_ids(&shape);
     shape
 }
 
@@ -121,6 +122,20 @@ impl Probe<'_> {
         let shape = Shape { broken_arguments: Arguments::Text, ..shape.clone() };
         let out = self.render(&shape, &turn_with_call(call(&text)));
         if out.is_some_and(|out| out.contains(&text)) { Arguments::Text } else { Arguments::Object }
+    }
+
+    /// Whether an id like those of answers is refused, and a short one is not.
+    fn short_ids(&self, shape: &Shape) -> bool {
+        let mut messages = turn_with_call(call("{}"));
+        let id = Some("call_a8f31c00d4b24b0b8b0e4c1f".to_owned());
+        for message in &mut messages {
+            message.tool_calls.iter_mut().for_each(|call| call.id.clone_from(&id));
+            if message.role == Role::Tool {
+                message.tool_call_id.clone_from(&id);
+            }
+        }
+        let short = Shape { short_ids: true, ..shape.clone() };
+        self.render(shape, &messages).is_none() && self.render(&short, &messages).is_some()
     }
 
     /// All names, unless the template then writes the reasoning more often than with one of them.

@@ -244,6 +244,44 @@ fn arguments_are_what_the_template_takes() {
 }
 
 #[test]
+fn broken_arguments_are_what_the_template_takes() {
+    let cut = r#"{"path": "/sr"#;
+    let messages = turn_with_call(Json::Null, cut, &Json::Null);
+    let render = |source: &str| {
+        let source = format!(
+            "{{% for m in messages if m.tool_calls %}}{{% set a = m.tool_calls[0].function.arguments %}}{source}{{% endfor %}}"
+        );
+        compile(&source).render(&messages, &[], &Map::new()).unwrap()
+    };
+    assert_eq!(render("{{ a if a is string else a | tojson }}"), cut);
+    assert_eq!(render("{{ '<' + a }}"), format!("<{cut}"));
+    // Text would be quoted once more there, or fail.
+    assert_eq!(render("{{ a | tojson }}"), r#"{"path": "/sr"}"#);
+    assert_eq!(render("{% for k, v in a | items %}{{ k }}={{ v }}{% endfor %}"), "path=/sr");
+    let list = turn_with_call(Json::Null, r#"["/srv"]"#, &Json::Null);
+    let source = "{% for m in messages if m.tool_calls %}{% for k in m.tool_calls[0].function.arguments.items() %}{{ k }}{% endfor %}{% endfor %}";
+    assert_eq!(compile(source).render(&list, &[], &Map::new()).unwrap(), "('arguments', ['/srv'])");
+}
+
+#[test]
+fn ids_of_calls_are_short_for_templates_that_want_them_so() {
+    let mut messages = turn_with_call(Json::Null, "{}", &Json::Null);
+    let mut answer = Message::text(Role::Tool, "ok");
+    answer.tool_call_id = Some("c".into());
+    messages.push(answer);
+    let source = |check: &str| {
+        format!(
+            "{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}{{{{ c.id }}}} {check}{{% endfor %}}{{{{ m.tool_call_id }}}}{{% endfor %}}"
+        )
+    };
+    let render = |check: &str| compile(&source(check)).render(&messages, &[], &Map::new()).unwrap();
+    assert_eq!(render(""), "c c");
+    let out = render("{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}");
+    let (call, answer) = out.split_once(' ').unwrap();
+    assert_eq!((call.len(), call), (9, answer));
+}
+
+#[test]
 fn line_breaks_of_the_source_are_jinjas() {
     let template = compile("{% if true %}\r\na\r\n{% endif %}\r\nb\rc\r\n");
     assert_eq!(template.render(&hello(), &[], &Map::new()).unwrap(), "a\nb\nc");
