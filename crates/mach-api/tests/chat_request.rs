@@ -262,7 +262,7 @@ fn tool_choice_and_formats_are_read() {
         "response_format",
         json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
     );
-    assert!(matches!(format.unwrap().format, Some(ResponseFormat::Json(given, _)) if given == schema));
+    assert!(matches!(format.unwrap().format, Some(ResponseFormat::Json(given, ..)) if given == schema));
     let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().format;
     assert_eq!(regex, Some(ResponseFormat::Regex("a+".into())));
     assert_eq!(

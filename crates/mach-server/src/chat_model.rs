@@ -232,6 +232,9 @@ impl ChatModel {
             control: &|text| tokenizer.id(text).filter(|&id| tokenizer.is_special(id)),
         };
         let Some((source, field)) = grammar(&wanted)? else { return Ok(None) };
+        for warning in &source.warnings {
+            tracing::warn!("not enforced: {warning}");
+        }
         let own = source.own.map(|own| match own {
             OwnGrammar::Lark(text) => OwnText::Lark(text),
             OwnGrammar::Regex(text) => OwnText::Regex(text),

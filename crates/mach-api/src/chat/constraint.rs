@@ -23,8 +23,8 @@ pub enum ToolChoice {
 /// What the content must look like.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResponseFormat {
-    /// JSON that meets a schema; with the path of the field that gave it.
-    Json(Value, &'static str),
+    /// JSON that meets a schema; with the path of the field that gave it, and whether everything in it must be enforced.
+    Json(Value, &'static str, bool),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
     /// A regular expression.
@@ -117,19 +117,19 @@ fn from_object(value: Value, limits: &Limits) -> Result<Option<ResponseFormat>, 
     let mut format = Fields::new("response_format", value)?;
     let out = match format.required_string("type")?.as_str() {
         "text" => None,
-        "json_object" => Some(ResponseFormat::Json(json!({"type": "object"}), "response_format")),
+        "json_object" => Some(ResponseFormat::Json(json!({"type": "object"}), "response_format", false)),
         "json_schema" => {
             let given =
                 format.take("json_schema").ok_or_else(|| format.error("json_schema", "is required"))?;
             let mut given = Fields::new("response_format.json_schema", given)?;
             given.string("name")?;
             given.string("description")?;
-            given.bool("strict")?;
+            let strict = given.bool("strict")?.unwrap_or(false);
             let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
             refuse_rest(given)?;
             let path = "response_format.json_schema.schema";
             check_schema(path, &schema, limits)?;
-            Some(ResponseFormat::Json(schema, path))
+            Some(ResponseFormat::Json(schema, path, strict))
         }
         _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
     };
