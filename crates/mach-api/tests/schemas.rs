@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const FORMATS: [ToolFormat; 5] =
     [ToolFormat::QwenXml, ToolFormat::Hermes, ToolFormat::Dsml, ToolFormat::Gemma4, ToolFormat::Harmony];
 /// Texts of one grammar.
-const TEXTS: u64 = 6;
+const TEXTS: u64 = 4;
 /// Letters after which a text ends as soon as it can.
 const LONG: usize = 160;
 /// Letters after which it is given up.
@@ -237,7 +237,11 @@ fn calls_meet_their_schemas_in_every_format() {
     let walker = Walker::new();
     let one = |schema: &Value, format: ToolFormat| {
         let validator = validator(schema);
-        let source = call(schema, true, format).unwrap_or_else(|e| panic!("{e}"));
+        let source = match call(schema, true, format) {
+            Ok(source) => source,
+            Err(e) if e.contains("cannot be written in the model's format") => return (0, 0),
+            Err(e) => panic!("{e}"),
+        };
         let start = walker.matcher(&source).unwrap_or_else(|e| panic!("{e}\n{}", clip(&source.lark)));
         let (mut texts, mut endless) = (0, 0);
         for seed in 0..TEXTS / 2 {

@@ -10,7 +10,7 @@ use super::fields::{Fields, times};
 use super::leaves::{Arrays, Conj, Leaf, Objects, Parts, Schemas, key};
 use super::numbers::NumberRule;
 use super::rewrite::{ARRAY, BOOLEAN, INTEGER, NULL, NUMBER, OBJECT, STRING};
-use super::rx::{Quote, Rx};
+use super::rx::{Quote, Rx, class};
 use super::Unsupported;
 
 /// How values stand in the answer.
@@ -240,9 +240,9 @@ impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
     fn any_name(&mut self, rx: &Rx) -> String {
         match self.notation {
             Notation::Gemma4 => {
-                let bare = [':', ',', '[', ']', '{', '}', '<', '"', '\n'].map(|c| Rx::holding(Rx::text(c)).not());
-                let some = Rx::letter().repeat(1, None);
-                let rx = Rx::and(std::iter::once(rx.clone()).chain(bare).chain([some]));
+                let mut bare = class(&BARE.map(|c| (c, c)));
+                bare.negate();
+                let rx = Rx::and([rx.clone(), Rx::Class(bare).repeat(1, None)]);
                 self.lark.terminal(&rx.lark(Quote::Plain))
             }
             _ => self.string(rx),
@@ -259,6 +259,11 @@ impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
         names.retain(|name| seen.insert(*name));
         let mut items = Vec::new();
         for name in &names {
+            let bare = name.trim() == *name && !name.contains([':', ',', '[', ']', '{', '}', '<', '\n']);
+            if self.notation == Notation::Gemma4 && !bare {
+                let reason = "this name cannot be written in the model's format".to_owned();
+                return Err((format!(".properties.{name}"), reason));
+            }
             let required = objects.required.contains(name);
             let rule = match self.property(objects, name) {
                 Some(conj) => self.value(&conj)?,
@@ -567,6 +572,9 @@ impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
         }
     }
 }
+
+/// Letters that bare names do not have.
+const BARE: [char; 10] = [':', ',', '[', ']', '{', '}', '<', '"', ' ', '\n'];
 
 /// The mark around strings.
 const GEMMA_QUOTE: &str = "<|\"|>";
