@@ -33,7 +33,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// Reads and checks everything but the weights; every error here is one of input.
     pub(crate) fn open(config: ModelConfig) -> Result<Self, Exit> {
-        let checkpoint = open_checkpoint(&config.checkpoint)?;
+        let checkpoint = Checkpoint::open(&config.checkpoint).map_err(Exit::input)?;
         let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
         if config.load.threads > cores {
             let threads = config.load.threads;
@@ -193,26 +193,6 @@ impl Opened {
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
         Ok(model.with_serving(serving).with_numerics(mach_models::numerics(&self.config.load)))
     }
-}
-
-/// Opens a checkpoint's directory; what cannot be one is told apart from what is broken.
-fn open_checkpoint(path: &Path) -> Result<Checkpoint, Exit> {
-    if !path.exists() {
-        let words: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
-        let hint = match words.as_slice() {
-            [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !name.is_empty() => {
-                "; it looks like the name of a model on a hub: mach reads local directories, so download it first and give its \
-                 directory"
-            }
-            _ => "",
-        };
-        return Err(Exit::input(format!("{}: there is no such directory{hint}", path.display())));
-    }
-    if path.is_file() {
-        let hint = "give the directory of the checkpoint, with config.json and safetensors";
-        return Err(Exit::input(format!("{}: this is a file; {hint}", path.display())));
-    }
-    Checkpoint::open(path).map_err(Exit::input)
 }
 
 /// Where the draft is, if there is one.

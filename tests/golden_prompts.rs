@@ -21,7 +21,13 @@ fn prompts_are_those_of_the_goldens() {
     for case in cases {
         let body = json!({"model": "m", "messages": case["messages"], "tools": case["tools"]}).to_string();
         let request = ChatRequest::parse(body.as_bytes(), &Limits::default()).unwrap();
-        let text = template.render(&request.messages, &request.tools, &request.template_kwargs).unwrap();
+        let text = template
+            .render(
+                &request.conversation.messages,
+                &request.conversation.tools,
+                &request.conversation.template_kwargs,
+            )
+            .unwrap();
         let want: Vec<u32> = serde_json::from_value(case["prompt_ids"].clone()).unwrap();
         assert_eq!(tokenizer.encode(&text, false).unwrap(), want, "{}", case["name"]);
     }

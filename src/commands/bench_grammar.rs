@@ -137,7 +137,7 @@ fn measure(
         }
         let started = Instant::now();
         let request = ChatRequest::parse(body.to_string().as_bytes(), &Limits::default())?;
-        let generate = model.prepare(&request)?.generate;
+        let generate = model.prepare(&request.into_turn())?.generate;
         if let Some(slot) = prepare_ms.get_mut(seed as usize) {
             *slot = started.elapsed().as_secs_f64() * 1e3;
         }

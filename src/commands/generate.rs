@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use clap::Args;
 use mach_api::chat::Limits;
+use mach_api::turn::{Input, Turn};
 use mach_api::{ApiError, ChatRequest};
 use mach_engine::{EngineConfig, Event, FinishReason, Timings};
 use serde_json::{Map, Value, json};
@@ -101,14 +102,11 @@ pub fn run(args: GenerateArgs) -> Result<(), Exit> {
     let name = opened.default_name();
     let request = args.request(&name).map_err(Exit::input)?;
     let model = opened.load(EngineConfig::default(), vec![name], &Report { signals: false }, &mut |_| ())?;
-    let generate = match &args.prompt {
-        Some(text) => {
-            let tokens = model.engine.tokenizer().encode(text, true).map_err(Exit::failure)?;
-            model.prepare_plain(&request.settings, tokens)
-        }
-        None => model.prepare(&request).map(|prepared| prepared.generate),
-    }
-    .map_err(Exit::input)?;
+    let turn = match args.prompt {
+        Some(text) => Turn { input: Input::Text(text), settings: request.settings },
+        None => request.into_turn(),
+    };
+    let generate = model.prepare(&turn).map_err(Exit::input)?.generate;
     let prompt_tokens = generate.prompt.len();
     let mut events = model.engine.submit(generate).map_err(Exit::input)?;
     let mut out = std::io::stdout().lock();

@@ -88,7 +88,7 @@ pub struct ServeArgs {
     pub strict_fields: bool,
 
     /// How the model is run: production (also called dflash); openai, the generic path, is not built yet
-    #[arg(long, value_enum, default_value_t = BackendArg::Production)]
+    #[arg(long, help_heading = "Computing", value_enum, default_value_t = BackendArg::Production)]
     pub backend: BackendArg,
 
     /// Largest request head in KiB

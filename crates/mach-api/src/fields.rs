@@ -7,12 +7,14 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use crate::notes::{Notes, UnknownFields};
+use crate::surrogates::mend;
 use crate::{ApiError, ErrorKind};
 
-/// Parses bytes as JSON. Numbers too large for a double, nesting deeper than 128 and broken syntax are errors that name
+/// Parses bytes as JSON, halves of surrogate pairs as U+FFFD. Numbers too large for a double, nesting deeper than 128 and broken syntax are errors that name
 /// the path reached.
 pub(crate) fn json(bytes: &[u8]) -> Result<Value, ApiError> {
-    let mut de = serde_json::Deserializer::from_slice(bytes);
+    let bytes = mend(bytes);
+    let mut de = serde_json::Deserializer::from_slice(&bytes);
     let value = serde_path_to_error::deserialize::<_, Value>(&mut de).map_err(|e| {
         // The last segment of a path is `?` where not even a key could be read.
         let path = e.path().to_string();

@@ -11,8 +11,10 @@ mod fields;
 mod models;
 mod notes;
 pub mod output;
+mod surrogates;
 pub mod template;
 pub mod tokens;
+pub mod turn;
 
 pub use chat::{ChatRequest, Message};
 pub use completions::CompletionRequest;
@@ -20,3 +22,4 @@ pub use error::{ApiError, ErrorKind};
 pub use models::{ModelCard, ModelList};
 pub use notes::{Notes, UnknownFields};
 pub use template::{ChatTemplate, TemplateError};
+pub use turn::{Dialect, Turn};

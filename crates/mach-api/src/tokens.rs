@@ -48,7 +48,11 @@ impl TokenizeRequest {
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::body(json(body)?, limits.unknown_fields)?;
         let model = fields.string("model")?;
-        let add_special_tokens = fields.bool("add_special_tokens")?;
+        // `add_special` is llama.cpp's name.
+        let add_special_tokens = match fields.bool("add_special_tokens")? {
+            None => fields.bool("add_special")?,
+            given => given,
+        };
         let return_token_strs = fields.bool("return_token_strs")?.unwrap_or(false);
         // `content` is llama.cpp's name.
         let text = match fields.string("prompt")? {

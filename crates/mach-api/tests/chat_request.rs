@@ -101,8 +101,8 @@ fn nested_fields_are_named_by_their_path() {
         ),
         (
             "messages",
-            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
-            "messages[0].tool_calls[0].function.arguments",
+            json!([{"role": "assistant", "tool_calls": [{"function": {"name": 3}}]}]),
+            "messages[0].tool_calls[0].function.name",
         ),
         ("tools", json!([{"type": "function"}]), "tools[0].function"),
         ("tools", json!([{"type": "web"}]), "tools[0].type"),
@@ -171,11 +171,11 @@ fn messages_keep_their_parts_and_calls() {
         .to_string(),
     )
     .unwrap();
-    assert_eq!(r.messages[0].role, Role::Developer);
-    assert_eq!(r.messages[1].content, Content::Parts(vec!["a".into(), "b".into()]));
-    let keys: Vec<_> = r.messages[2].tool_calls[0].arguments.keys().collect();
+    assert_eq!(r.conversation.messages[0].role, Role::Developer);
+    assert_eq!(r.conversation.messages[1].content, Content::Parts(vec!["a".into(), "b".into()]));
+    let keys: Vec<_> = r.conversation.messages[2].tool_calls[0].arguments.keys().collect();
     assert_eq!(keys, ["b", "a"]);
-    assert_eq!(r.messages[3].tool_call_id.as_deref(), Some("c"));
+    assert_eq!(r.conversation.messages[3].tool_call_id.as_deref(), Some("c"));
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -253,11 +253,14 @@ fn tool_choice_and_formats_are_read() {
         parse(&body.to_string())
     };
     let read = choice(json!("required")).unwrap();
-    assert_eq!((read.tool_choice, read.parallel_tool_calls), (ToolChoice::Required, false));
+    assert_eq!(
+        (read.conversation.tool_choice, read.conversation.parallel_tool_calls),
+        (ToolChoice::Required, false)
+    );
     let named = json!({"type": "function", "function": {"name": "f"}});
-    assert_eq!(choice(named).unwrap().tool_choice, ToolChoice::Function("f".into()));
+    assert_eq!(choice(named).unwrap().conversation.tool_choice, ToolChoice::Function("f".into()));
     let none = choice(json!("none")).unwrap();
-    assert!(none.tool_choice == ToolChoice::None && none.tools.is_empty());
+    assert!(none.conversation.tool_choice == ToolChoice::None && none.conversation.tools.is_empty());
     let unknown = choice(json!({"type": "function", "function": {"name": "g"}})).unwrap_err();
     assert_eq!(unknown.param.as_deref(), Some("tool_choice.function.name"));
     let schema = json!({"enum": ["a", "b"]});
@@ -266,7 +269,7 @@ fn tool_choice_and_formats_are_read() {
         json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
     );
     assert!(
-        matches!(format.unwrap().settings.format, Some(ResponseFormat::Json(given, _)) if given == schema)
+        matches!(format.unwrap().settings.format, Some(ResponseFormat::Json(given, ..)) if given == schema)
     );
     let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().settings.format;
     assert_eq!(regex, Some(ResponseFormat::Regex("a+".into())));

@@ -83,10 +83,12 @@ fn some_tools_can_be_allowed() {
         (json!({"type": "allowed_tools", "mode": "required", "tools": names}), true),
     ] {
         let read = choice(given).unwrap();
-        assert_eq!(read.tools.len(), 3, "the prompt shows all, so that its prefix stays");
-        assert_eq!(read.tool_choice.forces(), required);
+        assert_eq!(read.conversation.tools.len(), 3, "the prompt shows all, so that its prefix stays");
+        assert_eq!(read.conversation.tool_choice.forces(), required);
         assert!(
-            read.tool_choice.admits("f") && !read.tool_choice.admits("g") && read.tool_choice.admits("h")
+            read.conversation.tool_choice.admits("f")
+                && !read.conversation.tool_choice.admits("g")
+                && read.conversation.tool_choice.admits("h")
         );
     }
     for bad in [
@@ -97,9 +99,9 @@ fn some_tools_can_be_allowed() {
     ] {
         assert!(choice(bad.clone()).unwrap_err().param.unwrap().starts_with("tool_choice"), "{bad}");
     }
-    assert_eq!(choice(json!("any")).unwrap().tool_choice, ToolChoice::Required);
+    assert_eq!(choice(json!("any")).unwrap().conversation.tool_choice, ToolChoice::Required);
     assert_eq!(
-        choice(json!({"type": "function", "name": "g"})).unwrap().tool_choice,
+        choice(json!({"type": "function", "name": "g"})).unwrap().conversation.tool_choice,
         ToolChoice::Function("g".into())
     );
 }
@@ -108,11 +110,17 @@ fn some_tools_can_be_allowed() {
 fn functions_are_tools_of_an_older_time() {
     let functions = json!([{"name": "f", "parameters": {"type": "object"}}]);
     let read = parse(json!({"functions": functions})).unwrap();
-    assert_eq!(read.tools, [json!({"type": "function", "function": functions[0]})]);
-    assert!(read.legacy_functions && !read.parallel_tool_calls);
+    assert_eq!(read.conversation.tools, [json!({"type": "function", "function": functions[0]})]);
+    assert!(read.legacy_functions && !read.conversation.parallel_tool_calls);
     let named = parse(json!({"functions": functions, "function_call": {"name": "f"}})).unwrap();
-    assert_eq!(named.tool_choice, ToolChoice::Function("f".into()));
-    assert!(parse(json!({"functions": functions, "function_call": "none"})).unwrap().tools.is_empty());
+    assert_eq!(named.conversation.tool_choice, ToolChoice::Function("f".into()));
+    assert!(
+        parse(json!({"functions": functions, "function_call": "none"}))
+            .unwrap()
+            .conversation
+            .tools
+            .is_empty()
+    );
     for (fields, at) in [
         (json!({"functions": functions, "tools": [function("g")]}), "functions"),
         (json!({"functions": functions, "function_call": {"name": "g"}}), "function_call.name"),
@@ -134,7 +142,7 @@ fn answers_are_guided_by_fields_of_vllm_too() {
         json!({"structured_outputs": {"json": schema, "disable_any_whitespace": true}}),
         json!({"response_format": {"type": "json_object", "schema": schema}}),
     ] {
-        assert!(matches!(of(fields), Some(ResponseFormat::Json(given, _)) if given == schema));
+        assert!(matches!(of(fields), Some(ResponseFormat::Json(given, ..)) if given == schema));
     }
     let regex = Some(ResponseFormat::Regex("[0-9]+".into()));
     assert_eq!(of(json!({"guided_regex": "[0-9]+", "guided_decoding_backend": "x"})), regex);
@@ -162,7 +170,7 @@ fn answers_are_guided_by_fields_of_vllm_too() {
 #[test]
 fn an_assistant_message_can_be_continued() {
     let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Once"}]);
-    let end = |fields: Value| parse(fields).unwrap().end;
+    let end = |fields: Value| parse(fields).unwrap().conversation.end;
     assert_eq!(end(json!({})), PromptEnd::Turn);
     assert_eq!(end(json!({"add_generation_prompt": false})), PromptEnd::Message);
     assert_eq!(end(json!({"messages": messages, "continue_final_message": true})), PromptEnd::Continue);
@@ -176,7 +184,10 @@ fn an_assistant_message_can_be_continued() {
 fn levels_are_variables_of_the_template() {
     let read = parse(json!({"verbosity": "low", "reasoning_effort": "high"})).unwrap();
     assert_eq!(
-        (&read.template_kwargs["verbosity"], &read.template_kwargs["reasoning_effort"]),
+        (
+            &read.conversation.template_kwargs["verbosity"],
+            &read.conversation.template_kwargs["reasoning_effort"]
+        ),
         (&json!("low"), &json!("high"))
     );
     assert_eq!(param(json!({"verbosity": 3})), "verbosity");

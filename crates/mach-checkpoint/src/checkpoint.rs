@@ -45,6 +45,9 @@ impl Checkpoint {
     /// Opens `dir`: parses `config.json` and `generation_config.json`, maps every shard of the index (or the single
     /// `model.safetensors`, or all `*.safetensors`), checks all headers against their files.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if !dir.is_dir() {
+            return Err(CheckpointError::no_directory(dir));
+        }
         let config_file = dir.join("config.json");
         let config_bytes = json::read_bytes(&config_file)?;
         let (mut config, architecture, quantization) = parse_config(&config_file, &config_bytes)?;

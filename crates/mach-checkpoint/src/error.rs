@@ -14,6 +14,14 @@ pub enum CheckpointError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// There is no directory of this name.
+    #[error("{}: {reason}", path.display())]
+    NoDirectory {
+        /// What was given.
+        path: PathBuf,
+        /// What it is instead, or may have been meant as.
+        reason: &'static str,
+    },
     /// A file was read but its contents are not what they must be.
     #[error("{}: {reason}", file.display())]
     Invalid {
@@ -45,6 +53,22 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// What is wrong with a path that is no directory.
+    pub(crate) fn no_directory(path: &Path) -> Self {
+        let words: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
+        let reason = match words.as_slice() {
+            _ if path.is_file() => {
+                "this is a file; give the directory of the checkpoint, with config.json and safetensors"
+            }
+            [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !name.is_empty() => {
+                "there is no such directory; it looks like the name of a model on a hub: mach reads local directories, so \
+                 download it first and give its directory"
+            }
+            _ => "there is no such directory",
+        };
+        Self::NoDirectory { path: path.to_owned(), reason }
+    }
+
     /// An input/output failure of `file`, for `map_err`.
     pub(crate) fn io(file: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { file: file.to_owned(), source }

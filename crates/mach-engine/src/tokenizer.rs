@@ -1,7 +1,11 @@
 //! Text to token ids, and token ids to the bytes they stand for.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokenizers::Tokenizer;
+
+use crate::text::TextStream;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,12 +29,12 @@ impl std::fmt::Debug for TextTokenizer {
 }
 
 /// How the vocabulary's strings stand for bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Alphabet {
     /// One visible character a byte, as in GPT-2.
     ByteLevel,
-    /// Plain text with `▁` for a space and `<0x41>` for a byte, as in SentencePiece.
-    ByteFallback,
+    /// Plain text with marks for spaces and `<0x41>` for a byte, as in SentencePiece: what is put in whose place.
+    ByteFallback(Vec<(String, String)>),
 }
 
 impl TextTokenizer {
@@ -52,12 +56,17 @@ impl TextTokenizer {
         let mut special = vec![false; vocab_size];
         for (token, id) in &vocab {
             if let Some(slot) = tokens.get_mut(*id as usize) {
-                *slot = Some(token_bytes(token, alphabet));
+                *slot = Some(token_bytes(token, &alphabet));
             }
         }
         for (id, token) in &added {
             if let (Some(slot), Some(flag)) = (tokens.get_mut(*id as usize), special.get_mut(*id as usize)) {
-                *slot = Some(token.content.clone().into_bytes());
+                // Control tokens are names; others are text that the decoder reads as any.
+                *slot = Some(if token.special {
+                    token.content.clone().into_bytes()
+                } else {
+                    token_bytes(&token.content, &alphabet)
+                });
                 *flag = token.special;
             }
         }
@@ -88,6 +97,14 @@ impl TextTokenizer {
         }
     }
 
+    /// The text of tokens as an answer streams it: one at a time, control tokens left out.
+    pub fn stream(&self, ids: &[u32]) -> String {
+        let mut stream = TextStream::<()>::new(Vec::new(), Arc::default());
+        let mut text: String = ids.iter().map(|&id| stream.push(id, None, self).text).collect();
+        text.push_str(&stream.finish().text);
+        text
+    }
+
     /// Whether a token is a control token that answers do not show.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
@@ -102,45 +119,52 @@ impl TextTokenizer {
 /// Reads the alphabet off the decoder.
 fn alphabet(tokenizer: &Tokenizer) -> Result<Alphabet, TokenizerError> {
     let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(|e| TokenizerError(e.to_string()))?;
-    let mut kinds = Vec::new();
-    collect_kinds(&decoder, &mut kinds);
+    let mut steps = Vec::new();
+    collect_steps(&decoder, &mut steps);
+    let kind = |step: &&Value| step.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let kinds: Vec<String> = steps.iter().map(kind).collect();
     if kinds.iter().any(|k| k == "ByteLevel") {
-        Ok(Alphabet::ByteLevel)
-    } else if kinds.iter().any(|k| k == "ByteFallback" || k == "Metaspace") {
-        Ok(Alphabet::ByteFallback)
-    } else {
-        Err(TokenizerError(format!(
-            "decoder {kinds:?} is not supported; known: ByteLevel, ByteFallback, Metaspace"
-        )))
+        return Ok(Alphabet::ByteLevel);
     }
+    if !kinds.iter().any(|k| k == "ByteFallback" || k == "Metaspace") {
+        return Err(TokenizerError(format!(
+            "decoder {kinds:?} is not supported; known: ByteLevel, ByteFallback, Metaspace"
+        )));
+    }
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let replaced = steps.iter().zip(&kinds).filter_map(|(step, kind)| match kind.as_str() {
+        "Metaspace" => Some((text(step.get("replacement"))?, " ".to_owned())),
+        "Replace" => Some((text(step.get("pattern")?.get("String"))?, text(step.get("content"))?)),
+        _ => None,
+    });
+    Ok(Alphabet::ByteFallback(replaced.collect()))
 }
 
-fn collect_kinds(decoder: &Value, kinds: &mut Vec<String>) {
-    if let Some(kind) = decoder.get("type").and_then(Value::as_str) {
-        kinds.push(kind.to_owned());
+fn collect_steps<'a>(decoder: &'a Value, steps: &mut Vec<&'a Value>) {
+    if decoder.get("type").is_some() {
+        steps.push(decoder);
     }
     for inner in decoder.get("decoders").and_then(Value::as_array).into_iter().flatten() {
-        collect_kinds(inner, kinds);
+        collect_steps(inner, steps);
     }
 }
 
-fn token_bytes(token: &str, alphabet: Alphabet) -> Vec<u8> {
+fn token_bytes(token: &str, alphabet: &Alphabet) -> Vec<u8> {
     match alphabet {
         Alphabet::ByteLevel => token
             .chars()
             .map(byte_of_char)
             .collect::<Option<Vec<u8>>>()
             .unwrap_or_else(|| token.as_bytes().to_vec()),
-        Alphabet::ByteFallback => {
+        Alphabet::ByteFallback(replaced) => {
             let byte = token
                 .strip_prefix("<0x")
                 .and_then(|t| t.strip_suffix('>'))
                 .filter(|t| t.len() == 2)
                 .and_then(|t| u8::from_str_radix(t, 16).ok());
-            match byte {
-                Some(byte) => vec![byte],
-                None => token.replace('\u{2581}', " ").into_bytes(),
-            }
+            let plain =
+                || replaced.iter().fold(token.to_owned(), |token, (from, to)| token.replace(from, to));
+            byte.map_or_else(|| plain().into_bytes(), |byte| vec![byte])
         }
     }
 }
@@ -174,7 +198,46 @@ mod tests {
 
     #[test]
     fn byte_fallback_tokens() {
-        assert_eq!(token_bytes("<0xE2>", Alphabet::ByteFallback), [0xe2]);
-        assert_eq!(token_bytes("▁a<0x", Alphabet::ByteFallback), b" a<0x");
+        let alphabet = Alphabet::ByteFallback(vec![("▁".into(), " ".into())]);
+        assert_eq!(token_bytes("<0xE2>", &alphabet), [0xe2]);
+        assert_eq!(token_bytes("▁a<0x", &alphabet), b" a<0x");
+        assert_eq!(token_bytes("▁a", &Alphabet::ByteFallback(Vec::new())), "▁a".as_bytes());
+    }
+
+    #[test]
+    fn added_tokens_decode_as_the_decoder_says() {
+        let tokenizer = |decoder: &str| {
+            let json = format!(
+                r#"{{"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+                "post_processor": null, "decoder": {decoder},
+                "added_tokens": [
+                    {{"id": 0, "content": "▁▁", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": false}},
+                    {{"id": 1, "content": "<▁end▁>", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": true}},
+                    {{"id": 2, "content": "Ġé x", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": false}},
+                    {{"id": 3, "content": "ĠĠ", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": false}}],
+                "model": {{"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                    "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": true,
+                    "vocab": {{"▁▁": 0}}, "merges": []}}}}"#
+            );
+            let inner = Tokenizer::from_bytes(json).unwrap();
+            (inner.clone(), TextTokenizer::new(inner, 4).unwrap())
+        };
+        let sentence_piece = r#"{"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}"#;
+        let byte_level =
+            r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+        let (_, tokenizer_of_gemma) = tokenizer(sentence_piece);
+        assert_eq!(tokenizer_of_gemma.bytes(0), b"  ");
+        assert_eq!(tokenizer_of_gemma.bytes(1), "<▁end▁>".as_bytes());
+        for decoder in [sentence_piece, byte_level] {
+            let (inner, ours) = tokenizer(decoder);
+            for ids in [[0, 2], [2, 3], [3, 0], [1, 0]] {
+                assert_eq!(ours.stream(&ids), inner.decode(&ids, true).unwrap(), "{ids:?} {decoder}");
+            }
+        }
     }
 }

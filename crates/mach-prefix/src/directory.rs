@@ -9,7 +9,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -57,6 +57,8 @@ pub(crate) struct Directory {
     pub(crate) budget: u64,
     inner: Mutex<Inner>,
     temporaries: AtomicU64,
+    /// The log has said that the filesystem is nearly full.
+    pub(crate) told_nearly_full: AtomicBool,
 }
 
 /// Why a segment was not brought back.
@@ -80,8 +82,16 @@ impl Directory {
         let stats =
             DiskStats { directory: base.display().to_string(), budget_bytes: budget, ..DiskStats::default() };
         let inner = Mutex::new(Inner { stats, ..Inner::default() });
-        let (base, temporaries) = (base.to_owned(), AtomicU64::new(0));
-        let directory = Directory { base, own, namespace, block, budget, inner, temporaries };
+        let directory = Directory {
+            base: base.to_owned(),
+            own,
+            namespace,
+            block,
+            budget,
+            inner,
+            temporaries: AtomicU64::new(0),
+            told_nearly_full: AtomicBool::new(false),
+        };
         let prepared = directory.prepare();
         if let Err(error) = &prepared {
             warn!(directory = %directory.own.display(), %error, "the prefix cache cannot save to disk");
@@ -318,6 +328,12 @@ impl Directory {
                 inner.stats.saved_bytes += bytes;
             }
             Err(_) => inner.stats.save_failures += 1,
+        }
+        drop(inner);
+        if let Err(error) = &result
+            && error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error())
+        {
+            self.nearly_full(0);
         }
         result.map(|_| ())
     }

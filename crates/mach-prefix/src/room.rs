@@ -3,7 +3,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
+
+use tracing::warn;
 
 use crate::directory::{Directory, QUARANTINE, SUFFIX, Segment};
 use crate::score::value;
@@ -46,10 +49,25 @@ impl Directory {
         }
         match rustix::fs::statvfs(&self.own) {
             Ok(fs) if fs.f_bavail.saturating_mul(fs.f_frsize) < bytes.saturating_add(LEAVE_FREE) => {
+                let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+                self.nearly_full(free);
                 Err(full("the filesystem is nearly full"))
             }
-            _ => Ok(()),
+            _ => {
+                self.told_nearly_full.store(false, Ordering::Relaxed);
+                Ok(())
+            }
         }
+    }
+
+    /// Says so once, until there is room again: every prefix from here on meets the same.
+    pub(crate) fn nearly_full(&self, free: u64) -> bool {
+        let first = !self.told_nearly_full.swap(true, Ordering::Relaxed);
+        if first {
+            let directory = self.own.display();
+            warn!(%directory, free, kept_free = LEAVE_FREE, "the filesystem is nearly full; prefixes are not saved");
+        }
+        first
     }
 
     /// Segments of other namespaces and whatever was set aside, the longest untouched last.
@@ -65,5 +83,22 @@ impl Directory {
         }
         found.sort_by(|a, b| b.cmp(a));
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_filesystem_is_told_once_until_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path(), [0; 32], 16, u64::MAX / 4);
+        let too_much = u64::MAX / 8;
+        assert_eq!(directory.make_room(too_much, 1.0, 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(!directory.nearly_full(0), "it was told");
+        assert!(directory.make_room(too_much, 1.0, 0).is_err());
+        directory.make_room(1, 1.0, 0).unwrap();
+        assert!(directory.nearly_full(0), "there was room, so it is news again");
     }
 }

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mach_api::chat::{Settings, SpeculationPreset, ToolChoice};
 use mach_api::output::grammar::{OwnGrammar, Wanted, grammar};
 use mach_api::output::{OutputFormat, ReasoningStart, ToolSchemas};
-use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind, ModelCard, TemplateError};
+use mach_api::turn::{Conversation, Input, Turn};
+use mach_api::{ApiError, ChatTemplate, ErrorKind, ModelCard, TemplateError};
 use mach_checkpoint::{Checkpoint, CheckpointError};
 use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, OwnText};
 use mach_engine::{
@@ -125,13 +126,13 @@ pub struct Decoding {
     pub guard: GuardSpec,
 }
 
-/// A request on its way to the engine.
+/// A turn on its way to the engine.
 #[derive(Debug)]
 pub struct Prepared {
     /// For the engine.
     pub generate: GenerateRequest,
-    /// Digest of the prompt's text, which answers are remembered by.
-    pub text: [u8; 32],
+    /// Digest of the prompt's text, which answers are remembered by; none for plain prompts.
+    pub text: Option<[u8; 32]>,
     /// How the answers are read.
     pub reading: Reading,
 }
@@ -201,6 +202,13 @@ impl ChatModel {
         settings.model.as_deref().or(self.names.first().map(String::as_str)).unwrap_or_default()
     }
 
+    /// The text of tokens, control tokens included; bytes that are not UTF-8 are replaced.
+    pub(crate) fn text_of(&self, tokens: &[u32]) -> String {
+        let tokenizer = self.engine.tokenizer();
+        let bytes: Vec<u8> = tokens.iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Refuses a name that is not served; none means the model that is.
     pub(crate) fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
         let Some(name) = name else { return Ok(()) };
@@ -224,28 +232,53 @@ impl ChatModel {
         self
     }
 
-    /// Everything between a parsed request and the engine: name, template, tokens, defaults.
-    pub fn prepare(&self, request: &ChatRequest) -> Result<Prepared, ApiError> {
-        self.check_name(request.settings.model.as_deref())?;
-        let Prompt { tokens, hints, text, start } = self.prompt(request)?;
-        let schemas = (!request.tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&request.tools)));
-        let reading = Reading { format: self.output, schemas, start, legacy: request.legacy_functions };
+    /// Everything between a parsed turn and the engine: name, template, tokens, grammar, defaults.
+    pub fn prepare(&self, turn: &Turn) -> Result<Prepared, ApiError> {
+        self.check_name(turn.settings.model.as_deref())?;
+        match &turn.input {
+            Input::Conversation(conversation) => self.prepare_conversation(conversation, &turn.settings),
+            Input::Text(text) => {
+                let tokens = self.engine.tokenizer().encode(text, true);
+                let tokens = tokens.map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
+                self.prepare_plain(tokens, &turn.settings)
+            }
+            Input::Tokens(ids) => {
+                let vocab = self.engine.vocab();
+                if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+                    let reason = format!("token id {id} is outside the vocabulary of {vocab}");
+                    return Err(ApiError::field("prompt", reason));
+                }
+                self.prepare_plain(ids.clone(), &turn.settings)
+            }
+        }
+    }
+
+    fn prepare_conversation(
+        &self,
+        conversation: &Conversation,
+        settings: &Settings,
+    ) -> Result<Prepared, ApiError> {
+        let Prompt { tokens, hints, text, start } =
+            self.prompt(conversation, settings.cache_salt.as_deref())?;
+        let tools = &conversation.tools;
+        let schemas = (!tools.is_empty()).then(|| Arc::new(ToolSchemas::of(tools)));
         let grammar = self.grammar(&Wanted {
             format: self.output,
             start,
-            tools: &request.tools,
-            choice: &request.tool_choice,
-            parallel: request.parallel_tool_calls,
-            response: request.settings.format.as_ref(),
+            tools,
+            choice: &conversation.tool_choice,
+            parallel: conversation.parallel_tool_calls,
+            response: settings.format.as_ref(),
             control: &|text| self.control_token(text),
         })?;
         let output = OutputControl { show: Arc::clone(&self.markers), grammar };
-        let generate = self.generate(&request.settings, tokens)?;
-        Ok(Prepared { generate: GenerateRequest { cache: hints, output, ..generate }, text, reading })
+        let generate = GenerateRequest { cache: hints, output, ..self.generate(settings, tokens)? };
+        let reading = Reading { format: self.output, schemas, start };
+        Ok(Prepared { generate, text: Some(text), reading })
     }
 
-    /// The same for a plain prompt, whose answer is content alone.
-    pub fn prepare_plain(&self, settings: &Settings, prompt: Vec<u32>) -> Result<GenerateRequest, ApiError> {
+    /// A plain prompt, whose answer is content alone.
+    fn prepare_plain(&self, prompt: Vec<u32>, settings: &Settings) -> Result<Prepared, ApiError> {
         let grammar = self.grammar(&Wanted {
             format: OutputFormat::default(),
             start: ReasoningStart::Closed,
@@ -256,7 +289,8 @@ impl ChatModel {
             control: &|text| self.control_token(text),
         })?;
         let output = OutputControl { grammar, ..OutputControl::default() };
-        Ok(GenerateRequest { output, ..self.generate(settings, prompt)? })
+        let generate = GenerateRequest { output, ..self.generate(settings, prompt)? };
+        Ok(Prepared { generate, text: None, reading: Reading::default() })
     }
 
     fn control_token(&self, text: &str) -> Option<u32> {
@@ -267,6 +301,9 @@ impl ChatModel {
     /// The grammar that answers follow.
     fn grammar(&self, wanted: &Wanted<'_>) -> Result<Option<Grammar>, ApiError> {
         let Some((source, field)) = grammar(wanted)? else { return Ok(None) };
+        for warning in &source.warnings {
+            tracing::warn!("not enforced: {warning}");
+        }
         let own = source.own.map(|own| match own {
             OwnGrammar::Lark(text) => OwnText::Lark(text),
             OwnGrammar::Regex(text) => OwnText::Regex(text),

@@ -36,14 +36,14 @@ impl IntoResponse for Failure {
     }
 }
 
-/// The engine's errors in the API's terms.
-pub(crate) fn from_engine(error: &EngineError) -> ApiError {
+/// The engine's errors in the API's terms. `prompt`: the field that holds what is answered.
+pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
     let message = error.to_string();
     match error {
         EngineError::ContextLength { .. } => {
-            ApiError { param: Some("messages".into()), ..ApiError::new(ErrorKind::ContextLength, message) }
+            ApiError { param: Some(prompt.into()), ..ApiError::new(ErrorKind::ContextLength, message) }
         }
-        EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("messages", message),
+        EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field(prompt, message),
         EngineError::Grammar(_) => ApiError::new(ErrorKind::InvalidRequest, message),
         EngineError::QueueFull { retry_after, .. } => {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(*retry_after)
@@ -51,21 +51,9 @@ pub(crate) fn from_engine(error: &EngineError) -> ApiError {
         EngineError::QueueTimeout { .. } => ApiError::new(ErrorKind::QueueTimeout, message).retry_after(1),
         EngineError::RequestTimeout { .. } => ApiError::new(ErrorKind::Timeout, message),
         EngineError::NeverFits { .. } => {
-            ApiError { param: Some("messages".into()), ..ApiError::new(ErrorKind::Unavailable, message) }
+            ApiError { param: Some(prompt.into()), ..ApiError::new(ErrorKind::Unavailable, message) }
         }
         EngineError::ShuttingDown | EngineError::Memory(_) => ApiError::new(ErrorKind::Unavailable, message),
         _ => ApiError::new(ErrorKind::Internal, message),
-    }
-}
-
-/// As [`from_engine`], for a plain prompt.
-pub(crate) fn from_engine_for_prompt(error: &EngineError) -> ApiError {
-    match error {
-        EngineError::EmptyPrompt | EngineError::Token { .. } => ApiError::field("prompt", error.to_string()),
-        _ => {
-            let error = from_engine(error);
-            let param = error.param.map(|p| if p == "messages" { "prompt".to_owned() } else { p });
-            ApiError { param, ..error }
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! A request's way: route, parse, render the template, tokenise, queue, generate, answer. [`ChatModel`] is everything
 //! after parsing and before the engine; [`serve`] runs the routes on a listener until told to stop.
 
+mod answer;
 mod auth;
 mod capabilities;
 mod chat_model;

@@ -3,7 +3,8 @@
 
 use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
 use mach_api::output::ReasoningStart;
-use mach_api::{ApiError, ChatRequest, ChatTemplate, ErrorKind};
+use mach_api::turn::Conversation;
+use mach_api::{ApiError, ChatTemplate, ErrorKind};
 use mach_engine::CacheHints;
 use serde_json::{Map, Value};
 
@@ -45,21 +46,21 @@ impl ChatModel {
         self.engine.tokenizer().encode(text, false).map_err(internal)
     }
 
-    /// The prompt of a request.
-    pub(crate) fn prompt(&self, request: &ChatRequest) -> Result<Prompt, ApiError> {
+    /// The prompt of a conversation.
+    pub(crate) fn prompt(&self, request: &Conversation, salt: Option<&str>) -> Result<Prompt, ApiError> {
         let template = self.template(!request.tools.is_empty())?;
         let text = template
             .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
         let digest = *blake3::hash(text.as_bytes()).as_bytes();
         let (mut tokens, mut from) = (Vec::new(), 0);
-        for (start, end, answer) in self.answers_in(&text, template, request) {
+        for (start, end, answer) in self.answers_in(&text, template, request, salt) {
             tokens.extend(self.encode(text.get(from..start).unwrap_or_default())?);
             tokens.extend(answer);
             from = end;
         }
         tokens.extend(self.encode(text.get(from..).unwrap_or_default())?);
-        let hints = self.hints(&tokens, template, request)?;
+        let hints = self.hints(&tokens, template, request, salt)?;
         let start = self.output.reasoning.map_or(ReasoningStart::Closed, |format| format.start(&text));
         Ok(Prompt { tokens, hints, text: digest, start })
     }
@@ -70,7 +71,8 @@ impl ChatModel {
         &self,
         text: &str,
         template: &ChatTemplate,
-        request: &ChatRequest,
+        request: &Conversation,
+        salt: Option<&str>,
     ) -> Vec<(usize, usize, Vec<u32>)> {
         let mut found = Vec::new();
         let turns = self.engine.prefix().and_then(|cache| cache.turns());
@@ -97,7 +99,7 @@ impl ChatModel {
             let before = *hasher.finalize().as_bytes();
             // Templates may show fewer messages than there are, never in another order.
             let known = digests.iter().enumerate().skip(next).find_map(|(i, digest)| {
-                let key = turn_key(request.settings.cache_salt.as_deref(), &before, digest);
+                let key = turn_key(salt, &before, digest);
                 Some((i, turns.recall(&key)?))
             });
             let rest = text.get(start..).unwrap_or_default();
@@ -123,9 +125,10 @@ impl ChatModel {
         &self,
         tokens: &[u32],
         template: &ChatTemplate,
-        request: &ChatRequest,
+        request: &Conversation,
+        salt: Option<&str>,
     ) -> Result<CacheHints, ApiError> {
-        let mut hints = CacheHints { salt: request.settings.cache_salt.clone(), ..CacheHints::default() };
+        let mut hints = CacheHints { salt: salt.map(str::to_owned), ..CacheHints::default() };
         let opening = self.encode(template.generation_prompt().unwrap_or_default())?;
         let Some(&opener) = opening.first().filter(|&&id| self.engine.tokenizer().is_special(id)) else {
             return Ok(hints);

@@ -53,7 +53,7 @@ pub fn warm(model: &ChatModel, request: &WarmRequest) -> Result<WarmReport, ApiE
             warm: true,
             output: OutputControl::default(),
         };
-        let failed = |error| from_engine(&error);
+        let failed = |error| from_engine(&error, "messages");
         let mut events = model.engine.submit(generate).map_err(failed)?;
         while let Some(event) = events.blocking_recv() {
             if let Event::Failed(error) = event {

@@ -77,9 +77,10 @@ fn ask(model: &ChatModel, mut fields: Value) -> (Vec<Part>, FinishReason, String
     };
     fields["messages"] = json!([{"role": "user", "content": prompt}]);
     let request = ChatRequest::parse(fields.to_string().as_bytes(), &Limits::default()).unwrap();
-    let prepared = model.prepare(&request).unwrap();
+    let tools = request.conversation.tools.clone();
+    let prepared = model.prepare(&request.into_turn()).unwrap();
     let mut events = model.engine.submit(prepared.generate).unwrap();
-    let schemas = (!request.tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&request.tools)));
+    let schemas = (!tools.is_empty()).then(|| Arc::new(ToolSchemas::of(&tools)));
     let start = model.output.reasoning.unwrap().start(prompt);
     let mut parser = model.output.parser(schemas, start);
     let (mut parts, mut all) = (Vec::new(), String::new());

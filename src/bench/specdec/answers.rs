@@ -133,7 +133,7 @@ fn request(
         body.insert("tools".into(), tools.clone());
     }
     let request = ChatRequest::parse(body.to_string().as_bytes(), &Limits::default())?;
-    Ok(model.prepare(&request)?.generate)
+    Ok(model.prepare(&request.into_turn())?.generate)
 }
 
 /// One prompt: medians of the repeats of plain decoding and of every policy.

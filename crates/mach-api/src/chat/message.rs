@@ -2,11 +2,28 @@
 
 use serde_json::{Map, Value, json};
 
+use super::arguments::Arguments;
+use super::content;
 use crate::ApiError;
-use crate::fields::{Fields, kind};
+use crate::fields::Fields;
 
 /// Fields that clients echo from earlier responses or add as hints to other servers; they say nothing to the model.
-const HARMLESS: &[&str] = &["annotations", "refusal", "cache_control", "reasoning_details"];
+pub(super) const HARMLESS: &[&str] = &[
+    "annotations",
+    "audio",
+    "cache_control",
+    "id",
+    "index",
+    "parsed",
+    "parsed_arguments",
+    "provider_specific_fields",
+    "reasoning_details",
+    "refusal",
+    "thinking_blocks",
+];
+
+/// Names under which clients send an assistant's reasoning back, in order; two of them say the same.
+const REASONING: &[&str] = &["reasoning_content", "reasoning", "thinking"];
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +73,10 @@ pub struct ToolCall {
     pub name: String,
     /// Arguments, parsed from the JSON string on the wire; key order kept.
     pub arguments: Map<String, Value>,
+    /// The arguments as they were written, if they came as text.
+    pub text: Option<String>,
+    /// They are no JSON object; `arguments` holds what could be made out.
+    pub broken: bool,
 }
 
 /// One message.
@@ -108,15 +129,20 @@ impl Message {
                 ));
             }
         };
-        let content = match fields.take("content") {
-            None => Content::None,
-            Some(value) => parse_content(&fields, value)?,
+        let (content, thoughts) = match fields.take("content") {
+            None => (Content::None, None),
+            Some(value) => content::parse(&fields, role, value)?,
         };
         let name = fields.string("name")?;
-        let reasoning_content = match fields.string("reasoning_content")? {
-            Some(text) => Some(text),
-            None => fields.string("reasoning")?,
-        };
+        let mut reasoning_content = None;
+        for field in REASONING {
+            match fields.take(field) {
+                Some(Value::String(text)) if !text.is_empty() => _ = reasoning_content.get_or_insert(text),
+                // Some clients send what belongs to the request, or blocks that repeat the text.
+                _ => {}
+            }
+        }
+        let reasoning_content = reasoning_content.or(thoughts);
         let mut tool_calls = match fields.array("tool_calls")? {
             None => Vec::new(),
             Some(calls) if role != Role::Assistant && !calls.is_empty() => {
@@ -139,53 +165,11 @@ impl Message {
         if tool_call_id.is_some() && role != Role::Tool {
             return Err(fields.error("tool_call_id", "only tool messages answer a call"));
         }
-        if content == Content::None && tool_calls.is_empty() {
+        if content == Content::None && !matches!(role, Role::Assistant | Role::Tool) {
             return Err(fields.error("content", "is required"));
         }
         fields.end(HARMLESS)?;
         Ok(Self { role, content, name, reasoning_content, tool_calls, tool_call_id })
-    }
-
-    /// The message as templates see it. `parts_as_list`: the template walks content parts itself; otherwise parts are
-    /// joined by newlines. `developer_as_system`: the template does not know the developer role.
-    pub(crate) fn to_template(&self, parts_as_list: bool, developer_as_system: bool) -> Value {
-        let mut map = Map::new();
-        let role = match self.role {
-            Role::Developer if developer_as_system => Role::System,
-            role => role,
-        };
-        map.insert("role".into(), role.as_str().into());
-        let content = match &self.content {
-            Content::None => Value::Null,
-            Content::Text(text) => text.as_str().into(),
-            Content::Parts(parts) if parts_as_list => {
-                parts.iter().map(|text| json!({"type": "text", "text": text})).collect()
-            }
-            Content::Parts(parts) => parts.join("\n").into(),
-        };
-        map.insert("content".into(), content);
-        if let Some(name) = &self.name {
-            map.insert("name".into(), name.as_str().into());
-        }
-        if let Some(reasoning) = &self.reasoning_content {
-            map.insert("reasoning_content".into(), reasoning.as_str().into());
-        }
-        if !self.tool_calls.is_empty() {
-            let calls = self.tool_calls.iter().map(|call| {
-                let mut out = Map::new();
-                if let Some(id) = &call.id {
-                    out.insert("id".into(), id.as_str().into());
-                }
-                out.insert("type".into(), "function".into());
-                out.insert("function".into(), json!({"name": call.name, "arguments": call.arguments}));
-                Value::Object(out)
-            });
-            map.insert("tool_calls".into(), calls.collect());
-        }
-        if let Some(id) = &self.tool_call_id {
-            map.insert("tool_call_id".into(), id.as_str().into());
-        }
-        Value::Object(map)
     }
 }
 
@@ -200,25 +184,13 @@ impl ToolCall {
         fields.end(HARMLESS)?;
         let mut fields = function;
         let name = fields.required_string("name")?;
-        let arguments = match fields.take("arguments") {
-            None => Map::new(),
-            Some(Value::Object(map)) => map,
-            Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
-            Some(Value::String(text)) => match serde_json::from_str(&text) {
-                Ok(Value::Object(map)) => map,
-                Ok(other) => {
-                    return Err(
-                        fields.error("arguments", format!("must hold a JSON object, not {}", kind(&other)))
-                    );
-                }
-                Err(e) => return Err(fields.error("arguments", format!("not valid JSON: {e}"))),
-            },
-            Some(other) => {
-                return Err(fields.error("arguments", format!("must be a string, not {}", kind(&other))));
-            }
-        };
+        let Arguments { object: arguments, text, broken } = Arguments::read(fields.take("arguments"));
+        if broken {
+            let path = fields.path("arguments");
+            fields.warn(format!("{path} is no JSON object; it is passed on as the chat template takes it"));
+        }
         fields.end(HARMLESS)?;
-        Ok(Self { id, name, arguments })
+        Ok(Self { id, name, arguments, text, broken })
     }
 }
 
@@ -227,31 +199,5 @@ pub(super) fn function_type(fields: &mut Fields) -> Result<(), ApiError> {
     match fields.string("type")?.as_deref() {
         None | Some("function") => Ok(()),
         Some(_) => Err(fields.error("type", "only `function` is supported")),
-    }
-}
-
-fn parse_content(message: &Fields, value: Value) -> Result<Content, ApiError> {
-    let path = message.path("content");
-    match value {
-        Value::String(text) => Ok(Content::Text(text)),
-        Value::Array(parts) => {
-            let texts = parts.into_iter().enumerate().map(|(i, part)| {
-                let mut fields = message.nested(format!("{path}[{i}]"), part)?;
-                match fields.required_string("type")?.as_str() {
-                    "text" => {}
-                    other => {
-                        let other: String = other.chars().take(40).collect();
-                        return Err(
-                            fields.error("type", format!("`{other}` parts are not supported, only `text`"))
-                        );
-                    }
-                }
-                let text = fields.required_string("text")?;
-                fields.end(HARMLESS)?;
-                Ok(text)
-            });
-            texts.collect::<Result<_, _>>().map(Content::Parts)
-        }
-        other => Err(ApiError::field(path, format!("must be a string or an array, not {}", kind(&other)))),
     }
 }

@@ -1,6 +1,9 @@
 //! `/v1/chat/completions`: request, messages, response.
 
+mod arguments;
 mod constraint;
+mod content;
+mod dialect;
 mod guided;
 pub(crate) mod known;
 mod limits;
@@ -15,6 +18,7 @@ mod turn;
 mod warm;
 
 pub use constraint::{ResponseFormat, ToolChoice, function_name};
+pub use dialect::ChatDialect;
 pub use limits::Limits;
 pub use message::{Content, Message, Role, ToolCall};
 pub use request::{ChatRequest, PromptEnd};

@@ -10,6 +10,7 @@ use super::{Content, Limits, Message, Role, ToolChoice};
 use crate::ApiError;
 use crate::fields::{Fields, json};
 use crate::notes::Notes;
+use crate::turn::{Conversation, Input, Turn};
 
 /// Where the prompt of a conversation ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,20 +27,10 @@ pub enum PromptEnd {
 /// A valid chat request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
-    /// The conversation; at least one message.
-    pub messages: Vec<Message>,
-    /// Tools as given, for the template; empty when `tool_choice` is `none`.
-    pub tools: Vec<Value>,
-    /// Whether they are called.
-    pub tool_choice: ToolChoice,
-    /// They came as `functions`, OpenAI's older way: a call goes back as `function_call`.
+    /// What is said so far; tools are left out when `tool_choice` is `none`.
+    pub conversation: Conversation,
+    /// Its tools came as `functions`, OpenAI's older way: a call goes back as `function_call`.
     pub legacy_functions: bool,
-    /// Whether one answer may call more than one.
-    pub parallel_tool_calls: bool,
-    /// Extra variables for the template.
-    pub template_kwargs: Map<String, Value>,
-    /// Where the prompt ends.
-    pub end: PromptEnd,
     /// How the answer is generated.
     pub settings: Settings,
     /// What was let pass.
@@ -69,17 +60,14 @@ impl ChatRequest {
         let parallel_tool_calls = fields.bool("parallel_tool_calls")?.unwrap_or(true) && !legacy;
         let notes = fields.shared_notes();
         end_body(fields)?;
-        Ok(Self {
-            messages,
-            tools,
-            tool_choice,
-            legacy_functions: legacy,
-            parallel_tool_calls,
-            template_kwargs,
-            end,
-            settings,
-            notes: notes.take(),
-        })
+        let conversation =
+            Conversation { messages, tools, tool_choice, parallel_tool_calls, template_kwargs, end };
+        Ok(Self { conversation, legacy_functions: legacy, settings, notes: notes.take() })
+    }
+
+    /// The same as a turn, whatever API it came by.
+    pub fn into_turn(self) -> Turn {
+        Turn { input: Input::Conversation(self.conversation), settings: self.settings }
     }
 }
 

@@ -21,7 +21,10 @@ pub fn turn_digest(message: &Message) -> [u8; 32] {
     field(message.reasoning_content.as_deref().unwrap_or_default().trim());
     for call in &message.tool_calls {
         field(&call.name);
-        field(&sorted(&Value::Object(call.arguments.clone())).to_string());
+        match &call.text {
+            Some(text) if call.broken => field(text),
+            _ => field(&sorted(&Value::Object(call.arguments.clone())).to_string()),
+        }
     }
     *hasher.finalize().as_bytes()
 }
@@ -51,6 +54,8 @@ mod tests {
             id: None,
             name: "f".into(),
             arguments: arguments.as_object().cloned().unwrap_or_else(Map::new),
+            text: None,
+            broken: false,
         };
         let with = |text: &str, arguments: &Value| {
             let mut message = Message::text(Role::Assistant, text);

@@ -3,22 +3,28 @@
 //! A template is a Jinja program that comes with the checkpoint, so it is not trusted: every render runs on a limited
 //! amount of fuel, and there is no loader, no environment and no file access.
 
+mod conversation;
 mod ending;
-mod generation;
-mod python_json;
+mod exact;
+mod jinja;
+mod probe;
+mod python;
+mod source;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{Environment, Error, Value, context, machinery};
 use serde_json::{Map, Value as Json};
 
+use self::conversation::{Shape, other_shapes};
+use self::probe::PROBE;
 use crate::Message;
 use crate::chat::Role;
 
 /// Work that one render may do: about one unit an instruction or 64 bytes. Ten thousand messages take about a tenth.
 const FUEL: u64 = 10_000_000;
+/// The same for the small conversations that show what a template takes.
+const PROBE_FUEL: u64 = 500_000;
 const NAME: &str = "chat_template";
-const PROBE: &str = "a8f31c";
 
 /// Why a template failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +32,9 @@ pub enum TemplateError {
     /// It does not compile; found at start.
     #[error("the chat template does not compile: {0}")]
     Compile(String),
+    /// It uses what there is not, by name; found at start.
+    #[error("the chat template uses what is not supported: {0}")]
+    Unsupported(String),
     /// The template itself refused the messages, through `raise_exception`.
     #[error("the chat template refused the messages: {0}")]
     Refused(String),
@@ -40,39 +49,42 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     source: String,
     special_tokens: Map<String, Json>,
-    parts_as_list: bool,
-    developer_as_system: bool,
+    shape: Shape,
     generation_prompt: Option<String>,
 }
 
 impl ChatTemplate {
     /// Compiles `source`. `special_tokens` are variables such as `bos_token` and `eos_token`.
     pub fn compile(source: &str, special_tokens: Map<String, Json>) -> Result<Self, TemplateError> {
+        let compile = |e: Error| TemplateError::Compile(describe(&e));
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
+            .keep_trailing_newline(true) // what Jinja2 drops is gone before
             .build()
             .map_err(|e| TemplateError::Compile(e.to_string()))?;
-        env.set_syntax(syntax);
+        env.set_syntax(syntax.clone());
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_filter("tojson", python_json::tojson);
-        env.add_function("raise_exception", raise_exception);
-        env.add_function("strftime_now", strftime_now);
-        env.add_template_owned(NAME, generation::neutralise(source))
-            .map_err(|e| TemplateError::Compile(describe(&e)))?;
+        env.set_fuel(Some(PROBE_FUEL));
+        jinja::install(&mut env);
+        let text = source::neutralise(&source::normalise(source));
+        let tree = machinery::parse(&text, NAME, syntax).map_err(compile)?;
+        if let Some(missing) = jinja::names::missing(&tree, &env) {
+            return Err(TemplateError::Unsupported(missing));
+        }
+        let text = jinja::operators::rewrite(&text, &tree);
+        env.add_template_owned(NAME, text).map_err(compile)?;
         let mut template = Self {
             env,
             source: source.to_owned(),
             special_tokens,
-            parts_as_list: true,
-            developer_as_system: !source.contains("developer"),
+            shape: Shape::default(),
             generation_prompt: None,
         };
-        template.parts_as_list = template.walks_content_parts();
+        template.shape = probe::shape(&template);
         template.generation_prompt = template.find_generation_prompt(&Map::new());
+        template.env.set_fuel(Some(FUEL));
         Ok(template)
     }
 
@@ -108,7 +120,8 @@ impl ChatTemplate {
         with.strip_prefix(&without).filter(|rest| !rest.is_empty()).map(str::to_owned)
     }
 
-    /// Renders a prompt; `add_generation_prompt`: one that ends where the assistant is to speak.
+    /// Renders a prompt; `add_generation_prompt`: one that ends where the assistant is to speak. Where the template fails
+    /// on messages in the shape that it takes elsewhere, other shapes are tried.
     pub fn render_as(
         &self,
         messages: &[Message],
@@ -116,75 +129,46 @@ impl ChatTemplate {
         kwargs: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages = messages
-            .iter()
-            .map(|m| Value::from(Serde(m.to_template(self.parts_as_list, self.developer_as_system))))
-            .collect::<Vec<_>>();
-        let tools = if tools.is_empty() { Value::from(()) } else { Value::from(Serde(tools)) };
+        let render = |shape: &Shape| self.render_shape(shape, messages, tools, kwargs, add_generation_prompt);
+        render(&self.shape).or_else(|error| {
+            other_shapes(&self.shape, messages).iter().find_map(|shape| render(shape).ok()).ok_or(error)
+        })
+    }
+
+    fn render_shape(
+        &self,
+        shape: &Shape,
+        messages: &[Message],
+        tools: &[Json],
+        kwargs: &Map<String, Json>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let messages = messages.iter().map(|m| shape.message(m)).collect::<Value>();
+        let tools = if tools.is_empty() { Value::from(()) } else { tools.iter().map(exact::json).collect() };
         let template = self.env.get_template(NAME).map_err(|e| TemplateError::Compile(describe(&e)))?;
         let context = context! {
             messages,
             tools,
             documents => Value::from(()),
             add_generation_prompt,
-            ..context! { ..Value::from(Serde(kwargs)), ..Value::from(Serde(&self.special_tokens)) }
+            ..context! { ..exact::object(kwargs), ..exact::object(&self.special_tokens) }
         };
         template.render(context).map_err(|e| match refusal(&e) {
             Some(message) => TemplateError::Refused(message),
             None => TemplateError::Render(describe(&e)),
         })
     }
-
-    /// Whether the template loops over content parts itself: a part's text comes out, and not as a printed list.
-    fn walks_content_parts(&self) -> bool {
-        let mut message = Message::text(Role::User, "");
-        message.content = crate::chat::Content::Parts(vec![PROBE.to_owned()]);
-        self.render(&[message], &[], &Map::new()).is_ok_and(|out| {
-            out.contains(PROBE)
-                && !out.contains(&format!("'{PROBE}'"))
-                && !out.contains(&format!("\"{PROBE}\""))
-        })
-    }
-}
-
-/// Marks an error made by `raise_exception`.
-#[derive(Debug)]
-struct Raised(String);
-
-impl std::fmt::Display for Raised {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Raised {}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
 }
 
 fn refusal(error: &Error) -> Option<String> {
     let mut source = std::error::Error::source(error);
     while let Some(e) = source {
-        if let Some(raised) = e.downcast_ref::<Raised>() {
+        if let Some(raised) = e.downcast_ref::<jinja::Raised>() {
             return Some(raised.0.clone());
         }
         source = e.source();
     }
     None
-}
-
-/// Local time, as `datetime.now().strftime(format)`.
-fn strftime_now(format: String, kwargs: Kwargs) -> Result<String, Error> {
-    kwargs.assert_all_used()?;
-    let now = time::OffsetDateTime::now_local().unwrap_or_else(|_| time::OffsetDateTime::now_utc());
-    strftime(&format, now)
-}
-
-fn strftime(format: &str, at: time::OffsetDateTime) -> Result<String, Error> {
-    let items = time::format_description::parse_strftime_borrowed(format)
-        .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))?;
-    at.format(&items).map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
 }
 
 /// The error with its line, on one line.

@@ -10,8 +10,7 @@ use axum::response::{IntoResponse, Response};
 use mach_api::chat::WarmRequest;
 use serde_json::{Value, json};
 
-use super::chat::{check_media_type, read_body};
-use super::tokens::off_the_sockets;
+use super::body::{off_the_sockets, read_json};
 use crate::failure::Failure;
 use crate::notes::noted;
 use crate::server::Shared;
@@ -50,8 +49,7 @@ pub(crate) async fn warm_prefix(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    check_media_type(&headers)?;
-    let body = read_body(body, shared.config.max_body).await?;
+    let body = read_json(&headers, body, shared.config.max_body).await?;
     let limits = shared.config.limits.clone();
     let work = move || {
         let request = WarmRequest::parse(&body, &limits)?;

@@ -1,9 +1,9 @@
 //! The routes.
 
+mod body;
 mod cache;
 mod capabilities;
-mod chat;
-mod completions;
+mod generate;
 mod metrics;
 mod models;
 mod openapi;
@@ -24,8 +24,7 @@ use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
-pub(crate) use chat::{Answer, chat_completions, lost};
-pub(crate) use completions::completions;
+pub(crate) use generate::{chat_completions, completions};
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;

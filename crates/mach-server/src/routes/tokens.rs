@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use mach_api::tokens::{DetokenizeRequest, Detokenized, TokenizeInput, TokenizeRequest, Tokenized};
 use mach_api::{ApiError, ErrorKind};
 
-use super::chat::{check_media_type, read_body};
+use super::body::{off_the_sockets, read_json};
 use crate::failure::Failure;
 use crate::notes::noted;
 use crate::server::Shared;
@@ -23,8 +23,7 @@ pub(crate) async fn tokenize(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    check_media_type(&headers)?;
-    let body = read_body(body, shared.config.max_body).await?;
+    let body = read_json(&headers, body, shared.config.max_body).await?;
     let limits = shared.config.limits.clone();
     let work = move || {
         let request = TokenizeRequest::parse(&body, &limits)?;
@@ -41,8 +40,7 @@ pub(crate) async fn detokenize(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    check_media_type(&headers)?;
-    let body = read_body(body, shared.config.max_body).await?;
+    let body = read_json(&headers, body, shared.config.max_body).await?;
     let limits = shared.config.limits.clone();
     let work = move || {
         let request = DetokenizeRequest::parse(&body, &limits)?;
@@ -50,14 +48,6 @@ pub(crate) async fn detokenize(
     };
     let (text, notes) = off_the_sockets(work).await?;
     Ok(noted(&shared, &notes).tell(Json(text).into_response()))
-}
-
-/// Long texts take long, so this leaves the threads that serve sockets.
-pub(super) async fn off_the_sockets<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::new(ErrorKind::Internal, "internal error"))?
 }
 
 fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, ApiError> {
@@ -93,7 +83,5 @@ fn text_of(model: &ChatModel, request: &DetokenizeRequest) -> Result<Detokenized
         let reason = format!("is outside the vocabulary of {vocab} tokens");
         return Err(ApiError::field(format!("tokens[{i}]"), reason));
     }
-    let tokenizer = model.engine.tokenizer();
-    let bytes: Vec<u8> = request.tokens.iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
-    Ok(Detokenized { prompt: String::from_utf8_lossy(&bytes).into_owned() })
+    Ok(Detokenized { prompt: model.text_of(&request.tokens) })
 }

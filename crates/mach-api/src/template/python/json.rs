@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::number::{self, BigInt};
+
 const MAX_DEPTH: usize = 200;
 
 struct Style {
@@ -16,7 +18,7 @@ struct Style {
 }
 
 /// The filter. Keyword arguments as in transformers: `ensure_ascii`, `indent`, `separators`, `sort_keys`.
-pub(super) fn tojson(
+pub(in crate::template) fn tojson(
     state: &State<'_, '_>,
     value: &Value,
     ensure_ascii: Option<bool>,
@@ -74,7 +76,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::Number if value.is_integer() => {
             let _ = write!(out, "{value}");
         }
-        ValueKind::Number => out.push_str(&python_float(f64::try_from(value.clone())?)),
+        ValueKind::Number => out.push_str(&float(f64::try_from(value.clone())?)),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Seq | ValueKind::Iterable => {
             let items = value.try_iter()?.collect::<Vec<_>>();
@@ -89,6 +91,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
                 let name = match key.kind() {
                     ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
                     ValueKind::None => "null".to_owned(),
+                    ValueKind::Number if !key.is_integer() => float(f64::try_from(key.clone())?),
                     _ => key.to_string(),
                 };
                 pairs.push((name, item));
@@ -103,6 +106,10 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
             })?;
         }
         kind => {
+            if let Some(big) = BigInt::of(value) {
+                out.push_str(big.digits());
+                return Ok(());
+            }
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
                 format!("tojson: {kind} is not JSON serializable"),
@@ -166,44 +173,12 @@ fn write_string(out: &mut String, s: &str, ensure_ascii: bool) {
     out.push('"');
 }
 
-/// `repr(float)`: shortest digits, decimal notation for exponents from -4 to 15.
-fn python_float(f: f64) -> String {
-    if f.is_nan() {
-        return "NaN".into();
-    }
-    if f.is_infinite() {
-        return if f > 0.0 { "Infinity" } else { "-Infinity" }.into();
-    }
-    let scientific = format!("{f:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if f == 0.0 || (-4..16).contains(&exponent) {
-        let plain = format!("{f}");
-        if plain.contains('.') { plain } else { plain + ".0" }
-    } else {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        format!("{digits}e{sign}{:02}", exponent.abs())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::python_float;
-
-    #[test]
-    fn floats_print_as_in_python() {
-        for (f, want) in [
-            (1.0, "1.0"),
-            (-0.0, "-0.0"),
-            (0.1, "0.1"),
-            (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"),
-            (1.5e300, "1.5e+300"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
-            (123456.789, "123456.789"),
-        ] {
-            assert_eq!(python_float(f), want);
-        }
+/// `json.dumps(float)`: as `repr` prints it, but for what JSON has no number for.
+fn float(f: f64) -> String {
+    match f {
+        f if f.is_nan() => "NaN".into(),
+        f64::INFINITY => "Infinity".into(),
+        f64::NEG_INFINITY => "-Infinity".into(),
+        f => number::float(f),
     }
 }

@@ -1,0 +1,113 @@
+//! The routes that generate: one handler, whatever the dialect.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use mach_api::chat::{ChatDialect, Limits, Settings};
+use mach_api::completions::CompletionDialect;
+use mach_api::turn::{Head, Input, Parsed};
+use mach_api::{ApiError, Dialect, Notes};
+
+use super::body::{off_the_sockets, read_json};
+use crate::answer::{Answers, Asking};
+use crate::chat_model::{Prepared, unix_time};
+use crate::failure::{Failure, from_engine};
+use crate::notes::noted;
+use crate::server::Shared;
+use crate::{ChatModel, auth, mode, sse};
+
+/// `POST /v1/chat/completions`.
+pub(crate) async fn chat_completions(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    generate::<ChatDialect>(shared, headers, body).await
+}
+
+/// `POST /v1/completions`.
+pub(crate) async fn completions(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    generate::<CompletionDialect>(shared, headers, body).await
+}
+
+/// Parse, prepare, ask the engine, write.
+async fn generate<D: Dialect>(
+    shared: Arc<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    let body = read_json(&headers, body, shared.config.max_body).await?;
+    let (for_work, limits) = (Arc::clone(&model), shared.config.limits.clone());
+    let work = move || Request::<D>::prepare(&for_work, &body, &limits);
+    let Request { dialect, settings, prepared, notes } = off_the_sockets(work).await?;
+    let told = noted(&shared, &notes);
+
+    let (mut turns, mut starts) = (Vec::new(), Vec::new());
+    for prepared in prepared {
+        let (asking, generate) = Asking::of(prepared);
+        let submitted = model.engine.submit_and_tell(generate);
+        let (events, started) = submitted.map_err(|e| from_engine(&e, D::PROMPT_FIELD))?;
+        turns.push((asking, events));
+        starts.push(started);
+    }
+    // The head of the response speaks of the first turn.
+    let mut first = starts.into_iter().next();
+    if let (true, Some(started), Some((_, events))) = (settings.stream, &mut first, turns.first_mut()) {
+        mode::wait(started, events).await.map_err(|e| from_engine(&e, D::PROMPT_FIELD))?;
+    }
+    let answers = Answers::new(model, turns, settings.n, D::PROMPT_FIELD);
+    let response = if settings.stream {
+        sse::response(dialect, answers)
+    } else {
+        let (answers, counts) = answers.collect().await?;
+        Json(dialect.document(answers, counts)).into_response()
+    };
+    let response = match &mut first {
+        Some(started) => mode::tell(response, started),
+        None => response,
+    };
+    Ok(told.tell(response))
+}
+
+/// A request that the engine can be asked.
+struct Request<D> {
+    dialect: D,
+    /// Those of all turns.
+    settings: Settings,
+    prepared: Vec<Prepared>,
+    notes: Notes,
+}
+
+impl<D: Dialect> Request<D> {
+    fn prepare(model: &ChatModel, body: &Bytes, limits: &Limits) -> Result<Self, ApiError> {
+        let Parsed { turns, mut dialect, notes } = D::parse(body, limits)?;
+        let prepared = turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
+        let settings = turns.first().map(|turn| turn.settings.clone()).unwrap_or_default();
+        let text = |input: &Input| match input {
+            Input::Text(text) => text.clone(),
+            Input::Tokens(ids) => model.text_of(ids),
+            Input::Conversation(_) => String::new(),
+        };
+        dialect.begin(Head {
+            created: unix_time(),
+            model: model.name_for(&settings).to_owned(),
+            numerics: model.numerics.clone(),
+            prompts: match dialect.wants_prompts() {
+                true => turns.iter().map(|turn| text(&turn.input)).collect(),
+                false => Vec::new(),
+            },
+        });
+        Ok(Self { dialect, settings, prepared, notes })
+    }
+}
