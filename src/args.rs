@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use mach_engine::EngineConfig;
 use mach_models::{Activations, LoadOptions, TurboQuant};
 use mach_specdec::DecodePath;
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 
 use crate::Exit;
 use crate::experts::ExpertArgs;
@@ -72,9 +72,13 @@ pub struct SpeculationArgs {
     #[arg(long, value_name = "BITS", value_parser = ["4", "8", "16"])]
     pub draft_bits: Option<String>,
 
-    /// Size of the blocks: opencode-sampled-v1, cost-aware, fixed-N (rows) or off
+    /// Size of the blocks: opencode-sampled-v1, fixed-N (rows), cost-aware (all is left to the guard) or off
     #[arg(long, default_value_t = EngineConfig::default().speculation.policy, value_name = "POLICY")]
     pub serving_adaptive_block_policy: PolicySpec,
+
+    /// What stands over that policy: cost-aware shortens or skips blocks that would lose, off leaves them
+    #[arg(long, default_value_t = EngineConfig::default().speculation.guard, value_name = "GUARD")]
+    pub serving_block_guard: GuardSpec,
 }
 
 /// Values of `--activations`.
@@ -133,6 +137,8 @@ pub struct ModelConfig {
     pub draft_bits: Option<u8>,
     /// Size of the blocks.
     pub policy: PolicySpec,
+    /// What stands over it.
+    pub guard: GuardSpec,
 }
 
 impl ModelArgs {
@@ -145,6 +151,13 @@ impl ModelArgs {
             return Err(Exit::input("--prefill-chunk: must be at least 1"));
         }
         let speculation = self.speculation;
+        let (policy, guard) = (speculation.serving_adaptive_block_policy, speculation.serving_block_guard);
+        if (policy, guard) == (PolicySpec::CostAware, GuardSpec::Off) {
+            return Err(Exit::input(
+                "--serving-block-guard off: the policy cost-aware leaves all to the guard; give another policy, or leave one of the \
+                 two out",
+            ));
+        }
         Ok(ModelConfig {
             checkpoint: self.checkpoint,
             experts: self.experts,
@@ -166,6 +179,7 @@ impl ModelArgs {
                 (Some(_), _) | (None, ActivationsArg::F32) => None,
             },
             policy: speculation.serving_adaptive_block_policy,
+            guard: speculation.serving_block_guard,
         })
     }
 }

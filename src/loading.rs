@@ -114,8 +114,11 @@ impl Opened {
         display.finish();
         let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
         let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
-        engine.speculation =
-            Speculation { draft: draft.map(|d| d as Arc<dyn Draft>), policy: decoding.policy };
+        engine.speculation = Speculation {
+            draft: draft.map(|d| d as Arc<dyn Draft>),
+            policy: decoding.policy,
+            guard: decoding.guard,
+        };
         engine.max_context = self.config.max_context;
         engine.prefill_chunk = self.config.prefill_chunk;
         engine.state_budget = Some(prepared.budget.state);
@@ -168,6 +171,7 @@ impl Opened {
             let mut signal = Signal::pairs()
                 .with("decode_path", decoding.path)
                 .with("adaptive_block_policy", decoding.policy)
+                .with("guard", decoding.guard)
                 .with("effective_decode_path", decoding.gate.effective)
                 .with("reason", &decoding.gate.reason);
             if let Some(bytes) = draft_bytes {
@@ -241,7 +245,7 @@ pub(crate) fn load_draft(
         warn!(reason, "decoding without the draft");
     }
     let draft = loaded.and_then(Result::ok).map(Arc::new);
-    Ok((draft, Decoding { path: config.decode_path, gate, policy: config.policy }))
+    Ok((draft, Decoding { path: config.decode_path, gate, policy: config.policy, guard: config.guard }))
 }
 
 fn prefix_signal(config: Option<&PrefixConfig>) -> Signal {

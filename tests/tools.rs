@@ -269,7 +269,8 @@ fn grammars_of_ones_own() {
 
 #[test]
 fn grammars_and_drafts_give_the_same_bytes() {
-    let drafting = Server::demo(&["--serving-adaptive-block-policy", "fixed-8"]);
+    let drafting =
+        Server::demo(&["--serving-adaptive-block-policy", "fixed-8", "--serving-block-guard", "off"]);
     let plain = Server::demo(&["--decode-path", "target-only", "--no-prefix-cache"]);
     for temperature in [0.0, 1.0] {
         for fields in [

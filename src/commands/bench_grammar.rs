@@ -8,7 +8,7 @@ use mach_api::ChatRequest;
 use mach_api::chat::Limits;
 use mach_engine::{EngineConfig, Event, GenerateRequest, RequestStats};
 use mach_server::ChatModel;
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{Blocks, GuardSpec, PolicySpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -141,7 +141,8 @@ fn measure(
         if let Some(slot) = prepare_ms.get_mut(seed as usize) {
             *slot = started.elapsed().as_secs_f64() * 1e3;
         }
-        let stats = answer(model, GenerateRequest { policy: Some(PolicySpec::Off), ..generate })?;
+        let off = Blocks { policy: PolicySpec::Off, guard: GuardSpec::Off };
+        let stats = answer(model, GenerateRequest { policy: Some(off), ..generate })?;
         tokens += stats.completion_tokens as u64;
         guided += stats.guided_tokens;
         decode += stats.decode_time;

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use mach_engine::EngineConfig;
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::Blocks;
 
 use crate::Exit;
 use crate::args::ModelArgs;
@@ -30,14 +30,14 @@ pub(super) struct SpecdecArgs {
     /// Repeats of the timed passes; the fastest is reported
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     passes: u32,
-    /// Block policies whose answers are compared with plain decoding
+    /// Block policies whose answers are compared with plain decoding, under the guard unless `/unguarded` stands behind them
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "cost-aware,opencode-sampled-v1,fixed-16",
+        default_value = "opencode-sampled-v1,opencode-sampled-v1/unguarded,fixed-16/unguarded",
         value_name = "POLICIES"
     )]
-    policies: Vec<PolicySpec>,
+    policies: Vec<Blocks>,
     /// Temperatures of the answers
     #[arg(long, value_delimiter = ',', default_value = "0", value_name = "TEMPERATURES")]
     temperatures: Vec<f64>,

@@ -24,7 +24,7 @@ fn broken_arguments_are_accepted_with_a_warning() {
         (json!("ls"), json!({"arguments": "ls"})),
     ] {
         let read = parse(call(&arguments)).unwrap();
-        let call = &read.messages[1].tool_calls[0];
+        let call = &read.conversation.messages[1].tool_calls[0];
         assert_eq!((Value::from(call.arguments.clone()), call.broken), (want, true), "{arguments}");
         let written = arguments.as_str().map_or_else(|| arguments.to_string(), str::to_owned);
         assert_eq!(call.text.as_deref(), Some(written.as_str()));
@@ -32,7 +32,7 @@ fn broken_arguments_are_accepted_with_a_warning() {
     }
     for arguments in [json!("null"), json!(null), json!(""), json!(" "), json!({}), json!("{}")] {
         let read = parse(call(&arguments)).unwrap();
-        let call = &read.messages[1].tool_calls[0];
+        let call = &read.conversation.messages[1].tool_calls[0];
         assert!(call.arguments.is_empty() && !call.broken && read.notes.warnings().is_empty(), "{arguments}");
     }
 }
@@ -46,7 +46,7 @@ fn assistant_turns_may_say_nothing() {
         json!({"role": "assistant", "content": null, "tool_calls": null, "function_call": null}),
         json!({"role": "assistant", "content": null, "reasoning_content": "hm"}),
     ] {
-        assert_eq!(parse(message).unwrap().messages[1].content, Content::None);
+        assert_eq!(parse(message).unwrap().conversation.messages[1].content, Content::None);
     }
     assert_eq!(
         parse(json!({"role": "user"})).unwrap_err().param.as_deref(),
@@ -59,7 +59,7 @@ fn assistant_turns_may_say_nothing() {
 fn results_of_tools_come_in_any_form() {
     let content = |content: Value| {
         let message = json!({"role": "tool", "tool_call_id": "c", "content": content});
-        parse(message).unwrap().messages.remove(1).content
+        parse(message).unwrap().conversation.messages.remove(1).content
     };
     let text = |text: &str| Content::Text(text.to_owned());
     assert_eq!(content(json!("ok")), text("ok"));
@@ -83,7 +83,7 @@ fn reasoning_goes_by_several_names() {
         message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let read = parse(message).unwrap();
         assert!(read.notes.ignored().is_empty(), "{:?}", read.notes.ignored());
-        read.messages[1].reasoning_content.clone()
+        read.conversation.messages[1].reasoning_content.clone()
     };
     let hm = Some("hm".to_owned());
     assert_eq!(reasoning(json!({"reasoning_content": "hm"})), hm);
@@ -109,7 +109,7 @@ fn what_other_servers_add_is_ignored() {
     let strict = Limits { unknown_fields: UnknownFields::Refuse, ..Limits::default() };
     let body = json!({"messages": [{"role": "user", "content": "hi"}, message]});
     let read = ChatRequest::parse(body.to_string().as_bytes(), &strict).unwrap();
-    assert_eq!(read.messages[1].role, Role::Assistant);
+    assert_eq!(read.conversation.messages[1].role, Role::Assistant);
     assert!(read.notes.ignored().is_empty() && read.notes.warnings().is_empty());
 }
 
@@ -117,11 +117,16 @@ fn what_other_servers_add_is_ignored() {
 fn halves_of_surrogate_pairs_are_replaced() {
     let read = |content: &str| {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"{content}"}}]}}"#);
-        ChatRequest::parse(body.as_bytes(), &Limits::default()).unwrap().messages.remove(0).content
+        ChatRequest::parse(body.as_bytes(), &Limits::default())
+            .unwrap()
+            .conversation
+            .messages
+            .remove(0)
+            .content
     };
     assert_eq!(read(r"cut \ud83e..."), Content::Text("cut \u{fffd}...".into()));
     assert_eq!(read(r"\ud83e\udd14 \\ud83e"), Content::Text("🤔 \\ud83e".into()));
     let inner = parse(call(&json!(r#"{"a": "\ud83e"}"#))).unwrap();
-    assert_eq!(inner.messages[1].tool_calls[0].arguments["a"], "\u{fffd}");
-    assert!(!inner.messages[1].tool_calls[0].broken);
+    assert_eq!(inner.conversation.messages[1].tool_calls[0].arguments["a"], "\u{fffd}");
+    assert!(!inner.conversation.messages[1].tool_calls[0].broken);
 }

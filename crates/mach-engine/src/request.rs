@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::Blocks;
 use tokio::sync::mpsc;
 
 use crate::grammar::Grammar;
@@ -29,7 +29,7 @@ pub struct GenerateRequest {
     /// What may be proposed beside the draft's blocks. Changes the speed, never the answer.
     pub preset: Preset,
     /// A block policy for this request in place of the engine's, unless that is `off`.
-    pub policy: Option<PolicySpec>,
+    pub policy: Option<Blocks>,
     /// What the prefix cache should know of the prompt. Changes the speed, never the answer.
     pub cache: CacheHints,
     /// Nothing is generated: the prompt is computed and pinned in the prefix cache.

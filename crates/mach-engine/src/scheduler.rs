@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
 use mach_prefix::PrefixCache;
-use mach_specdec::policy::Cycle;
+use mach_specdec::policy::{Cycle, Held};
 use mach_specdec::{Choice, Taps, VerifyError, verify};
 use tracing::{debug, error, warn};
 
@@ -158,7 +158,7 @@ impl Scheduler {
             warn!(reason, "a proposer is given up for this request");
         }
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        stats.specdec.record(proposal.proposer, proposal.low, &cycle);
+        stats.specdec.record(proposal.proposer, proposal.low, proposal.held, &cycle);
         decoded(&mut stats, verified.emitted, started.elapsed());
         drop(stats);
         self.retire(&[verified.finished]);
@@ -281,7 +281,7 @@ impl Scheduler {
         // Passes that hold prompts as well say nothing about decoding.
         if decoding == rows {
             let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
-            stats.specdec.record(None, false, &Cycle::default());
+            stats.specdec.record(None, false, Held::No, &Cycle::default());
             decoded(&mut stats, decoding, started.elapsed());
             if decoding > 1 {
                 stats.batched_passes += 1;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use mach_models::Model;
-use mach_specdec::policy::{DEFAULT_BLOCK, Experience, PolicySpec};
+use mach_specdec::policy::{Blocks, DEFAULT_BLOCK, Experience, GuardSpec, PolicySpec};
 use mach_specdec::{CopyProposer, Draft, LabelProposer, Lane, Proposer, Speculator};
 
 use crate::{GenerateRequest, Preset};
@@ -15,11 +15,13 @@ pub struct Speculation {
     pub draft: Option<Arc<dyn Draft>>,
     /// How much is tried. `off` switches the presets of requests off as well.
     pub policy: PolicySpec,
+    /// What stands over it.
+    pub guard: GuardSpec,
 }
 
 impl Default for Speculation {
     fn default() -> Self {
-        Self { draft: None, policy: PolicySpec::CostAware }
+        Self { draft: None, policy: PolicySpec::OpencodeSampledV1, guard: GuardSpec::CostAware }
     }
 }
 
@@ -54,16 +56,17 @@ impl Shared {
     /// The proposers of one choice: the preset's first, for it is silent unless it has something to go by. Choices that start
     /// from another's prompt have not shown it to a draft and do without.
     pub(crate) fn speculator(&self, request: &GenerateRequest, choice: u32) -> Speculator {
-        let policy = match self.settings.policy {
+        let usual = Blocks { policy: self.settings.policy, guard: self.settings.guard };
+        let blocks = match self.settings.policy {
             // The memory for cutting blocks short is not set aside.
-            PolicySpec::Off => PolicySpec::Off,
-            usual => request.policy.unwrap_or(usual),
+            PolicySpec::Off => usual,
+            _ => request.policy.unwrap_or(usual),
         };
-        if policy == PolicySpec::Off {
+        if blocks.policy == PolicySpec::Off {
             return Speculator::default();
         }
         let lane = |proposer: Box<dyn Proposer>, most| {
-            let policy = policy.build(proposer.name(), most, &self.experience);
+            let policy = blocks.policy.build(proposer.name(), most, blocks.guard, &self.experience);
             Lane::new(proposer, policy)
         };
         let mut lanes = Vec::new();

@@ -14,7 +14,7 @@ use mach_engine::{
 };
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
 use mach_prefix::PrefixConfig;
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DFlash, Draft, DraftOptions};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
@@ -150,7 +150,7 @@ fn answers_are_those_of_running_alone() {
         Arc::new(DFlash::open(dir.as_ref(), checkpoint.config(), DraftOptions::default()).unwrap())
             as Arc<dyn Draft>
     };
-    let speculating = |policy| Speculation { draft: Some(draft()), policy };
+    let speculating = |policy| Speculation { draft: Some(draft()), policy, guard: GuardSpec::Off };
     type Change<'a> = Box<dyn Fn(&mut EngineConfig) + 'a>;
     let ways: Vec<(&str, bool, usize, Change<'_>)> = vec![
         ("resident", false, 1, Box::new(|c| (c.max_batch, c.prefill_interleave) = (4, 7))),

@@ -11,7 +11,7 @@ use mach_engine::{
     SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DFlash, Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
@@ -73,7 +73,7 @@ fn demo_with(experts: ExpertMode, draft: Option<Arc<dyn Draft>>, policy: PolicyS
     let options = LoadOptions { threads: 1, experts, ..LoadOptions::default() };
     let model = load(&checkpoint, &options, &mut |_| ()).unwrap();
     let config = EngineConfig {
-        speculation: Speculation { draft, policy },
+        speculation: Speculation { draft, policy, guard: GuardSpec::Off },
         prefill_chunk: 13,
         ..EngineConfig::default()
     };
@@ -225,8 +225,8 @@ impl Proposer for Adversary {
 fn adversaries_change_nothing() {
     let run = |draft: Option<Kind>, sampling: &SamplingParams| {
         let draft = draft.map(|kind| Arc::new(Adversary(kind)) as Arc<dyn Draft>);
-        let policy = PolicySpec::Fixed(16);
-        let config = EngineConfig { speculation: Speculation { draft, policy }, ..EngineConfig::default() };
+        let speculation = Speculation { draft, policy: PolicySpec::Fixed(16), guard: GuardSpec::Off };
+        let config = EngineConfig { speculation, ..EngineConfig::default() };
         let engine = Engine::start(Box::new(Double::new(VOCAB, 2000)), tokenizer(), config).unwrap();
         let mut request = request(&[5, 6, 7], 50, sampling.clone());
         request.logprobs = Some(1);

@@ -13,7 +13,7 @@ use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, 
 use mach_engine::{
     CacheHints, Engine, GenerateRequest, OutputControl, Preset, SamplingParams, TextTokenizer, TokenizerError,
 };
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
@@ -122,6 +122,8 @@ pub struct Decoding {
     pub gate: Gate,
     /// How much is proposed.
     pub policy: PolicySpec,
+    /// What stands over it.
+    pub guard: GuardSpec,
 }
 
 /// A turn on its way to the engine.

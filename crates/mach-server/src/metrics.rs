@@ -121,6 +121,8 @@ fn decoding(out: &mut Writer<'_>, stats: &EngineStats) -> fmt::Result {
     out.counter("batched_passes", "Passes that several sequences shared", stats.batched_passes as f64)?;
     out.counter("batched_tokens", "Tokens that those brought", stats.batched_tokens as f64)?;
     out.counter("num_preemptions", "Sequences that gave way for want of memory", stats.preemptions as f64)?;
+    let held = specdec.guard.held_back as f64;
+    out.counter("spec_decode_held_back", "Passes whose block the guard shortened or skipped", held)?;
     out.counter("spec_decode_num_drafts", "Passes with a proposal", specdec.observed_cycles as f64)?;
     out.counter("spec_decode_num_draft_tokens", "Tokens proposed", specdec.specdec_drafted as f64)?;
     out.counter("spec_decode_num_accepted_tokens", "Tokens accepted", specdec.specdec_accepted as f64)

@@ -12,7 +12,7 @@ use mach_api::output::{OutputFormat, Part, ReasoningFormat, ToolFormat, ToolSche
 use mach_api::{ChatRequest, ChatTemplate};
 use mach_engine::{Engine, EngineConfig, Event, FinishReason, SamplingParams, TextTokenizer};
 use mach_server::{ChatModel, Decoding, Templates};
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, DraftState, resolve};
 use serde_json::{Map, Value, json};
 
@@ -60,8 +60,8 @@ fn model(format: OutputFormat) -> ChatModel {
             .unwrap();
     let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let templates = Templates::single(ChatTemplate::compile(source, Map::new()).unwrap());
-    let (path, policy) = (DecodePath::TargetOnly, PolicySpec::Off);
-    let decoding = Decoding { path, gate: resolve(path, policy, false, DraftState::Absent), policy };
+    let (path, policy, guard) = (DecodePath::TargetOnly, PolicySpec::Off, GuardSpec::Off);
+    let decoding = Decoding { path, gate: resolve(path, policy, false, DraftState::Absent), policy, guard };
     ChatModel::new(engine, Some(templates), SamplingParams::greedy(), vec![16370], vec!["m".into()], decoding)
         .with_output(format)
 }

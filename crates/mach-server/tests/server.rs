@@ -10,7 +10,7 @@ use double::Double;
 use mach_api::ChatTemplate;
 use mach_engine::{Engine, EngineConfig, SamplingParams, TextTokenizer};
 use mach_server::{ChatModel, Decoding, Readiness, ServerConfig, Templates, serve};
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, DraftState, resolve};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +33,7 @@ fn model(change: impl FnOnce(&mut Double)) -> ChatModel {
     let templates = Templates::single(ChatTemplate::compile(source, Map::new()).unwrap());
     let (path, policy) = (DecodePath::SpecdecV7, PolicySpec::OpencodeSampledV1);
     let gate = resolve(path, policy, false, DraftState::Absent);
-    let decoding = Decoding { path, gate, policy };
+    let decoding = Decoding { path, gate, policy, guard: GuardSpec::CostAware };
     ChatModel::new(engine, Some(templates), SamplingParams::greedy(), vec![], vec!["double".into()], decoding)
 }
 

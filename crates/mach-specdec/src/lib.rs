@@ -26,6 +26,6 @@ pub use gate::{DecodePath, DraftState, EffectivePath, Gate, resolve};
 pub use label::LabelProposer;
 pub use proposer::{Argmax, Draft, DraftError, Drafting, Picker, Proposed, Proposer};
 pub use speculator::{Lane, Proposal, Speculator};
-pub use stats::{ProposerStats, SpecdecStats};
+pub use stats::{GuardStats, ProposerStats, SpecdecStats};
 pub use taps::Taps;
 pub use verify::{Choice, Verified, VerifyError, verify};

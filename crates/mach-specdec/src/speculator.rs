@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mach_models::Model;
 
-use crate::policy::{BlockPolicy, Cycle};
+use crate::policy::{BlockPolicy, Cycle, Held};
 use crate::{DraftContext, Drafting, Picker, Proposed, Proposer, Verified};
 
 /// A proposer and how much it may try.
@@ -31,6 +31,8 @@ pub struct Proposal {
     pub tokens: Vec<u32>,
     /// A policy had chosen a reduced block.
     pub low: bool,
+    /// What the guard did to it.
+    pub held: Held,
     drafted: usize,
     took: Duration,
 }
@@ -40,7 +42,7 @@ impl Proposal {
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         if self.tokens.is_empty() {
-            *self = Self { low: self.low, took: self.took, ..Self::default() };
+            *self = Self { low: self.low, held: self.held, took: self.took, ..Self::default() };
         }
     }
 }
@@ -129,6 +131,7 @@ impl Speculator {
             let wanted = lane.policy.block().saturating_sub(1).min(most);
             proposal.low |= lane.policy.low();
             if wanted == 0 {
+                proposal.held = proposal.held.max(lane.policy.held());
                 continue;
             }
             let drafting = Drafting { tokens, most: wanted, model: &mut *model, picker: &mut *picker };
@@ -146,6 +149,7 @@ impl Speculator {
             out.truncate(end.unwrap_or(out.tokens.len()));
             if !out.tokens.is_empty() {
                 out.truncate(lane.policy.trim(out.tokens.len(), &out.margins));
+                proposal.held = lane.policy.held();
                 (proposal.lane, proposal.proposer) = (Some(index), Some(lane.proposer.name()));
                 (proposal.tokens, proposal.drafted) = (out.tokens, drafted);
                 break;

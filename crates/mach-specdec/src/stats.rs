@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-use crate::policy::{ALPHA_WINDOW, Cycle};
+use crate::policy::{ALPHA_WINDOW, Cycle, Held};
 
 /// Longest accepted run that the histogram tells apart.
 const LONGEST: usize = 32;
@@ -18,6 +18,17 @@ pub struct ProposerStats {
     pub drafted: u64,
     /// Tokens accepted.
     pub accepted: u64,
+}
+
+/// What the guard did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct GuardStats {
+    /// Cycles in which it held something back.
+    pub held_back: u64,
+    /// Those in which a block became shorter.
+    pub shortened: u64,
+    /// Those in which there was none.
+    pub skipped: u64,
 }
 
 /// Counts since the start.
@@ -41,15 +52,21 @@ pub struct SpecdecStats {
     pub positions: Vec<[u64; 2]>,
     /// By proposer.
     pub proposers: BTreeMap<&'static str, ProposerStats>,
+    /// What the guard did.
+    #[serde(skip)]
+    pub guard: GuardStats,
     #[serde(skip)]
     recent: VecDeque<f64>,
 }
 
 impl SpecdecStats {
     /// Takes in a cycle; `proposer` is `None` for plain decoding.
-    pub fn record(&mut self, proposer: Option<&'static str>, low: bool, cycle: &Cycle) {
+    pub fn record(&mut self, proposer: Option<&'static str>, low: bool, held: Held, cycle: &Cycle) {
         self.cycles += 1;
         self.low_cycles += u64::from(low);
+        self.guard.held_back += u64::from(held != Held::No);
+        self.guard.shortened += u64::from(held == Held::Shortened);
+        self.guard.skipped += u64::from(held == Held::Skipped);
         let Some(name) = proposer.filter(|_| cycle.proposed > 0) else { return };
         self.observed_cycles += 1;
         self.specdec_drafted += cycle.proposed as u64;

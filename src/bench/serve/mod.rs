@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use mach_checkpoint::Checkpoint;
 use mach_engine::{Engine, EngineConfig, SamplingParams, TextTokenizer};
 use mach_server::{ChatModel, Decoding, Readiness, ServerConfig, Templates};
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, DraftState, resolve};
 use serde::Serialize;
 use serde_json::json;
@@ -95,8 +95,8 @@ pub fn measure_serve(checkpoint: &Checkpoint, plan: ServePlan) -> Result<ServeRe
         ..EngineConfig::default()
     };
     let engine = Engine::start(Box::new(free), Arc::clone(&tokenizer), config)?;
-    let (path, policy) = (DecodePath::TargetOnly, PolicySpec::Off);
-    let decoding = Decoding { path, gate: resolve(path, policy, false, DraftState::Absent), policy };
+    let (path, policy, guard) = (DecodePath::TargetOnly, PolicySpec::Off, GuardSpec::Off);
+    let decoding = Decoding { path, gate: resolve(path, policy, false, DraftState::Absent), policy, guard };
     let greedy = SamplingParams::greedy();
     let model = ChatModel::new(engine, Some(templates), greedy, Vec::new(), vec![NAME.into()], decoding);
     let readiness = Readiness::loading();

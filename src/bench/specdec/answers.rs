@@ -8,7 +8,7 @@ use mach_api::ChatRequest;
 use mach_api::chat::Limits;
 use mach_engine::{CacheHints, Event, GenerateRequest, Preset, RequestStats};
 use mach_server::ChatModel;
-use mach_specdec::policy::PolicySpec;
+use mach_specdec::policy::{Blocks, GuardSpec, PolicySpec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ const PROMPTS: &str = include_str!("prompts.json");
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnswersPlan {
     /// Block policies to compare with plain decoding.
-    pub policies: Vec<PolicySpec>,
+    pub policies: Vec<Blocks>,
     /// Compare the preset `summarization` as well, under the first of the policies.
     pub copies: bool,
     /// Temperatures; 0 is greedy.
@@ -64,7 +64,7 @@ pub struct Answers {
 /// A way to decode.
 #[derive(Debug, Clone, Copy)]
 struct Way {
-    policy: PolicySpec,
+    policy: Blocks,
     copies: bool,
 }
 
@@ -138,7 +138,8 @@ fn request(
 
 /// One prompt: medians of the repeats of plain decoding and of every policy.
 fn compare(model: &ChatModel, request: &GenerateRequest, ways: &[Way], reps: usize) -> Result<Vec<Tally>> {
-    let off = Way { policy: PolicySpec::Off, copies: false };
+    let off = Blocks { policy: PolicySpec::Off, guard: GuardSpec::Off };
+    let off = Way { policy: off, copies: false };
     let mut plain = Vec::new();
     let mut others: Vec<Vec<Run>> = ways.iter().map(|_| Vec::new()).collect();
     for _ in 0..reps {
@@ -288,7 +289,8 @@ mod tests {
         };
         let mut two = one.clone();
         two.add(&one);
-        let answers = two.answers(0.0, &Way { policy: PolicySpec::CostAware, copies: true });
+        let policy = Blocks { policy: PolicySpec::CostAware, guard: GuardSpec::CostAware };
+        let answers = two.answers(0.0, &Way { policy, copies: true });
         assert_eq!(answers.policy, "cost-aware+copy");
         assert_eq!((answers.prompts, answers.tokens), (2, 22));
         assert_eq!((answers.plain_tokens_per_second, answers.tokens_per_second), (5.0, 10.0));

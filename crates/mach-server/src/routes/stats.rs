@@ -7,10 +7,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use mach_engine::RequestStats;
+use mach_specdec::GuardStats;
 use mach_specdec::policy::{ALPHA_THRESHOLD, ALPHA_WINDOW, DEFAULT_BLOCK, LOW_BLOCK, PolicySpec};
 use serde_json::{Value, json};
 
 use crate::auth;
+use crate::chat_model::Decoding;
 use crate::failure::Failure;
 use crate::server::Shared;
 
@@ -30,6 +32,7 @@ pub(crate) async fn stats(
         "effective_decode_path": decoding.gate.effective.to_string(),
         "decode_path_reason": decoding.gate.reason,
         "adaptive_block_policy": policy(decoding.policy),
+        "guard": guard(decoding, &stats.specdec.guard),
         "last_request": stats.last.map(request),
         "grammar": {"tokens": stats.guided_tokens, "seconds": stats.guide_time.as_secs_f64()},
         "tool_calls": {"complete": model.output_stats.calls(), "malformed": model.output_stats.malformed()},
@@ -57,8 +60,18 @@ fn policy(policy: PolicySpec) -> Value {
             "default_block": DEFAULT_BLOCK,
         }),
         PolicySpec::Fixed(rows) => json!({"name": name, "default_block": rows}),
-        PolicySpec::CostAware | PolicySpec::Off => json!({"name": name}),
+        PolicySpec::CostAware => json!({"name": name, "default_block": DEFAULT_BLOCK}),
+        PolicySpec::Off => json!({"name": name}),
     }
+}
+
+/// What stands over the policy, and what it did.
+fn guard(decoding: &Decoding, counts: &GuardStats) -> Value {
+    let mut guard = json!({"name": decoding.guard.to_string()});
+    if let (Some(guard), Ok(Value::Object(counts))) = (guard.as_object_mut(), serde_json::to_value(counts)) {
+        guard.extend(counts);
+    }
+    guard
 }
 
 fn request(last: RequestStats) -> Value {

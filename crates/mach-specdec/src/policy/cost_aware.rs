@@ -1,9 +1,9 @@
-//! `cost-aware`: the block that promises the most tokens a second.
+//! What `cost-aware` knows: the block that promises the most tokens a second.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::experience::Chances;
-use super::{BlockPolicy, Cycle, Experience};
+use super::{Cycle, Experience};
 
 /// How much an old cycle counts beside the next one.
 const MEMORY: f64 = 0.85;
@@ -32,8 +32,9 @@ const GAIN: f64 = 1.1;
 /// on the live model. Both are shared by the model's sequences. Plain decoding if nothing beats it; then the proposer is
 /// tried again after a while, ever more rarely.
 #[derive(Debug)]
-pub struct CostAware {
+pub(super) struct CostAware {
     proposer: &'static str,
+    /// Most rows of the block at hand.
     most: usize,
     experience: Arc<Mutex<Experience>>,
     /// Of this sequence.
@@ -60,11 +61,11 @@ struct Promise {
 }
 
 impl CostAware {
-    /// For a proposer whose blocks have at most `most` rows.
-    pub fn new(proposer: &'static str, most: usize, experience: Arc<Mutex<Experience>>) -> Self {
+    /// For a proposer.
+    pub(super) fn new(proposer: &'static str, experience: Arc<Mutex<Experience>>) -> Self {
         CostAware {
             proposer,
-            most,
+            most: 0,
             experience,
             chances: Chances::default(),
             speed: (0.0, 0.0),
@@ -119,10 +120,10 @@ impl CostAware {
         self.plain_left = if self.hopeful() { self.backoff } else { self.backoff.max(LONG_WAIT) };
         self.backoff = (4 * self.backoff).min(BACKOFF.1);
     }
-}
 
-impl BlockPolicy for CostAware {
-    fn block(&mut self) -> usize {
+    /// Rows of the next block, of at most `most`; below 2 means plain decoding.
+    pub(super) fn block(&mut self, most: usize) -> usize {
+        self.most = most;
         self.trial = false;
         self.margins.truncate(1);
         if self.experience().costs.stale() {
@@ -154,7 +155,8 @@ impl BlockPolicy for CostAware {
         }
     }
 
-    fn trim(&mut self, drafted: usize, margins: &[f32]) -> usize {
+    /// How many of the drafted tokens are worth their rows.
+    pub(super) fn trim(&mut self, drafted: usize, margins: &[f32]) -> usize {
         self.margins.clear();
         self.margins.extend_from_slice(margins);
         if self.trial {
@@ -184,7 +186,8 @@ impl BlockPolicy for CostAware {
         rows
     }
 
-    fn record(&mut self, cycle: &Cycle) {
+    /// Learns from a cycle of this proposer, or from a plain one.
+    pub(super) fn record(&mut self, cycle: &Cycle) {
         let mut guard = self.experience.lock().unwrap_or_else(PoisonError::into_inner);
         self.plain_run = if cycle.drafted > 0 { 0 } else { self.plain_run + 1 };
         if cycle.proposed > 0 || self.plain_run >= SETTLED {
@@ -228,10 +231,6 @@ impl BlockPolicy for CostAware {
             self.back_off();
         }
     }
-
-    fn low(&self) -> bool {
-        self.plain_left > 0
-    }
 }
 
 #[cfg(test)]
@@ -241,10 +240,10 @@ mod tests {
     /// Runs cycles of a proposer of which the first `good` tokens of each block are right; returns the rows drafted and the
     /// rows verified. With `sure` it knows which.
     fn run(good: usize, sure: bool, draft: f64, per_row: f64, cycles: usize) -> Vec<(usize, usize)> {
-        let mut policy = CostAware::new("test", 16, Arc::default());
+        let mut policy = CostAware::new("test", Arc::default());
         (0..cycles)
             .map(|_| {
-                let drafted = policy.block().saturating_sub(1);
+                let drafted = policy.block(16).saturating_sub(1);
                 let margins: Vec<f32> = (0..drafted).map(|i| if i < good { 9.0 } else { 0.1 }).collect();
                 let proposed = match drafted {
                     0 => 0,

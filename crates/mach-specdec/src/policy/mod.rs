@@ -5,16 +5,18 @@ mod cost_aware;
 mod costs;
 mod experience;
 mod fixed;
+mod guard;
 mod opencode;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
-pub use cost_aware::CostAware;
 pub use costs::Costs;
 pub use experience::Experience;
 pub use fixed::Fixed;
+use guard::Guarded;
+pub use guard::{GuardSpec, Held};
 pub use opencode::OpencodeSampledV1;
 
 /// Cycles over which acceptance is averaged.
@@ -56,6 +58,10 @@ pub trait BlockPolicy: Send {
     fn low(&self) -> bool {
         false
     }
+    /// What a guard did to the last block.
+    fn held(&self) -> Held {
+        Held::No
+    }
 }
 
 /// Which policy, as configured.
@@ -63,7 +69,7 @@ pub trait BlockPolicy: Send {
 pub enum PolicySpec {
     /// See [`OpencodeSampledV1`].
     OpencodeSampledV1,
-    /// See [`CostAware`].
+    /// The default block, which is left to the guard: it stands over this policy always.
     CostAware,
     /// Always this many rows.
     Fixed(usize),
@@ -78,14 +84,50 @@ impl PolicySpec {
         self,
         proposer: &'static str,
         most: usize,
+        guard: GuardSpec,
         experience: &Arc<Mutex<Experience>>,
     ) -> Box<dyn BlockPolicy> {
-        match self {
+        let policy: Box<dyn BlockPolicy> = match self {
             PolicySpec::OpencodeSampledV1 => Box::new(OpencodeSampledV1::new(most)),
-            PolicySpec::CostAware => Box::new(CostAware::new(proposer, most, Arc::clone(experience))),
+            PolicySpec::CostAware => Box::new(Fixed(DEFAULT_BLOCK.min(most))),
             PolicySpec::Fixed(rows) => Box::new(Fixed(rows.min(most))),
             PolicySpec::Off => Box::new(Fixed(0)),
+        };
+        match self {
+            PolicySpec::Off => policy,
+            PolicySpec::CostAware => Box::new(Guarded::new(policy, proposer, experience)),
+            _ if guard == GuardSpec::CostAware => Box::new(Guarded::new(policy, proposer, experience)),
+            _ => policy,
         }
+    }
+}
+
+/// A policy and what stands over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// The policy.
+    pub policy: PolicySpec,
+    /// The guard.
+    pub guard: GuardSpec,
+}
+
+/// The name of the policy, with `/unguarded` behind it where no guard stands over it.
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guarded = self.guard == GuardSpec::CostAware || self.policy == PolicySpec::Off;
+        write!(f, "{}{}", self.policy, if guarded { "" } else { "/unguarded" })
+    }
+}
+
+impl FromStr for Blocks {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (policy, guard) = match name.strip_suffix("/unguarded") {
+            Some(policy) => (policy, GuardSpec::Off),
+            None => (name, GuardSpec::CostAware),
+        };
+        Ok(Self { policy: policy.parse()?, guard })
     }
 }
 
@@ -129,6 +171,9 @@ mod tests {
         }
         for name in ["fixed-1", "fixed-", "fixed-257", "Off", ""] {
             assert!(name.parse::<PolicySpec>().unwrap_err().contains("opencode-sampled-v1"));
+        }
+        for name in ["fixed-16", "fixed-16/unguarded", "off"] {
+            assert_eq!(name.parse::<Blocks>().unwrap().to_string(), name);
         }
     }
 }
