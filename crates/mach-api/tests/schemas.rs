@@ -25,6 +25,9 @@ fn clip(text: &str) -> String {
     text.chars().take(1500).collect()
 }
 
+/// What ends a text that stands as it is.
+const ENDS: [&str; 3] = ["\n</parameter>\n", "</｜DSML｜parameter>\n", "<|\"|>"];
+
 struct Walker {
     factory: ParserFactory,
 }
@@ -73,6 +76,17 @@ impl Walker {
             let long = out.len() > LONG;
             if matcher.is_accepting().unwrap() && (long || random() % 4 == 0) {
                 return Some(said);
+            }
+            if long || random() % 16 == 0 {
+                let whole = |end: &&&str| {
+                    let bytes: Vec<u32> = end.bytes().map(u32::from).collect();
+                    matcher.clone().validate_tokens(&bytes).is_ok_and(|count| count == bytes.len())
+                };
+                if let Some(end) = ENDS.iter().find(whole) {
+                    end.bytes().for_each(|byte| matcher.consume_token(byte.into()).unwrap());
+                    out.extend(end.bytes());
+                    continue;
+                }
             }
             // Letters that are likely to lead on.
             let closing: Vec<u32> =
