@@ -57,7 +57,9 @@ impl CheckpointError {
     pub(crate) fn no_directory(path: &Path) -> Self {
         let words: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
         let reason = match words.as_slice() {
-            _ if path.is_file() => "this is a file; give the directory of the checkpoint, with config.json and safetensors",
+            _ if path.is_file() => {
+                "this is a file; give the directory of the checkpoint, with config.json and safetensors"
+            }
             [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !name.is_empty() => {
                 "there is no such directory; it looks like the name of a model on a hub: mach reads local directories, so \
                  download it first and give its directory"
