@@ -79,11 +79,7 @@ fn completed(text: &str) -> Option<Map<String, Value>> {
                 open.push(if c == '{' { '}' } else { ']' });
                 ends.push((at + 1, open.clone()));
             }
-            '}' | ']' => {
-                if open.pop() != Some(c) {
-                    return None;
-                }
-            }
+            '}' | ']' if open.pop() != Some(c) => return None,
             ',' => ends.push((at, open.clone())),
             _ => {}
         }
