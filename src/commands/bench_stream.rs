@@ -10,7 +10,9 @@ use mach_io::probe;
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
 
 use crate::args::{ModelArgs, ModelConfig};
-use crate::bench::stream::{Cached, Measured, StreamPlan, StreamReport, measure_stream, phase};
+use crate::bench::stream::{
+    Cached, Measured, StreamPlan, StreamReport, measure_checks, measure_stream, phase,
+};
 use crate::bench::{Machine, token_ids};
 use crate::{Exit, experts, memory};
 
@@ -46,7 +48,11 @@ pub(super) struct StreamArgs {
 /// Runs `mach bench stream`.
 pub(super) fn run(args: StreamArgs) -> Result<()> {
     let plain = |exit: Exit| anyhow::anyhow!(exit.message);
-    let config = args.model.clone().validate().map_err(plain)?;
+    let mut config = args.model.clone().validate().map_err(plain)?;
+    // Streaming is what is timed here, however much memory there is.
+    if config.experts.expert_residency.is_none() && !config.experts.no_streaming {
+        config.experts.streaming = true;
+    }
     let checkpoint = Checkpoint::open(&config.checkpoint)?;
     let plan = StreamPlan {
         prompt: args.prompt as usize,
@@ -70,6 +76,7 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
     let facts = model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
     let peak_bytes = memory::peak();
     drop(model);
+    let record = Sidecar::open(&checkpoint).map_or(1 << 20, |sidecar| sidecar.max_stride());
     print(
         &args,
         &StreamReport {
@@ -83,6 +90,7 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
             load_seconds,
             budget_bytes: prepared.budget.total(),
             peak_bytes,
+            checks: measure_checks(record),
             prefill,
             decode,
         },

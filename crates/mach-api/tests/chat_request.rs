@@ -269,7 +269,7 @@ fn tool_choice_and_formats_are_read() {
         json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
     );
     assert!(
-        matches!(format.unwrap().settings.format, Some(ResponseFormat::Json(given, _)) if given == schema)
+        matches!(format.unwrap().settings.format, Some(ResponseFormat::Json(given, ..)) if given == schema)
     );
     let regex = with("grammar", json!({"syntax": "regex", "definition": "a+"})).unwrap().settings.format;
     assert_eq!(regex, Some(ResponseFormat::Regex("a+".into())));

@@ -142,7 +142,7 @@ fn answers_are_guided_by_fields_of_vllm_too() {
         json!({"structured_outputs": {"json": schema, "disable_any_whitespace": true}}),
         json!({"response_format": {"type": "json_object", "schema": schema}}),
     ] {
-        assert!(matches!(of(fields), Some(ResponseFormat::Json(given, _)) if given == schema));
+        assert!(matches!(of(fields), Some(ResponseFormat::Json(given, ..)) if given == schema));
     }
     let regex = Some(ResponseFormat::Regex("[0-9]+".into()));
     assert_eq!(of(json!({"guided_regex": "[0-9]+", "guided_decoding_backend": "x"})), regex);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use mach_experts::{Bank, Demand, ExpertView, HotExperts, StreamingBank, StreamingStats};
+use mach_experts::{Bank, Demand, ExpertView, HotExperts, Parts, StreamingBank, StreamingStats};
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 use mach_kernels::{Isa, Pool};
 
@@ -220,10 +220,13 @@ impl Compute<'_> {
                 }
             }
         });
+        // Records of a layer are of one length.
+        let mut parts = Parts::new(0, 1);
         let whole = |(record, sums): (&&[u8], &[AtomicU32])| {
-            record.chunks(part(record)).zip(sums).fold(0, |all, (part, sum)| {
-                crc32c::crc32c_combine(all, sum.load(Ordering::Relaxed), part.len())
-            })
+            if !parts.fits(record.len(), part(record)) {
+                parts = Parts::new(record.len(), part(record));
+            }
+            parts.whole(sums.iter().map(|sum| sum.load(Ordering::Relaxed)))
         };
         records.iter().zip(sums.chunks_exact(threads)).map(whole).collect()
     }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use mach_checkpoint::{Checkpoint, CheckpointError, LinearSource, PackedMatrix, WeightSource};
-use mach_experts::SidecarError;
+use mach_experts::{Join, SidecarError};
 use mach_io::{DirectFile, HugeBuf};
 use mach_quant::{MatrixLayout, Source, TILE_ROWS};
 
@@ -180,8 +180,15 @@ fn check(items: &[(WeightSource<'_>, Matrix)], mut parts: Vec<Part>) -> Result<(
         let WeightSource::Packed(packed) = source else { continue };
         let from = parts.partition_point(|p| p.item < item);
         let mine = parts.iter().skip(from).take_while(|p| p.item == item);
-        let (crc, len) =
-            mine.fold((0, 0), |(crc, len), p| (crc32c::crc32c_combine(crc, p.crc32c, p.len), len + p.len));
+        let mut join = Join::new(0);
+        let (mut crc, mut len) = (0, 0);
+        for part in mine {
+            if join.second() != part.len {
+                join = Join::new(part.len);
+            }
+            crc = join.join(crc, part.crc32c);
+            len += part.len;
+        }
         let padding = packed.data.get(len..).unwrap_or_default();
         if crc32c::crc32c_append(crc, padding) != packed.crc32c {
             return Err(packed.damaged());

@@ -301,6 +301,9 @@ impl ChatModel {
     /// The grammar that answers follow.
     fn grammar(&self, wanted: &Wanted<'_>) -> Result<Option<Grammar>, ApiError> {
         let Some((source, field)) = grammar(wanted)? else { return Ok(None) };
+        for warning in &source.warnings {
+            tracing::warn!("not enforced: {warning}");
+        }
         let own = source.own.map(|own| match own {
             OwnGrammar::Lark(text) => OwnText::Lark(text),
             OwnGrammar::Regex(text) => OwnText::Regex(text),

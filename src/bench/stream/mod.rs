@@ -1,5 +1,6 @@
 //! Streaming: what decoding and prompts reach of what the drive can do.
 
+mod checks;
 mod report;
 
 use std::time::Instant;
@@ -9,6 +10,7 @@ use mach_experts::StreamingSummary;
 use mach_models::{LogitRows, Model, NoObserver, Segment, SequenceState};
 use serde::Serialize;
 
+pub use checks::{Checks, measure_checks};
 pub use report::{Cached, StreamReport};
 
 use super::token_ids;

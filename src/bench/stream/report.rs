@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Phase, StreamPlan};
+use super::{Checks, Phase, StreamPlan};
 use crate::bench::Machine;
 
 /// Everything that `mach bench stream` found.
@@ -30,6 +30,8 @@ pub struct StreamReport {
     pub budget_bytes: usize,
     /// Most bytes of physical memory that the process has held; absent where the system does not say.
     pub peak_bytes: Option<usize>,
+    /// What checking a record's checksum costs.
+    pub checks: Checks,
     /// Prompts, one entry a repeat.
     pub prefill: Vec<Phase>,
     /// Decoding, one entry a repeat.
@@ -112,6 +114,23 @@ impl fmt::Display for StreamReport {
             }
             writeln!(f)?;
         }
+        let token = 1.0 / median(self.decode.iter().map(Phase::rate)).max(1e-9);
+        let read = median(self.decode.iter().map(|p| p.misses as f64 / p.tokens.max(1) as f64));
+        let parts: Vec<String> = self
+            .checks
+            .joins
+            .iter()
+            .map(|(threads, seconds)| {
+                let share = 100.0 * read * seconds / token;
+                format!("{threads} threads {:.2} us = {share:.3} %", seconds * 1e6)
+            })
+            .collect();
+        writeln!(
+            f,
+            "checks   {:.2} GB/s a thread; joining the sums of a record's parts, of a token's time: {}",
+            self.checks.bytes_per_second / 1e9,
+            parts.join(", "),
+        )?;
         if let Some(peak) = self.peak_bytes {
             writeln!(
                 f,

@@ -30,8 +30,8 @@ pub enum ToolChoice {
 /// What the content must look like.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResponseFormat {
-    /// JSON that meets a schema; with the path of the field that gave it.
-    Json(Value, &'static str),
+    /// JSON that meets a schema; with the path of the field that gave it, and whether everything in it must be enforced.
+    Json(Value, &'static str, bool),
     /// A grammar in llguidance's variant of Lark.
     Lark(String),
     /// A regular expression.
@@ -225,7 +225,7 @@ fn from_object(body: &Fields, value: Value, limits: &Limits) -> Result<Option<Re
         "json_object" => {
             let schema = format.take("schema").unwrap_or_else(|| json!({"type": "object"}));
             check_schema("response_format.schema", &schema, limits)?;
-            Some(ResponseFormat::Json(schema, "response_format"))
+            Some(ResponseFormat::Json(schema, "response_format", false))
         }
         "json_schema" => {
             // Some clients leave the inner object out.
@@ -239,12 +239,12 @@ fn from_object(body: &Fields, value: Value, limits: &Limits) -> Result<Option<Re
             };
             given.string("name")?;
             given.string("description")?;
-            given.bool("strict")?;
+            let strict = given.bool("strict")?.unwrap_or(false);
             let schema = given.take("schema").ok_or_else(|| given.error("schema", "is required"))?;
             given.end(&[])?;
             let path = "response_format.json_schema.schema";
             check_schema(path, &schema, limits)?;
-            Some(ResponseFormat::Json(schema, path))
+            Some(ResponseFormat::Json(schema, path, strict))
         }
         _ => return Err(format.error("type", "must be `text`, `json_object` or `json_schema`")),
     };

@@ -52,7 +52,7 @@ pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Option<Respo
         if found.is_some() {
             return only_one(&object, "json_object");
         }
-        found = Some(ResponseFormat::Json(json!({"type": "object"}), "structured_outputs"));
+        found = Some(ResponseFormat::Json(json!({"type": "object"}), "structured_outputs", false));
     }
     if object.take("structural_tag").is_some() {
         return Err(object.error("structural_tag", "is not supported"));
@@ -82,7 +82,7 @@ impl Guide {
                     schema => schema,
                 };
                 check_schema(path, &schema, limits)?;
-                Ok(ResponseFormat::Json(schema, "guided_json"))
+                Ok(ResponseFormat::Json(schema, "guided_json", false))
             }
             Self::Regex => {
                 let regex = text(value)?;

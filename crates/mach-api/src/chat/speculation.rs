@@ -28,7 +28,7 @@ impl SpeculationPreset {
         limits: &Limits,
     ) -> Result<Self, ApiError> {
         let allowed = |choices: Vec<String>| match format {
-            Some(ResponseFormat::Json(schema, _)) if choices.is_empty() => {
+            Some(ResponseFormat::Json(schema, ..)) if choices.is_empty() => {
                 few_answers(schema, limits.token_ids).unwrap_or_default()
             }
             _ => choices,

@@ -96,7 +96,10 @@ impl BlockPolicy for Guarded {
     }
 
     fn record(&mut self, cycle: &Cycle) {
-        self.policy.record(cycle);
+        // A block that the guard made shorter was not the policy's, and says nothing of its own.
+        if self.held == Held::No {
+            self.policy.record(cycle);
+        }
         self.guard.record(cycle);
     }
 
@@ -160,6 +163,14 @@ mod tests {
         }
         let cycles = run(PolicySpec::Fixed(16), 3, 0.2);
         assert!(cycles[50..].iter().all(|&(rows, held)| rows <= 5 && held == Held::Shortened), "{cycles:?}");
+    }
+
+    #[test]
+    fn the_policy_learns_from_its_own_blocks() {
+        // Verifying is free, so nothing is held back, whatever is accepted.
+        let cycles = run(PolicySpec::OpencodeSampledV1, 4, 0.0);
+        let rows: Vec<usize> = cycles[20..].iter().filter(|c| c.1 == Held::No).map(|c| c.0).collect();
+        assert!(rows.contains(&4) && rows.iter().all(|rows| [4, 16].contains(rows)), "{cycles:?}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Writing Lark.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A grammar in the making.
 pub(super) struct Lark<'a> {
@@ -10,11 +11,13 @@ pub(super) struct Lark<'a> {
     control: &'a dyn Fn(&str) -> Option<u32>,
     rules: String,
     count: usize,
+    /// Terminals and rules by what they say.
+    known: HashMap<String, String>,
 }
 
 impl<'a> Lark<'a> {
     pub(super) fn new(markers: Vec<&'static str>, control: &'a dyn Fn(&str) -> Option<u32>) -> Self {
-        Self { markers, control, rules: String::new(), count: 0 }
+        Self { markers, control, rules: String::new(), count: 0, known: HashMap::new() }
     }
 
     fn name(&mut self) -> String {
@@ -28,6 +31,49 @@ impl<'a> Lark<'a> {
         // A `String` takes every write.
         let _ = writeln!(self.rules, "{name}: {body}");
         name
+    }
+
+    /// The terminal of an expression; its name.
+    pub(super) fn terminal(&mut self, body: &str) -> String {
+        if let Some(known) = self.known.get(body) {
+            return known.clone();
+        }
+        self.count += 1;
+        let name = format!("T{}", self.count);
+        let _ = writeln!(self.rules, "{name}: {body}");
+        self.known.insert(body.to_owned(), name.clone());
+        name
+    }
+
+    /// A terminal that ends as soon as it can; its rule's name.
+    pub(super) fn lazy(&mut self, body: &str) -> String {
+        let terminal = self.terminal(body);
+        let key = format!("lazy {terminal}");
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let name = self.name();
+        let _ = writeln!(self.rules, "{name}[lazy]: {terminal}");
+        self.known.insert(key, name.clone());
+        name
+    }
+
+    /// A schema that llguidance reads itself, without white space; its rule's name.
+    pub(super) fn json(&mut self, schema: &Value) -> String {
+        let mut schema = schema.clone();
+        schema["x-guidance"] = json!({"whitespace_flexible": false});
+        let body = format!("%json {schema}");
+        if let Some(known) = self.known.get(&body) {
+            return known.clone();
+        }
+        let name = self.rule(&body);
+        self.known.insert(body, name.clone());
+        name
+    }
+
+    /// Characters so far.
+    pub(super) fn length(&self) -> usize {
+        self.rules.len()
     }
 
     /// A name for a rule that is defined later.
@@ -47,6 +93,11 @@ impl<'a> Lark<'a> {
             Some((text.find(marker)?, marker.len(), id))
         });
         found.min()
+    }
+
+    /// Where the first control token in a text stands.
+    pub(super) fn control_at(&self, text: &str) -> Option<usize> {
+        self.first_control(text).map(|(at, ..)| at)
     }
 
     /// A text as it stands; control tokens in it by their ids.
@@ -78,6 +129,12 @@ impl<'a> Lark<'a> {
                 name
             }
         }
+    }
+
+    /// The whole grammar as a part of another one, in which `space` may stand between any two terminals.
+    pub(super) fn nested(self, start: &str, space: &str) -> String {
+        let options = json!({"ignore_once": true});
+        format!("%lark {{\n%llguidance {options}\n%ignore /{space}/\nstart: {start}\n{}}}", self.rules)
     }
 
     /// The whole grammar.

@@ -4,16 +4,17 @@
 //! would say, and no more than it may.
 
 mod calls;
-mod gemma4;
 mod lark;
+mod schema;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{OutputFormat, ReasoningFormat, ReasoningStart, ToolFormat};
 use crate::ApiError;
 use crate::chat::{ResponseFormat, ToolChoice, function_name};
 use calls::Exact;
 use lark::Lark;
+use schema::{Notation, Schemas, Unsupported, Writer, document};
 
 /// White space inside JSON: one space, or a new line and its indentation. More of it says nothing and may not end.
 const JSON_SPACE: &str = "\\x20|\\n[\\x20\\t]{0,32}";
@@ -34,6 +35,8 @@ pub struct GrammarSource {
     pub lark: String,
     /// The request's own grammar.
     pub own: Option<OwnGrammar>,
+    /// What was let go of the schemas, for it cannot be enforced: fields and reasons.
+    pub warnings: Vec<String>,
 }
 
 /// What is asked of an answer.
@@ -67,7 +70,7 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
     let mut lark = Lark::new(wanted.format.markers(), wanted.control);
     let field = match wanted.response {
         _ if forced => "tool_choice",
-        Some(ResponseFormat::Json(_, path)) => path,
+        Some(ResponseFormat::Json(_, path, _)) => path,
         Some(_) => "grammar",
         None => "tools",
     };
@@ -80,11 +83,10 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
         }
         // Without a format there are no calls to be checked.
         let Some(response) = wanted.response else { return Ok(None) };
-        let (body, own) = content(&mut lark, response);
-        return Ok(Some((prefixed(lark, wanted, &body, own), field)));
+        let (body, own, warnings) = content(&mut lark, response)?;
+        return Ok(Some((GrammarSource { warnings, ..prefixed(lark, wanted, &body, own) }, field)));
     };
-    let call = |tool: &Value, exact: Exact, lark: &mut Lark<'_>| calls::call(tools, tool, exact, lark);
-    let mut all = Vec::new();
+    let (mut all, mut warnings) = (Vec::new(), Vec::new());
     for (i, tool) in wanted.tools.iter().enumerate() {
         let named = function_name(tool).is_some_and(|name| wanted.choice.admits(name));
         let exact = match (strict(tool), forced || wanted.response.is_some()) {
@@ -93,9 +95,11 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
             (false, false) => Exact::Loose,
         };
         if named {
-            all.push(call(tool, exact, &mut lark).map_err(|(path, reason)| {
-                ApiError::field(format!("tools[{i}].function.parameters{path}"), reason)
-            })?);
+            let parameters = format!("tools[{i}].function.parameters");
+            let call = calls::call(tools, tool, exact, &mut lark)
+                .map_err(|(path, reason)| ApiError::field(format!("{parameters}{path}"), reason))?;
+            warnings.extend(call.warnings.iter().map(|warning| format!("{parameters}{warning}")));
+            all.push(call.rule);
         }
     }
     let any = lark.rule(&all.join(" | "));
@@ -105,7 +109,8 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
         let calls = shape.list(&any, several, &mut lark);
         let (body, own) = match wanted.response {
             Some(response) if !forced => {
-                let (content, own) = content(&mut lark, response);
+                let (content, own, more) = content(&mut lark, response)?;
+                warnings.extend(more);
                 let content =
                     if tools == ToolFormat::Harmony { final_channel(&lark, &content) } else { content };
                 (format!("{content} | {calls}"), own)
@@ -113,7 +118,7 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
             _ => (calls, None),
         };
         let body = lark.rule(&body);
-        return Ok(Some((prefixed_calls(lark, wanted, &body, own), field)));
+        return Ok(Some((GrammarSource { warnings, ..prefixed_calls(lark, wanted, &body, own) }, field)));
     }
     let body = if tools == ToolFormat::Harmony {
         let calls = shape.list(&any, several, &mut lark);
@@ -125,30 +130,33 @@ pub fn grammar(wanted: &Wanted<'_>) -> Result<Option<(GrammarSource, &'static st
         shape.among_text(&any, several, &mut lark)
     };
     let body = lark.rule(&body);
-    Ok(Some((prefixed_calls(lark, wanted, &body, None), field)))
+    Ok(Some((GrammarSource { warnings, ..prefixed_calls(lark, wanted, &body, None) }, field)))
 }
 
-/// The rule for content, and the grammar that it refers to.
-fn content(lark: &mut Lark<'_>, response: &ResponseFormat) -> (String, Option<OwnGrammar>) {
+/// A rule, the grammar that it refers to, and what was let go.
+type Body = (String, Option<OwnGrammar>, Vec<String>);
+
+/// The rule for content.
+fn content(lark: &mut Lark<'_>, response: &ResponseFormat) -> Result<Body, ApiError> {
     match response {
-        ResponseFormat::Json(schema, _) => {
-            let rule = format!("%json {}", guided(schema, &json!({"whitespace_pattern": JSON_SPACE})));
-            (lark.rule(&rule), None)
+        ResponseFormat::Json(schema, field, strict) => {
+            let failed = |(path, reason): Unsupported| ApiError::field(format!("{field}{path}"), reason);
+            let document = document(schema);
+            let mut schemas = Schemas::new(&document, *strict);
+            let mut inner = Lark::new(Vec::new(), &|_| None);
+            let rule =
+                Writer::new(&mut inner, &mut schemas, Notation::Loose).rule(&[&document]).map_err(failed)?;
+            let rule = rule.ok_or_else(|| failed((String::new(), "nothing can meet it".to_owned())))?;
+            let warnings = schemas.warnings.iter().map(|warning| format!("{field}{warning}")).collect();
+            Ok((lark.rule(&inner.nested(&rule, JSON_SPACE)), None, warnings))
         }
-        ResponseFormat::Lark(text) => ("@own".to_owned(), Some(OwnGrammar::Lark(text.clone()))),
-        ResponseFormat::Regex(text) => ("@own".to_owned(), Some(OwnGrammar::Regex(text.clone()))),
+        ResponseFormat::Lark(text) => {
+            Ok(("@own".to_owned(), Some(OwnGrammar::Lark(text.clone())), Vec::new()))
+        }
+        ResponseFormat::Regex(text) => {
+            Ok(("@own".to_owned(), Some(OwnGrammar::Regex(text.clone())), Vec::new()))
+        }
     }
-}
-
-/// A schema with settings of how its JSON is written; a request's own are replaced.
-fn guided(schema: &Value, settings: &Value) -> Value {
-    let mut schema = match schema {
-        Value::Object(map) => map.clone(),
-        Value::Bool(false) => serde_json::Map::from_iter([("not".to_owned(), json!({}))]),
-        _ => serde_json::Map::new(),
-    };
-    schema.insert("x-guidance".to_owned(), settings.clone());
-    schema.into()
 }
 
 fn final_channel(lark: &Lark<'_>, body: &str) -> String {
@@ -165,7 +173,7 @@ fn prefixed(mut lark: Lark<'_>, wanted: &Wanted<'_>, body: &str, own: Option<Own
     }
     let tags = wanted.format.reasoning.and_then(ReasoningFormat::tags);
     if tags.is_none_or(|_| wanted.start == ReasoningStart::Closed) && own.is_some() {
-        return GrammarSource { lark: String::new(), own };
+        return GrammarSource { lark: String::new(), own, warnings: Vec::new() };
     }
     let body = lark.rule(body);
     prefixed_calls(lark, wanted, &body, own)
@@ -202,5 +210,5 @@ fn prefixed_calls(
             }
         }
     };
-    GrammarSource { lark: lark.finish(&start), own }
+    GrammarSource { lark: lark.finish(&start), own, warnings: Vec::new() }
 }
