@@ -1,10 +1,10 @@
-//! `'…' % values` and `'…'.format(…)`.
+//! `'…' % values`.
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use super::number::{self, BigInt};
+use super::number::BigInt;
 use super::text;
 
 /// Widest field.
@@ -62,7 +62,7 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
 }
 
 /// Refuses numbers in a format that would make very long text.
-fn check_widths(spec: &str) -> Result<(), Error> {
+pub(super) fn check_widths(spec: &str) -> Result<(), Error> {
     let too_wide =
         |digits: &str| !digits.is_empty() && !digits.parse::<usize>().is_ok_and(|n| n <= MAX_WIDTH);
     if spec.split(|c: char| !c.is_ascii_digit()).any(too_wide) { Err(error("too wide")) } else { Ok(()) }
@@ -104,28 +104,4 @@ fn specification(text: &str) -> Result<(Option<&str>, &str, char, &str), Error> 
     let rest = rest.trim_start_matches(['h', 'l', 'L']);
     let kind = rest.chars().next().ok_or_else(|| error("incomplete format"))?;
     Ok((name, spec, kind, rest.get(kind.len_utf8()..).unwrap_or_default()))
-}
-
-/// `template.format(...)`. What prints otherwise than in Python is made text before, where no format is asked for.
-pub(super) fn braces(template: &str, args: &[Value]) -> Result<String, Error> {
-    if template.contains(':') || template.contains('!') || args.last().is_some_and(Value::is_kwargs) {
-        for field in template.split('{').filter_map(|field| field.split('}').next()) {
-            check_widths(field.split_once(':').map_or("", |(_, spec)| spec))?;
-        }
-        return format(FormatStyle::StrFormat, template, args);
-    }
-    let args: Vec<Value> = args
-        .iter()
-        .map(|arg| match arg.kind() {
-            ValueKind::Number if !arg.is_integer() => {
-                Value::from(number::float(f64::try_from(arg.clone()).unwrap_or(f64::NAN)))
-            }
-            // Fields may reach inside of others.
-            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if !template.contains(['[', '.']) => {
-                Value::from(text::str(arg))
-            }
-            _ => arg.clone(),
-        })
-        .collect();
-    format(FormatStyle::StrFormat, template, &args)
 }

@@ -5,7 +5,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::args::Args;
 use super::search::{find, is_space, lines, part, rsplit_space, split_space};
-use super::{format, text};
+use super::{braces, text};
 
 /// Longest text that padding may make.
 const MAX_WIDTH: i64 = 1_000_000;
@@ -15,7 +15,7 @@ const MAX_BYTES: usize = 64 << 20;
 /// Calls a method, or says that there is none of this name.
 pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     if method == "format" {
-        return format::braces(s, args).map(Value::from);
+        return braces::braces(s, args).map(Value::from);
     }
     let mut args = Args::new(method, args);
     let value = match method {
@@ -63,7 +63,8 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
         "ljust" | "rjust" | "center" | "zfill" => pad(s, method, &mut args)?.into(),
         "expandtabs" => expand_tabs(s, args.optional_integer("tabsize")?.unwrap_or(8)).into(),
         "upper" => s.to_uppercase().into(),
-        "lower" | "casefold" => s.to_lowercase().into(),
+        "lower" => s.to_lowercase().into(),
+        "casefold" => s.to_lowercase().replace('ß', "ss").into(),
         "capitalize" => capitalize(s).into(),
         "title" => title(s).into(),
         "swapcase" => s
