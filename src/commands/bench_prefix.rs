@@ -64,7 +64,9 @@ pub(super) fn run(mut args: PrefixArgs) -> Result<()> {
         args.prompts = PROMPTS.into_iter().filter(|&tokens| tokens <= most).collect();
     }
     if let Some(longest) = args.prompts.iter().find(|&&tokens| tokens > most) {
-        bail!("--prompts: {longest} tokens and what follows are more than the model's context; at most {most}");
+        bail!(
+            "--prompts: {longest} tokens and what follows are more than the model's context; at most {most}"
+        );
     }
     let tokenizer = match &args.tokenizer {
         Some(dir) => open(dir)?.tokenizer()?,

@@ -146,13 +146,18 @@ fn content(lark: &mut Lark<'_>, response: &ResponseFormat) -> Result<Body, ApiEr
             let document = document(schema);
             let mut schemas = Schemas::new(&document, *strict);
             let mut inner = Lark::new(Vec::new(), &|_| None);
-            let rule = Writer::new(&mut inner, &mut schemas, Notation::Loose).rule(&[&document]).map_err(failed)?;
+            let rule =
+                Writer::new(&mut inner, &mut schemas, Notation::Loose).rule(&[&document]).map_err(failed)?;
             let rule = rule.ok_or_else(|| failed((String::new(), "nothing can meet it".to_owned())))?;
             let warnings = schemas.warnings.iter().map(|warning| format!("{field}{warning}")).collect();
             Ok((lark.rule(&inner.nested(&rule, JSON_SPACE)), None, warnings))
         }
-        ResponseFormat::Lark(text) => Ok(("@own".to_owned(), Some(OwnGrammar::Lark(text.clone())), Vec::new())),
-        ResponseFormat::Regex(text) => Ok(("@own".to_owned(), Some(OwnGrammar::Regex(text.clone())), Vec::new())),
+        ResponseFormat::Lark(text) => {
+            Ok(("@own".to_owned(), Some(OwnGrammar::Lark(text.clone())), Vec::new()))
+        }
+        ResponseFormat::Regex(text) => {
+            Ok(("@own".to_owned(), Some(OwnGrammar::Regex(text.clone())), Vec::new()))
+        }
     }
 }
 

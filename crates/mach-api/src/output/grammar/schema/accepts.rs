@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 use super::decimal::Decimal;
 use super::format::{Format, format};
 use super::pattern::pattern;
-use super::rewrite::{NONE, UNLIKE, count, type_of, types_named};
 use super::pointer;
+use super::rewrite::{NONE, UNLIKE, count, type_of, types_named};
 
 /// References and nesting are followed this far.
 const DEPTH: usize = 64;
@@ -38,11 +38,7 @@ impl Judge<'_> {
         self.schema(schema, value, DEPTH)
     }
 
-    fn all<'v>(
-        &mut self,
-        pairs: impl Iterator<Item = (&'v Value, &'v Value)>,
-        depth: usize,
-    ) -> Option<bool> {
+    fn all<'v>(&mut self, pairs: impl Iterator<Item = (&'v Value, &'v Value)>, depth: usize) -> Option<bool> {
         for (schema, value) in pairs {
             if !self.schema(schema, value, depth)? {
                 return Some(false);
@@ -155,7 +151,9 @@ impl Judge<'_> {
         Some(match key {
             "minProperties" => object.len() as u64 >= count(said)?,
             "maxProperties" => object.len() as u64 <= count(said)?,
-            "required" => said.as_array()?.iter().all(|name| name.as_str().is_some_and(|n| object.contains_key(n))),
+            "required" => {
+                said.as_array()?.iter().all(|name| name.as_str().is_some_and(|n| object.contains_key(n)))
+            }
             "properties" => {
                 let named = said.as_object()?;
                 self.all(named.iter().filter_map(|(name, schema)| Some((schema, object.get(name)?))), depth)?
@@ -202,7 +200,9 @@ impl Judge<'_> {
                         continue;
                     }
                     let met = match more.as_array() {
-                        Some(names) => names.iter().all(|n| n.as_str().is_some_and(|n| object.contains_key(n))),
+                        Some(names) => {
+                            names.iter().all(|n| n.as_str().is_some_and(|n| object.contains_key(n)))
+                        }
                         None => self.schema(more, &Value::Object(object.clone()), depth)?,
                     };
                     if !met {
@@ -279,7 +279,11 @@ mod tests {
             (json!({"oneOf": [{"type": "integer"}, {"minimum": 2}]}), json!(3), false),
             (json!({"if": {"const": 1}, "then": false}), json!(2), true),
             (json!({"uniqueItems": true}), json!([1, 1.0]), false),
-            (json!({"prefixItems": [{"type": "null"}], "items": {"type": "string"}}), json!([null, "a"]), true),
+            (
+                json!({"prefixItems": [{"type": "null"}], "items": {"type": "string"}}),
+                json!([null, "a"]),
+                true,
+            ),
             (json!({"contains": {"const": 1}, "maxContains": 1}), json!([1, 1]), false),
             (
                 json!({"properties": {"a": true}, "patternProperties": {"^b": {"type": "null"}}, "additionalProperties": false}),

@@ -144,9 +144,10 @@ impl Decimal {
         if !self.is_whole() || self.whole.len() > 38 {
             return None;
         }
-        let size = self.whole.iter().try_fold(0i128, |all, d| {
-            all.checked_mul(10)?.checked_add(i128::from(d - b'0'))
-        })?;
+        let size = self
+            .whole
+            .iter()
+            .try_fold(0i128, |all, d| all.checked_mul(10)?.checked_add(i128::from(d - b'0')))?;
         Some(if self.negative { -size } else { size })
     }
 }
@@ -181,7 +182,10 @@ mod tests {
         assert_eq!((of("-0.0"), of("2.0").is_whole()), (Decimal::zero(), true));
         assert_eq!(of("1.5e-3"), of("0.0015"));
         assert!(of("-2") < of("-1.5") && of("0.1") < of("0.11") && of("9") < of("10"));
-        assert_eq!((of("99").further(), of("100").nearer(), of("1").nearer()), (of("100"), of("99"), of("0")));
+        assert_eq!(
+            (of("99").further(), of("100").nearer(), of("1").nearer()),
+            (of("100"), of("99"), of("0"))
+        );
         assert_eq!(Decimal::parse("1e9999"), None);
     }
 }

@@ -4,7 +4,7 @@ use super::super::lark::Lark;
 use super::Unsupported;
 
 /// States of one list.
-const MOST: usize = 20_000;
+const MOST: usize = 100_000;
 /// Counts beyond which a bound is none.
 const LONGEST: u64 = 1_000_000;
 
@@ -42,7 +42,10 @@ impl Fields<'_> {
         let cap = if self.most.is_some() && !self.items.is_empty() { most } else { self.least.max(1) };
         let cap = cap.min(self.items.len() as u64 + self.least.max(1));
         if (self.items.len() as u64 + 1).saturating_mul(cap + 1) > MOST as u64 {
-            return Err((String::new(), "has too many properties for such bounds of their number".to_owned()));
+            return Err((
+                String::new(),
+                "has too many properties for such bounds of their number".to_owned(),
+            ));
         }
         // What may follow behind all items, by how many there were.
         let mut rest: Vec<Option<String>> = (0..=cap).map(|count| self.end(count, most, lark)).collect();

@@ -55,10 +55,9 @@ pub(super) fn format(name: &str) -> Format {
         "ipv6" => ipv6(),
         "uri" | "iri" | "url" => uri(),
         // A colon in the first part would make it a scheme.
-        "uri-reference" | "iri-reference" => format!(
-            "(?:{}|/?(?:[a-zA-Z0-9._~-]{{1,60}}(?:/{PATH}*)?)?(?:\\?{QUERY}*)?(?:#{QUERY}*)?)",
-            uri()
-        ),
+        "uri-reference" | "iri-reference" => {
+            format!("(?:{}|/?(?:[a-zA-Z0-9._~-]{{1,60}}(?:/{PATH}*)?)?(?:\\?{QUERY}*)?(?:#{QUERY}*)?)", uri())
+        }
         "uri-template" => format!("(?:[a-zA-Z0-9._~:/?#@!$&*+,;=-]|%[0-9a-fA-F]{{2}}|\\{{{WORD_NAME}\\}})*"),
         "json-pointer" => "(?:/(?:[^~/\\x00-\\x1f]|~[01])*)*".to_owned(),
         "relative-json-pointer" => "(?:0|[1-9][0-9]{0,4})(?:#|(?:/(?:[^~/\\x00-\\x1f]|~[01])*)*)".to_owned(),
@@ -101,7 +100,11 @@ mod tests {
             ("email", &["a.b@c.org", "x+y@sub.example.com"], &["a", "a@b", "@b.co", ".a@b.co", "a b@c.de"]),
             ("hostname", &["a", "a-b.example.org"], &["", "-a", "a..b", "a_b"]),
             ("ipv4", &["0.0.0.0", "255.254.199.10"], &["256.0.0.1", "1.2.3", "01.2.3.4"]),
-            ("ipv6", &["::", "::1", "1::", "fe80::1:2", "1:2:3:4:5:6:7:8"], &["1:2", ":::", "1::2::3", "12345::"]),
+            (
+                "ipv6",
+                &["::", "::1", "1::", "fe80::1:2", "1:2:3:4:5:6:7:8"],
+                &["1:2", ":::", "1::2::3", "12345::"],
+            ),
             ("uri", &["https://a.org/x?y=1#z", "mailto:a@b.c", "http://a"], &["a b", "//x", "http://", "/x"]),
             ("json-pointer", &["", "/a/~0b"], &["a", "/~2"]),
         ] {

@@ -84,13 +84,15 @@ impl Numbers {
     /// Bounds that no number is written as long as say nothing.
     fn all(&self, whole: bool) -> Result<NumberRule, &'static str> {
         let far = |bound: &Bound| bound.0.whole.len() > DIGITS;
-        let (low_far, high_far) = (self.low.as_ref().filter(|b| far(b)), self.high.as_ref().filter(|b| far(b)));
+        let (low_far, high_far) =
+            (self.low.as_ref().filter(|b| far(b)), self.high.as_ref().filter(|b| far(b)));
         if low_far.is_some_and(|(low, _)| !low.negative) || high_far.is_some_and(|(high, _)| high.negative) {
             return Err("has too many digits to be enforced");
         }
         if low_far.is_some() || high_far.is_some() {
             let near = |bound: &Option<Bound>| bound.clone().filter(|bound| !far(bound));
-            return Self { low: near(&self.low), high: near(&self.high), steps: self.steps.clone() }.all(whole);
+            return Self { low: near(&self.low), high: near(&self.high), steps: self.steps.clone() }
+                .all(whole);
         }
         let (low, high) = (self.low.as_ref(), self.high.as_ref());
         if !self.steps.is_empty() {
@@ -213,7 +215,12 @@ mod tests {
             (of("0", "100000", "0.01"), false, &["0.07", "1.50", "3"], &["0.001", "1.005"]),
             (of("0", "100000", "0.25"), false, &["0.25", "1.5", "1.50", "3", "3.00"], &["0.3", "1.26"]),
             (of("0", "1000", "0.3"), false, &["3", "0"], &["0.4", "1"]),
-            (of("-9223372036854775808", "9223372036854775807", "1000"), true, &["-9223372036854775000", "0"], &["100"]),
+            (
+                of("-9223372036854775808", "9223372036854775807", "1000"),
+                true,
+                &["-9223372036854775000", "0"],
+                &["100"],
+            ),
         ] {
             let NumberRule::Texts(rx) = numbers.rule(whole, &[]).unwrap() else { panic!() };
             yes.iter().for_each(|text| assert_eq!(rx.matches(text), Some(true), "{text}"));
@@ -222,6 +229,9 @@ mod tests {
         assert!(matches!(of("0", "1e15", "7").rule(true, &[]), Ok(NumberRule::Schema(_))));
         let none = [Decimal::parse("2").unwrap()];
         let NumberRule::Texts(rx) = of("0", "3", "").rule(false, &none).unwrap() else { panic!() };
-        assert_eq!((rx.matches("2.0"), rx.matches("2"), rx.matches("2.01")), (Some(false), Some(false), Some(true)));
+        assert_eq!(
+            (rx.matches("2.0"), rx.matches("2"), rx.matches("2.01")),
+            (Some(false), Some(false), Some(true))
+        );
     }
 }

@@ -9,7 +9,8 @@ pub(super) fn find<'v>(root: &'v Value, reference: &str) -> Option<&'v Value> {
     let mut fragment = reference.strip_prefix('#');
     for id in [own("$id"), own("id")].into_iter().flatten() {
         let rest = reference.strip_prefix(id).filter(|_| !id.is_empty());
-        fragment = fragment.or_else(|| rest.and_then(|rest| rest.strip_prefix('#').or(rest.is_empty().then_some(""))));
+        fragment = fragment
+            .or_else(|| rest.and_then(|rest| rest.strip_prefix('#').or(rest.is_empty().then_some(""))));
     }
     let fragment = decoded(fragment?)?;
     if fragment.is_empty() || fragment == "/" {
@@ -44,7 +45,8 @@ fn anchor<'v>(value: &'v Value, name: &str, depth: usize) -> Option<&'v Value> {
     }
     match value {
         Value::Object(map) => {
-            let here = ["$anchor", "$dynamicAnchor"].iter().any(|key| map.get(*key).is_some_and(|v| v == name));
+            let here =
+                ["$anchor", "$dynamicAnchor"].iter().any(|key| map.get(*key).is_some_and(|v| v == name));
             if here { Some(value) } else { map.values().find_map(|value| anchor(value, name, depth + 1)) }
         }
         Value::Array(list) => list.iter().find_map(|value| anchor(value, name, depth + 1)),

@@ -42,7 +42,8 @@ pub(super) fn unbounded() -> Rx {
 pub(super) fn integers(low: Option<&Bound>, high: Option<&Bound>) -> Rx {
     let (low, high) = whole_bounds(low, high);
     let negative = if low < Decimal::zero() {
-        let nearest = if high < Decimal::zero() { high.clone().negated() } else { Decimal::whole(false, "1") };
+        let nearest =
+            if high < Decimal::zero() { high.clone().negated() } else { Decimal::whole(false, "1") };
         Rx::concat([Rx::text("-"), whole_between(&nearest.whole, &low.clone().negated().whole)])
     } else {
         Rx::never()

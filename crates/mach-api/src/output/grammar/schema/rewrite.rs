@@ -249,7 +249,13 @@ impl Rewriter<'_> {
     }
 
     /// What does not meet one word.
-    fn negated(&self, key: &str, value: &Value, map: &Map<String, Value>, depth: usize) -> Option<Vec<Value>> {
+    fn negated(
+        &self,
+        key: &str,
+        value: &Value,
+        map: &Map<String, Value>,
+        depth: usize,
+    ) -> Option<Vec<Value>> {
         let not = |value: &Value| self.negation(value, depth);
         let of = |kind: &str, key: &str, value: Value| {
             let mut out = Map::from_iter([("type".to_owned(), Value::from(kind))]);
@@ -266,8 +272,11 @@ impl Rewriter<'_> {
                     // Numbers with a fraction are left aside.
                     names |= NUMBER;
                 }
-                let rest: Vec<Value> =
-                    TYPES.iter().filter(|(_, bit)| names & bit == 0).map(|(name, _)| Value::from(*name)).collect();
+                let rest: Vec<Value> = TYPES
+                    .iter()
+                    .filter(|(_, bit)| names & bit == 0)
+                    .map(|(name, _)| Value::from(*name))
+                    .collect();
                 if rest.is_empty() { return None } else { vec![json!({ "type": rest })] }
             }
             "const" => vec![json!({NONE: [value]})],
