@@ -25,7 +25,10 @@ fn count(stats: &Value, name: &str) -> u64 {
 fn the_documented_policy_under_the_guard_is_the_default() {
     let server = Server::demo(&[]);
     let line = decode_line(&server);
-    assert!(line.starts_with("startup decode_path=specdec-v7 adaptive_block_policy=opencode-sampled-v1"), "{line}");
+    assert!(
+        line.starts_with("startup decode_path=specdec-v7 adaptive_block_policy=opencode-sampled-v1"),
+        "{line}"
+    );
     assert_eq!(value(line, "guard"), Some("cost-aware"));
     let before = server.get("/v1/stats").json();
     assert_eq!(
@@ -43,7 +46,8 @@ fn the_documented_policy_under_the_guard_is_the_default() {
 
 #[test]
 fn without_the_guard_the_policy_decides() {
-    let server = Server::demo(&["--serving-adaptive-block-policy", "fixed-8", "--serving-block-guard", "off"]);
+    let server =
+        Server::demo(&["--serving-adaptive-block-policy", "fixed-8", "--serving-block-guard", "off"]);
     assert_eq!(value(decode_line(&server), "guard"), Some("off"));
     ask(&server);
     let stats = server.get("/v1/stats").json();
