@@ -78,6 +78,8 @@ NESTED = function(
 )
 NUMBERS = function("numbers", {"x": {"type": "number", "description": "x", "default": 1e16, "maximum": 1e22, "multipleOf": 1e-05}})
 NOOP = function("noop", {}, description="Nothing")
+# Arguments of a call that was cut off, and what can be made out of them.
+CUT, MADE_OUT = '{"city": "Zü', {"city": "Zü"}
 ASK = [user("What's the weather in Köln?")]
 
 
@@ -146,6 +148,10 @@ CONVERSATIONS = {
     "result named": dict(messages=ASK + [assistant(None, tool_calls=[call("noop", {})]), tool("ok", name="noop")], tools=[NOOP]),
     "result empty": dict(messages=used(call("noop", {}), results=("",)), tools=[NOOP]),
     "result in parts": dict(messages=used(call("noop", {}), results=([part("o"), part("k")],)), tools=[NOOP]),
+    "result absent": dict(messages=used(call("noop", {}), results=(None,)), tools=[NOOP]),
+    "call cut off": dict(messages=used(call("get_weather", CUT), results=("error: cut off",)), tools=[WEATHER]),
+    "answer absent": dict(messages=[user("a"), assistant(None), user("c")]),
+    "reasoning only": dict(messages=[user("a"), assistant(None, reasoning_content="because"), user("c")]),
     "kwargs": dict(messages=[user("hi")], kwargs={"flag": True, "nested": {"deep": [0, {"z": 1}]}, "add_vision_id": False}),
 }
 
@@ -155,7 +161,7 @@ def messages_for(messages, null, arguments, parts, reasoning):
     out = []
     for message in copy.deepcopy(messages):
         if message.get("content") is None:
-            if null == "empty":
+            if null == "empty" or (null == "beside calls" and not message.get("tool_calls")):
                 message["content"] = ""
         elif isinstance(message["content"], list) and parts == "joined":
             message["content"] = "\n".join(p["text"] for p in message["content"])
@@ -164,7 +170,8 @@ def messages_for(messages, null, arguments, parts, reasoning):
             message.update(dict.fromkeys(REASONING, thought))
         for c in message.get("tool_calls", []):
             if arguments == "object":
-                c["function"]["arguments"] = json.loads(c["function"]["arguments"])
+                text = c["function"]["arguments"]
+                c["function"]["arguments"] = MADE_OUT if text == CUT else json.loads(text)
         out.append(message)
     return out
 
@@ -174,7 +181,7 @@ SHAPES = [
     for reasoning in ("all", "one voice")
     for arguments in ("object", "text")
     for parts in ("list", "joined")
-    for null in ("null", "empty")
+    for null in ("null", "beside calls", "empty")
 ]
 
 

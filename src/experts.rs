@@ -336,6 +336,9 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
     match opened {
         Ok((_, found)) => {
             info!(seconds = started.elapsed().as_secs_f64(), "sidecar opened, drive probed");
+            if let Some(reason) = found.direct.why_off() {
+                warn!(reason, "direct reads are off: the page cache takes memory and time from the experts");
+            }
             let options = StreamingOptions {
                 submission: args.io.into(),
                 caching: found.caching,
@@ -387,6 +390,7 @@ fn reading(signal: Signal, found: &ProbeReport, depth: usize) -> Signal {
     signal
         .with("mode", found.submission)
         .with("direct", u8::from(found.caching == Caching::Direct))
+        .with("direct_reads", found.direct.name())
         .with("depth", depth)
         .with("probed_depth", found.depth)
         .with("read_kib", found.read_kib)

@@ -4,10 +4,12 @@ Usage: check.py BASE_URL [BASE_URL_OF_A_SERVER_WITH_ONE_SLOT_AND_A_QUEUE_OF_ONE]
 """
 
 import concurrent.futures
+import datetime
 import json
 import sys
 import time
 import urllib.request
+import uuid
 from typing import Literal
 
 import openai
@@ -103,6 +105,54 @@ ordered = client.chat.completions.parse(
     model=model, messages=person, tools=[strict], tool_choice="required", temperature=1.2, seed=1, max_tokens=400)
 assert isinstance(ordered.choices[0].message.tool_calls[0].function.parsed_arguments, Order), ordered
 print("ok   parsed tool call")
+
+class Strict(pydantic.BaseModel):
+    """What agent frameworks send as strict tools by default."""
+
+    when: datetime.datetime
+    id: uuid.UUID
+    mail: str = pydantic.Field(pattern=r"^[a-z]{1,8}@[a-z]{1,8}\.com$")
+    note: str | None = pydantic.Field(default=None, min_length=1, max_length=12)
+    big: Literal[1234567890123456789, 2]
+
+
+booked = client.chat.completions.parse(
+    model=model, messages=person, tools=[openai.pydantic_function_tool(Strict, name="book")],
+    tool_choice="required", temperature=1.2, seed=2, max_tokens=400)
+assert isinstance(booked.choices[0].message.tool_calls[0].function.parsed_arguments, Strict), booked
+print("ok   strict tool of ordinary types:", booked.choices[0].message.tool_calls[0].function.arguments)
+
+legacy = client.chat.completions.create(
+    model=model, messages=question, functions=[weather["function"]], function_call={"name": "get_weather"},
+    temperature=0, max_tokens=200)
+assert legacy.choices[0].finish_reason == "function_call", legacy
+assert json.loads(legacy.choices[0].message.function_call.arguments)["city"]
+back = [*question, legacy.choices[0].message, {"role": "function", "name": "get_weather", "content": "rain"}]
+assert client.chat.completions.create(**{**ask, "messages": back}).choices
+print("ok   functions of the older kind")
+
+other = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+allowed = {"type": "allowed_tools", "allowed_tools": {
+    "mode": "required", "tools": [{"type": "function", "function": {"name": "get_time"}}]}}
+only = client.chat.completions.create(**{**call, "tools": [weather, other], "tool_choice": allowed})
+assert all(c.function.name == "get_time" for c in only.choices[0].message.tool_calls), only
+print("ok   allowed tools")
+
+guided = client.chat.completions.create(**ask, extra_body={"guided_choice": ["yes", "no"]})
+assert guided.choices[0].message.content in ("yes", "no")
+begun = [*ask["messages"], {"role": "assistant", "content": "Once upon"}]
+more = client.chat.completions.create(**{**ask, "messages": begun}, extra_body={"continue_final_message": True})
+assert more.choices[0].message.content and more.system_fingerprint == whole.system_fingerprint
+unknown = client.chat.completions.with_raw_response.create(**ask, verbosity="low", extra_body={"colour": "red"})
+assert unknown.headers["x-ignored-fields"] == "colour"
+print("ok   guided, continued, unknown fields")
+
+# Whatever was answered can be sent back, a call cut at its length above all.
+cut = client.chat.completions.create(**{**call, "max_tokens": 12}, tool_choice="required").choices[0].message
+echo = [*question, cut.model_dump()]
+echo += [{"role": "tool", "tool_call_id": c.id, "content": "error: cut off"} for c in cut.tool_calls or []]
+assert client.chat.completions.create(**{**call, "messages": [*echo, {"role": "user", "content": "shorter"}]}).choices
+print("ok   a cut call comes back")
 
 for change, error, param in [
     ({"temperature": -1}, openai.BadRequestError, "temperature"),

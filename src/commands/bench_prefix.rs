@@ -1,6 +1,6 @@
 //! `mach bench prefix`: what the prefix cache brings and costs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -12,20 +12,23 @@ use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource, fo
 use crate::bench::Machine;
 use crate::bench::prefix::{FreshPlan, FreshRow, PrefixPlan, measure_fresh, measure_prefix};
 
+/// Prompt lengths where none are given.
+const PROMPTS: [usize; 3] = [1024, 4096, 8192];
+
 /// Arguments of `mach bench prefix`.
 #[derive(Debug, Clone, Args)]
 pub(super) struct PrefixArgs {
     /// Checkpoint directory to time
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
-    /// Empty directory on the drive to time; what is written there stays
+    /// Empty directory on the drive to time, what is written there stays; without it one beside other temporary files, which goes again
     #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     /// Directory of the tokenizer, for checkpoints without one
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// Prompt lengths
-    #[arg(long, value_delimiter = ',', default_value = "1024,4096,8192", value_name = "TOKENS")]
+    /// Prompt lengths; those of 1024,4096,8192 that fit the model's context if not given
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS")]
     prompts: Vec<usize>,
     /// Tokens that follow a cached prompt
     #[arg(long, default_value_t = 16, value_name = "TOKENS")]
@@ -48,27 +51,39 @@ pub(super) struct PrefixArgs {
 }
 
 /// Runs the command.
-pub(super) fn run(args: PrefixArgs) -> Result<()> {
+pub(super) fn run(mut args: PrefixArgs) -> Result<()> {
     if args.reps == 0 || args.tail == 0 || args.decode < 2 || args.prompts.iter().any(|&n| n < 256) {
         bail!("--reps and --tail must be at least 1, --decode 2, --prompts 256");
     }
     let open =
         |dir: &PathBuf| Checkpoint::open(dir).with_context(|| format!("cannot open {}", dir.display()));
     let checkpoint = open(&args.checkpoint)?;
+    // A prompt and what follows it must fit the model.
+    let most = checkpoint.config().max_position_embeddings.saturating_sub(args.tail + args.decode);
+    if args.prompts.is_empty() {
+        args.prompts = PROMPTS.into_iter().filter(|&tokens| tokens <= most).collect();
+    }
+    if let Some(longest) = args.prompts.iter().find(|&&tokens| tokens > most) {
+        bail!(
+            "--prompts: {longest} tokens and what follows are more than the model's context; at most {most}"
+        );
+    }
     let tokenizer = match &args.tokenizer {
         Some(dir) => open(dir)?.tokenizer()?,
         None => checkpoint.tokenizer().context("no tokenizer; --tokenizer names a directory with one")?,
     };
     let tokenizer = Arc::new(TextTokenizer::new(tokenizer, checkpoint.config().vocab_size)?);
+    let passing = tempfile::Builder::new().prefix("mach-bench-").tempdir()?;
+    let dir = args.dir.clone().unwrap_or_else(|| passing.path().to_owned());
     if let Some(share) = args.bank_share {
-        return fresh(&args, &checkpoint, &tokenizer, share);
+        return fresh(&args, &dir, &checkpoint, &tokenizer, share);
     }
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
     let layers = model.config().layers.len();
     let (prompts, tail, decode, reps) = (args.prompts, args.tail, args.decode, args.reps);
     let plan = PrefixPlan { prompts, tail, decode, reps, conversations: 1000 };
-    let report = measure_prefix(model, tokenizer, &args.dir, plan)?;
+    let report = measure_prefix(model, tokenizer, &dir, plan)?;
     let machine = Machine::this();
     if args.json {
         let synthetic = checkpoint.dir().join("synthetic.json").is_file();
@@ -107,6 +122,7 @@ pub(super) fn run(args: PrefixArgs) -> Result<()> {
 /// Decoding with an empty bank against decoding with a warm one.
 fn fresh(
     args: &PrefixArgs,
+    dir: &Path,
     checkpoint: &Checkpoint,
     tokenizer: &Arc<TextTokenizer>,
     share: f64,
@@ -126,7 +142,7 @@ fn fresh(
     let load = LoadOptions { threads: args.threads, experts: ExpertMode::Streaming(streaming), ..defaults };
     let load = || Ok(mach_models::load(checkpoint, &load, &mut |_| {})?);
     let plan = FreshPlan { prompt, decode: args.decode, bank_share: share, reps: args.reps };
-    let report = measure_fresh(&load, tokenizer, &args.dir, plan)?;
+    let report = measure_fresh(&load, tokenizer, dir, plan)?;
     let machine = Machine::this();
     let synthetic = checkpoint.is_synthetic();
     if args.json {

@@ -25,6 +25,9 @@ fn clip(text: &str) -> String {
     text.chars().take(1500).collect()
 }
 
+/// What ends a text that stands as it is.
+const ENDS: [&str; 3] = ["\n</parameter>\n", "</｜DSML｜parameter>\n", "<|\"|>"];
+
 struct Walker {
     factory: ParserFactory,
 }
@@ -73,6 +76,17 @@ impl Walker {
             let long = out.len() > LONG;
             if matcher.is_accepting().unwrap() && (long || random() % 4 == 0) {
                 return Some(said);
+            }
+            if long || random() % 16 == 0 {
+                let mut whole = |end: &&&str| {
+                    let bytes: Vec<u32> = end.bytes().map(u32::from).collect();
+                    matcher.validate_tokens(&bytes).is_ok_and(|count| count == bytes.len())
+                };
+                if let Some(end) = ENDS.iter().find(&mut whole) {
+                    end.bytes().for_each(|byte| matcher.consume_token(byte.into()).unwrap());
+                    out.extend(end.bytes());
+                    continue;
+                }
             }
             // Letters that are likely to lead on.
             let closing: Vec<u32> =
@@ -271,4 +285,112 @@ fn calls_meet_their_schemas_in_every_format() {
         }
     }
     report(all);
+}
+
+#[test]
+fn integers_keep_their_digits() {
+    let walker = Walker::new();
+    for (text, other) in [
+        ("1234567890123456789", "1234567890123456768"),
+        ("9007199254740993", "9007199254740992"),
+        ("-9223372036854775808", "-9223372036854775809"),
+        ("9223372036854775807", "9223372036854775808"),
+        ("18446744073709551615", "18446744073709551616"),
+    ] {
+        for schema in [
+            format!("{{\"const\": {text}}}"),
+            format!("{{\"enum\": [\"x\", {text}]}}"),
+            format!("{{\"type\": \"integer\", \"minimum\": {text}, \"maximum\": {text}}}"),
+        ] {
+            let source = content(&serde_json::from_str(&schema).unwrap(), true).unwrap();
+            let start = walker.matcher(&source).unwrap();
+            let whole = |text: &str| {
+                let bytes: Vec<u32> = text.bytes().map(u32::from).collect();
+                start.deep_clone().validate_tokens(&bytes).unwrap() == bytes.len()
+            };
+            assert!(whole(text) && !whole(other), "{schema}");
+        }
+    }
+}
+
+#[test]
+fn numbers_end() {
+    let walker = Walker::new();
+    for schema in [
+        json!({"type": "number"}),
+        json!({"type": "integer"}),
+        json!({"type": "integer", "minimum": 1}),
+        json!({"type": "number", "exclusiveMinimum": 0}),
+        json!({"type": "integer", "multipleOf": 7}),
+        json!({}),
+    ] {
+        let start = walker.matcher(&content(&schema, true).unwrap()).unwrap();
+        for text in ["1", "1.", "-1", "1e", "0.0"] {
+            for digit in [b'0', b'1', b'9'] {
+                let mut matcher = start.deep_clone();
+                let all = text.bytes().chain(std::iter::repeat_n(digit, 60));
+                let taken = all
+                    .take_while(|&byte| matcher.try_consume_tokens(&[byte.into()]).is_ok_and(|n| n == 1))
+                    .count();
+                assert!(taken < 40, "{schema} {text} {digit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_let_go_is_named() {
+    let unique = json!({"type": "object", "properties": {"v": {"type": "array", "uniqueItems": true}}, "required": ["v"]});
+    let pattern = json!({"type": "object", "properties": {"v": {"type": "string", "pattern": "\\bx"}}});
+    for (schema, path) in [(unique, "properties.v.uniqueItems"), (pattern, "properties.v.pattern")] {
+        assert!(content(&schema, true).unwrap_err().contains(path));
+        let warnings = content(&schema, false).unwrap().warnings;
+        assert!(
+            warnings.len() == 1 && warnings[0].starts_with("schema.") && warnings[0].contains(path),
+            "{warnings:?}"
+        );
+        for format in FORMATS {
+            let error = call(&schema, true, format).unwrap_err();
+            assert!(error.contains(path), "{format:?}: {error}");
+            let warnings = call(&schema, false, format).unwrap().warnings;
+            assert!(warnings.len() == 1 && warnings[0].contains(path), "{format:?}: {warnings:?}");
+        }
+    }
+}
+
+#[test]
+fn large_and_tangled_schemas_come_to_an_end() {
+    let wide = |n: usize| -> Value {
+        let options: Vec<Value> = (0..n)
+            .map(|i| json!({"type": "object", "properties": {format!("p{i}"): {"const": i}}}))
+            .collect();
+        json!({ "anyOf": options })
+    };
+    let product = json!({"allOf": (0..12).map(|_| wide(9)).collect::<Vec<_>>()});
+    let mut nested = json!({"type": "integer"});
+    for i in 0..20 {
+        nested = json!({"oneOf": [{"minimum": i}, nested], "if": {"type": "string"}, "then": {"not": {"minLength": i}}});
+    }
+    let node = json!({"type": "object", "required": ["a", "b"], "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#/$defs/n"}}});
+    let tangled = json!({"not": {"$ref": "#/$defs/n"}, "oneOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/m"}], "$defs": {"n": node, "m": node}});
+    let mut chain = serde_json::Map::new();
+    for i in 0..3000 {
+        chain.insert(
+            format!("d{i}"),
+            json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", (i + 1) % 3000)}}),
+        );
+    }
+    let chained = json!({"$ref": "#/$defs/d0", "$defs": chain});
+    let long: Vec<String> = (0..15_000).map(|i| format!("value {i}")).collect();
+    let looped = json!({"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}}});
+    let patterns =
+        json!({"type": "string", "enum": ["a".repeat(3000)], "pattern": "^(a*)*(a|aa)*(?!.*b)(a+)+$"});
+    let repeated = json!({"type": "string", "pattern": "^(?:(?:a{900}){900}){900}$"});
+    for schema in [product, nested, tangled, chained, json!({ "enum": long }), looped, patterns, repeated] {
+        for strict in [true, false] {
+            // Whatever comes of them.
+            let _ = content(&schema, strict);
+        }
+        let _ = call(&wrapped(&schema), false, ToolFormat::QwenXml);
+    }
 }

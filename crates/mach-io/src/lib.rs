@@ -21,7 +21,7 @@ mod uring;
 pub use direct::DirectFile;
 pub use files::{Caching, ReadError};
 pub use huge::{HUGE_PAGE, HugeBuf, MemoryError};
-pub use probe::{ProbeReport, ProbeRow, probe};
+pub use probe::{DirectReads, ProbeReport, ProbeRow, probe};
 pub use reader::{Completion, Read, ReadFailure, Reader, ReaderOptions, Submission};
 pub use slots::{Slot, SlotRegion};
 pub use stats::{LatencyHistogram, ReadStats};

@@ -13,6 +13,66 @@ const DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// A smaller depth is preferred over one that is less than this much faster: it only adds latency.
 const WORTH: f64 = 1.05;
 
+/// Reads through the page cache must be this many times as fast, twice, to be chosen: they take memory that the experts could have,
+/// and a drive that others use as well makes any single measurement a matter of chance.
+const CLEARLY: f64 = 1.5;
+
+/// Whether reads bypass the page cache, and if not, why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectReads {
+    /// They do.
+    Used,
+    /// The filesystem cannot.
+    Unavailable,
+    /// Reads through the page cache were clearly faster, twice.
+    Slower,
+}
+
+impl DirectReads {
+    /// Why they do not, in words; `None` if they do.
+    pub fn why_off(self) -> Option<&'static str> {
+        match self {
+            Self::Used => None,
+            Self::Unavailable => Some("the filesystem has no direct reads"),
+            Self::Slower => Some("reads through the page cache were clearly faster, twice"),
+        }
+    }
+
+    /// The same as one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Used => "used",
+            Self::Unavailable => "unavailable",
+            Self::Slower => "slower",
+        }
+    }
+}
+
+/// Bytes a second that both ways reached at about the same time; `None` where one cannot be measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Round {
+    direct: Option<f64>,
+    buffered: Option<f64>,
+}
+
+impl Round {
+    fn clearly_buffered(self) -> bool {
+        match (self.direct, self.buffered) {
+            (Some(direct), Some(buffered)) => buffered > direct * CLEARLY,
+            _ => false,
+        }
+    }
+}
+
+/// What the first round says, and the second, which is asked for only where the first speaks against direct reads.
+fn decide(first: Round, second: impl FnOnce() -> Result<Round, ReadError>) -> Result<DirectReads, ReadError> {
+    Ok(match first.direct {
+        None => DirectReads::Unavailable,
+        Some(_) if first.clearly_buffered() && second()?.clearly_buffered() => DirectReads::Slower,
+        Some(_) => DirectReads::Used,
+    })
+}
+
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProbeRow {
@@ -33,6 +93,8 @@ pub struct ProbeReport {
     pub submission: &'static str,
     /// Chosen mode.
     pub caching: Caching,
+    /// Why it was chosen.
+    pub direct: DirectReads,
     /// Size of a read in KiB.
     pub read_kib: usize,
     /// Chosen reads in flight: the fewest within 5 % of the best.
@@ -81,11 +143,26 @@ pub fn probe(
             break;
         }
     }
-    let best = |rows: &mut dyn Iterator<Item = &ProbeRow>| rows.map(|r| r.bandwidth).fold(0.0, f64::max);
-    let direct = best(&mut table.iter().filter(|r| r.caching == Caching::Direct));
-    let buffered = best(&mut table.iter().filter(|r| r.caching == Caching::Buffered));
-    let caching = if direct * WORTH >= buffered { Caching::Direct } else { Caching::Buffered };
-    let top = direct.max(buffered).min(if caching == Caching::Direct { direct } else { buffered });
+    let best = |table: &[ProbeRow], caching: Caching| -> Option<ProbeRow> {
+        let rows = table.iter().filter(|row| row.caching == caching).copied();
+        rows.max_by(|a, b| a.bandwidth.total_cmp(&b.bandwidth))
+    };
+    let (direct, buffered) = (best(&table, Caching::Direct), best(&table, Caching::Buffered));
+    let rate = |row: Option<ProbeRow>| row.map(|row| row.bandwidth);
+    let first = Round { direct: rate(direct), buffered: rate(buffered) };
+    let mut again = |row: Option<ProbeRow>| -> Result<Option<f64>, ReadError> {
+        let Some(ProbeRow { caching, depth, .. }) = row else { return Ok(None) };
+        let options = ReaderOptions { submission, caching, depth, registered: Vec::new() };
+        let mut reader = Reader::open(files, &options)?;
+        Ok(Some(measure(&mut reader, record_len, &mut memory, budget / 4)?.bandwidth))
+    };
+    let direct = decide(first, || {
+        // In turn with the first round, so that what gets slower with time is not taken for what is slower.
+        let buffered = again(buffered)?;
+        Ok(Round { direct: again(direct)?, buffered })
+    })?;
+    let caching = if direct == DirectReads::Used { Caching::Direct } else { Caching::Buffered };
+    let top = best(&table, caching).map_or(0.0, |row| row.bandwidth);
     let chosen = table.iter().find(|r| r.caching == caching && r.bandwidth * WORTH >= top);
     let Some(chosen) = chosen.copied() else {
         return Err(ReadError::Setup("no record could be read".to_owned()));
@@ -93,6 +170,7 @@ pub fn probe(
     Ok(ProbeReport {
         submission: name,
         caching,
+        direct,
         read_kib: record_len >> 10,
         depth: chosen.depth,
         bandwidth: chosen.bandwidth,
@@ -175,5 +253,37 @@ impl Reader {
         }
         #[cfg(not(target_os = "linux"))]
         let _ = read;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(direct: f64, buffered: f64) -> Round {
+        Round { direct: Some(direct), buffered: Some(buffered) }
+    }
+
+    #[test]
+    fn direct_reads_are_left_only_if_the_cache_is_clearly_faster_twice() {
+        let decided = |first: Round, second: Round| decide(first, || Ok(second)).unwrap();
+        let unasked = |first: Round| decide(first, || panic!("not asked for")).unwrap();
+        assert_eq!(unasked(round(2.0, 1.0)), DirectReads::Used);
+        // Faster, but by what chance may bring.
+        assert_eq!(unasked(round(2.0, 2.9)), DirectReads::Used);
+        // Clearly faster, but only once.
+        assert_eq!(decided(round(2.0, 9.0), round(2.0, 2.1)), DirectReads::Used);
+        assert_eq!(decided(round(2.0, 9.0), round(2.0, 3.1)), DirectReads::Slower);
+        assert_eq!(unasked(Round { direct: None, buffered: Some(1.0) }), DirectReads::Unavailable);
+        assert_eq!(unasked(Round { direct: Some(1.0), buffered: None }), DirectReads::Used);
+        assert!(decide(round(1.0, 9.0), || Err(ReadError::Setup("gone".to_owned()))).is_err());
+    }
+
+    #[test]
+    fn what_is_off_says_why() {
+        assert_eq!(DirectReads::Used.why_off(), None);
+        for off in [DirectReads::Unavailable, DirectReads::Slower] {
+            assert!(off.why_off().is_some() && !off.name().is_empty());
+        }
     }
 }

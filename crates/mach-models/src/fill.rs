@@ -183,7 +183,7 @@ fn check(items: &[(WeightSource<'_>, Matrix)], mut parts: Vec<Part>) -> Result<(
         let mut join = Join::new(0);
         let (mut crc, mut len) = (0, 0);
         for part in mine {
-            if join.len() != part.len {
+            if join.second() != part.len {
                 join = Join::new(part.len);
             }
             crc = join.join(crc, part.crc32c);

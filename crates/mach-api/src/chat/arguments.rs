@@ -6,6 +6,8 @@ use crate::surrogates::mend_text;
 
 /// Places where broken text is cut before it is given up.
 const CUTS: usize = 32;
+/// Brackets that may be open in it, as many as a JSON reader allows.
+const DEPTH: usize = 127;
 
 /// Arguments as far as they could be read.
 #[derive(Debug, PartialEq)]
@@ -72,15 +74,12 @@ fn completed(text: &str) -> Option<Map<String, Value>> {
             '\\' if inside => escaped = true,
             '"' => inside = !inside,
             _ if inside => {}
+            '{' | '[' if open.len() >= DEPTH => return None,
             '{' | '[' => {
                 open.push(if c == '{' { '}' } else { ']' });
                 ends.push((at + 1, open.clone()));
             }
-            '}' | ']' => {
-                if open.pop() != Some(c) {
-                    return None;
-                }
-            }
+            '}' | ']' if open.pop() != Some(c) => return None,
             ',' => ends.push((at, open.clone())),
             _ => {}
         }
@@ -165,6 +164,7 @@ mod tests {
             ("\"x\"", json!({"arguments": "x"})),
             ("ls -l", json!({"arguments": "ls -l"})),
             ("{]", json!({"arguments": "{]"})),
+            (&"{\"a\":[".repeat(200), json!({"arguments": "{\"a\":[".repeat(200)})),
         ] {
             assert_eq!(read(text), (want, true), "{text}");
         }

@@ -40,6 +40,25 @@ fn endless_templates_run_out_of_fuel() {
 }
 
 #[test]
+fn texts_are_kept_short() {
+    for expression in [
+        "'%999999999999d' % 1",
+        "'%99999999s' % 'a'",
+        "'%.99999999f' % 1.5",
+        "'{:>99999999}'.format('a')",
+        "'a'.ljust(99999999)",
+        "'a' | center(99999999)",
+        "('a' * 1000000).replace('a', 'b' * 1000000)",
+        "('a' * 1000000) | replace('a', 'b' * 1000000)",
+        "('b' * 1000000).join(('a' * 100000) | list)",
+        "('a' * 1000000) | list | join('b' * 1000000)",
+    ] {
+        let error = compile(&format!("{{{{ ({expression}) | length }}}}")).render(&hello(), &[], &Map::new());
+        assert!(matches!(error, Err(TemplateError::Render(_))), "{expression}");
+    }
+}
+
+#[test]
 fn developer_becomes_system_only_for_templates_that_do_not_know_it() {
     let messages = [Message::text(Role::Developer, "x")];
     let plain = compile("{{ messages[0].role }}");

@@ -38,8 +38,12 @@ pub(super) fn strip_tags(s: &str) -> String {
         rest = rest.get(start + end..).unwrap_or_default();
     }
     out.push_str(rest);
-    // Of a word without a tag, this does no more than resolve entities.
-    let resolve = |part: &str| minijinja_contrib::filters::striptags(part.replace('>', "&gt;"));
+    // Of a word without a tag, this does no more than resolve entities; marks keep it from trimming what they are.
+    let entities = |part: &str| {
+        let text = minijinja_contrib::filters::striptags(format!("x{}x", part.replace('>', "&gt;")));
+        text.get(1..text.len() - 1).unwrap_or_default().to_owned()
+    };
+    let resolve = |part: &str| part.split("&nbsp;").map(entities).collect::<Vec<_>>().join("\u{a0}");
     let words = out.split(is_space).filter(|word| !word.is_empty());
     words.map(|word| word.split('<').map(resolve).collect::<Vec<_>>().join("<")).collect::<Vec<_>>().join(" ")
 }

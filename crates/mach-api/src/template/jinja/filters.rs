@@ -72,10 +72,8 @@ fn trim(s: &str, args: &mut Args<'_>) -> Result<String, Error> {
 
 fn replace(s: &str, args: &mut Args<'_>) -> Result<String, Error> {
     let (old, new) = (text::str(&args.required("old")?), text::str(&args.required("new")?));
-    Ok(match args.optional_integer("count")?.and_then(|n| usize::try_from(n).ok()) {
-        Some(most) => s.replacen(&old, &new, most),
-        None => s.replace(&old, &new),
-    })
+    let count = args.optional_integer("count")?;
+    strings::replace(s, &old, &new, count)
 }
 
 fn center(s: &str, args: &mut Args<'_>) -> Result<String, Error> {

@@ -1,10 +1,10 @@
-//! `'…' % values` and `'…'.format(…)`.
+//! `'…' % values`.
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-use super::number::{self, BigInt};
+use super::number::BigInt;
 use super::text;
 
 /// Widest field.
@@ -28,6 +28,7 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
         out.push_str(rest.get(..at).unwrap_or_default());
         let (name, spec, kind, after) = specification(rest.get(at + 1..).unwrap_or_default())?;
         rest = after;
+        check_widths(spec)?;
         if kind == '%' {
             out.push('%');
             continue;
@@ -44,10 +45,10 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
             None => list.next().ok_or_else(|| error("not enough arguments for format string"))?,
         };
         match kind {
-            's' => out.push_str(&padded(&text::str(&value), spec)?),
-            'r' | 'a' => out.push_str(&padded(&text::repr(&value), spec)?),
+            's' => out.push_str(&padded(&text::str(&value), spec)),
+            'r' | 'a' => out.push_str(&padded(&text::repr(&value), spec)),
             'd' | 'i' | 'u' => match whole(&value) {
-                Some(digits) => out.push_str(&padded(&digits, spec)?),
+                Some(digits) => out.push_str(&padded(&digits, spec)),
                 None => out.push_str(&format(FormatStyle::Printf, &format!("%{spec}d"), &[value])?),
             },
             kind => out.push_str(&format(FormatStyle::Printf, &format!("%{spec}{kind}"), &[value])?),
@@ -60,23 +61,21 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
     Ok(out)
 }
 
+/// Refuses numbers in a format that would make very long text.
+pub(super) fn check_widths(spec: &str) -> Result<(), Error> {
+    let too_wide =
+        |digits: &str| !digits.is_empty() && !digits.parse::<usize>().is_ok_and(|n| n <= MAX_WIDTH);
+    if spec.split(|c: char| !c.is_ascii_digit()).any(too_wide) { Err(error("too wide")) } else { Ok(()) }
+}
+
 /// Text in a width, cut to a precision.
-fn padded(text: &str, spec: &str) -> Result<String, Error> {
+fn padded(text: &str, spec: &str) -> String {
     let (width, precision) = spec.split_once('.').unwrap_or((spec, ""));
     let left = width.contains('-');
     let width = width.trim_start_matches(['-', '+', ' ', '#', '0']);
-    let number = |digits: &str| match digits {
-        "" => Ok(None),
-        digits => digits
-            .parse::<usize>()
-            .ok()
-            .filter(|n| *n <= MAX_WIDTH)
-            .map(Some)
-            .ok_or_else(|| error("too wide")),
-    };
-    let (width, precision) = (number(width)?.unwrap_or(0), number(precision)?);
+    let (width, precision) = (width.parse().unwrap_or(0), precision.parse().ok());
     let text: String = text.chars().take(precision.unwrap_or(usize::MAX)).collect();
-    Ok(if left { format!("{text:<width$}") } else { format!("{text:>width$}") })
+    if left { format!("{text:<width$}") } else { format!("{text:>width$}") }
 }
 
 /// The digits of what `%d` cuts to an integer that no format of numbers takes.
@@ -105,25 +104,4 @@ fn specification(text: &str) -> Result<(Option<&str>, &str, char, &str), Error> 
     let rest = rest.trim_start_matches(['h', 'l', 'L']);
     let kind = rest.chars().next().ok_or_else(|| error("incomplete format"))?;
     Ok((name, spec, kind, rest.get(kind.len_utf8()..).unwrap_or_default()))
-}
-
-/// `template.format(...)`. What prints otherwise than in Python is made text before, where no format is asked for.
-pub(super) fn braces(template: &str, args: &[Value]) -> Result<String, Error> {
-    if template.contains(':') || template.contains('!') || args.last().is_some_and(Value::is_kwargs) {
-        return format(FormatStyle::StrFormat, template, args);
-    }
-    let args: Vec<Value> = args
-        .iter()
-        .map(|arg| match arg.kind() {
-            ValueKind::Number if !arg.is_integer() => {
-                Value::from(number::float(f64::try_from(arg.clone()).unwrap_or(f64::NAN)))
-            }
-            // Fields may reach inside of others.
-            ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if !template.contains(['[', '.']) => {
-                Value::from(text::str(arg))
-            }
-            _ => arg.clone(),
-        })
-        .collect();
-    format(FormatStyle::StrFormat, template, &args)
 }

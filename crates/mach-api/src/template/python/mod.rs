@@ -1,6 +1,7 @@
 //! What Python brings to chat templates: how values print, and the methods of `str`, `list` and `dict`.
 
 pub(super) mod args;
+mod braces;
 pub(super) mod containers;
 pub(super) mod format;
 pub(super) mod json;

@@ -5,15 +5,17 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::args::Args;
 use super::search::{find, is_space, lines, part, rsplit_space, split_space};
-use super::{format, text};
+use super::{braces, text};
 
 /// Longest text that padding may make.
 const MAX_WIDTH: i64 = 1_000_000;
+/// Most bytes that a method may make of short texts.
+const MAX_BYTES: usize = 64 << 20;
 
 /// Calls a method, or says that there is none of this name.
 pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     if method == "format" {
-        return format::braces(s, args).map(Value::from);
+        return braces::braces(s, args).map(Value::from);
     }
     let mut args = Args::new(method, args);
     let value = match method {
@@ -40,26 +42,29 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
         }
         "replace" => {
             let (old, new) = (args.string("old")?, args.string("new")?);
-            match args.optional_integer("count")?.and_then(|n| usize::try_from(n).ok()) {
-                Some(most) => s.replacen(&old, &new, most).into(),
-                None => s.replace(&old, &new).into(),
-            }
+            let count = args.optional_integer("count")?;
+            replace(s, &old, &new, count)?.into()
         }
         "join" => {
             let items = args.required("iterable")?;
-            let mut out = Vec::new();
-            for item in items.try_iter()? {
-                match item.as_str() {
-                    Some(text) => out.push(text.to_owned()),
-                    None => return Err(args.error(format!("expected strings, found {}", item.kind()))),
+            let mut out = String::new();
+            for (i, item) in items.try_iter()?.enumerate() {
+                let Some(text) = item.as_str() else {
+                    return Err(args.error(format!("expected strings, found {}", item.kind())));
+                };
+                bounded(out.len(), s.len() + text.len())?;
+                if i > 0 {
+                    out.push_str(s);
                 }
+                out.push_str(text);
             }
-            out.join(s).into()
+            out.into()
         }
         "ljust" | "rjust" | "center" | "zfill" => pad(s, method, &mut args)?.into(),
         "expandtabs" => expand_tabs(s, args.optional_integer("tabsize")?.unwrap_or(8)).into(),
         "upper" => s.to_uppercase().into(),
-        "lower" | "casefold" => s.to_lowercase().into(),
+        "lower" => s.to_lowercase().into(),
+        "casefold" => s.to_lowercase().replace('ß', "ss").into(),
         "capitalize" => capitalize(s).into(),
         "title" => title(s).into(),
         "swapcase" => s
@@ -80,6 +85,26 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
     };
     args.finish()?;
     Ok(value)
+}
+
+/// `str.replace`; a negative count, or none, replaces all.
+pub(in crate::template) fn replace(
+    s: &str,
+    old: &str,
+    new: &str,
+    count: Option<i64>,
+) -> Result<String, Error> {
+    let most = count.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+    let found = s.matches(old).take(most).count();
+    bounded(s.len(), found.saturating_mul(new.len()))?;
+    Ok(if most == usize::MAX { s.replace(old, new) } else { s.replacen(old, new, most) })
+}
+
+fn bounded(len: usize, more: usize) -> Result<(), Error> {
+    if len.saturating_add(more) > MAX_BYTES {
+        return Err(Error::new(ErrorKind::InvalidOperation, "the text would be too long"));
+    }
+    Ok(())
 }
 
 fn strings(list: Vec<String>) -> Value {

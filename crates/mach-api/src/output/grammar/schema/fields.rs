@@ -4,7 +4,7 @@ use super::super::lark::Lark;
 use super::Unsupported;
 
 /// States of one list.
-const MOST: usize = 20_000;
+const MOST: usize = 100_000;
 /// Counts beyond which a bound is none.
 const LONGEST: u64 = 1_000_000;
 

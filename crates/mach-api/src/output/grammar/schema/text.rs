@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::super::values::Types;
-use super::super::lark::Lark;
+use super::super::lark::{Lark, quoted};
 use super::fields::Fields;
 use super::leaves::{Leaf, Objects, Parts};
 use super::numbers::NumberRule;
@@ -180,10 +180,12 @@ impl<'a> Writer<'_, '_, 'a> {
         let choice = self.choice(conj, only_text, tags.told)?;
         let mut options = Vec::new();
         if let Some(listed) = &choice.listed {
-            let texts: Vec<String> = listed
-                .iter()
-                .map(|text| if text.is_empty() { "\"\"".to_owned() } else { self.lark.text(text) })
-                .collect();
+            let plain = |text: &&&str| self.lark.control_at(text).is_none();
+            let texts: Vec<String> = listed.iter().filter(plain).map(|text| quoted(text)).collect();
+            let mut texts =
+                if texts.is_empty() { texts } else { vec![self.lark.terminal(&texts.join(" | "))] };
+            let marked = listed.iter().filter(|text| self.lark.control_at(text).is_some());
+            texts.extend(marked.map(|text| self.lark.text(text)));
             if !texts.is_empty() {
                 options.push(format!("{head} ({}) {close}", texts.join(" | ")));
             }
