@@ -78,6 +78,7 @@ impl Walker {
                 return Some(said);
             }
             if random() % if long { 4 } else { 32 } == 0 {
+                let from = random() as usize % ENDS.len();
                 let called = said.contains("to=functions");
                 let mut whole = |end: &&&str| {
                     // Behind the call's head it would be a string's text, which cannot hold control tokens.
@@ -87,7 +88,7 @@ impl Walker {
                     let bytes: Vec<u32> = end.bytes().map(u32::from).collect();
                     matcher.validate_tokens(&bytes).is_ok_and(|count| count == bytes.len())
                 };
-                if let Some(end) = ENDS.iter().find(&mut whole) {
+                if let Some(end) = ENDS.iter().cycle().skip(from).take(ENDS.len()).find(&mut whole) {
                     end.bytes().for_each(|byte| matcher.consume_token(byte.into()).unwrap());
                     out.extend(end.bytes());
                     continue;
