@@ -8,7 +8,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv};
 use llguidance::{Matcher, ParserFactory};
 use mach_api::chat::{ResponseFormat, ToolChoice};
 use mach_api::output::grammar::{GrammarSource, Wanted, grammar};
-use mach_api::output::{OutputFormat, Part, ReasoningStart, ToolFormat, ToolSchemas};
+use mach_api::output::{OutputFormat, Part, ReasoningFormat, ReasoningStart, ToolFormat, ToolSchemas};
 use serde_json::{Value, json};
 
 const FORMATS: [ToolFormat; 5] =
@@ -141,7 +141,7 @@ fn tool(schema: &Value, strict: bool) -> Value {
 
 fn call(schema: &Value, strict: bool, format: ToolFormat) -> Result<GrammarSource, String> {
     let wanted = Wanted {
-        format: OutputFormat { tools: Some(format), reasoning: None },
+        format: output(format),
         start: ReasoningStart::Closed,
         tools: &[tool(schema, strict)],
         choice: &ToolChoice::Required,
@@ -152,11 +152,15 @@ fn call(schema: &Value, strict: bool, format: ToolFormat) -> Result<GrammarSourc
     grammar(&wanted).map(|found| found.unwrap().0).map_err(|e| e.to_string())
 }
 
+fn output(format: ToolFormat) -> OutputFormat {
+    let reasoning = (format == ToolFormat::Harmony).then_some(ReasoningFormat::Harmony);
+    OutputFormat { tools: Some(format), reasoning }
+}
+
 /// The arguments of the one call in a text.
 fn arguments(text: &str, schema: &Value, format: ToolFormat) -> Value {
     let schemas = Arc::new(ToolSchemas::of(&[tool(schema, true)]));
-    let output = OutputFormat { tools: Some(format), reasoning: None };
-    let mut parser = output.parser(Some(schemas), ReasoningStart::Closed);
+    let mut parser = output(format).parser(Some(schemas), ReasoningStart::Closed);
     let mut parts = Vec::new();
     parser.push(text, &mut parts);
     parser.finish(false, &mut parts);
