@@ -337,14 +337,17 @@ fn what_cannot_be_enforced_is_named() {
     let many: Vec<Value> = (0..10_000).map(|_| tools()[0].clone()).collect();
     let mut pattern = tools();
     pattern[0]["function"]["strict"] = true.into();
-    pattern[0]["function"]["parameters"]["properties"]["city"]["pattern"] = "^a".into();
+    pattern[0]["function"]["parameters"]["properties"]["city"]["pattern"] = r"\bword\b".into();
     for (fields, param) in [
         (json!({"response_format": schema(&deep)}), path),
         (
             json!({"response_format": schema(&json!({"type": "array", "contains": {"type": "string"}, "minContains": 2}))}),
-            path,
+            "response_format.json_schema.schema.contains",
         ),
-        (json!({"response_format": schema(&json!({"$ref": "https://example.com/x"}))}), path),
+        (
+            json!({"response_format": schema(&json!({"$ref": "https://example.com/x"}))}),
+            "response_format.json_schema.schema.$ref",
+        ),
         (json!({"response_format": schema(&json!({"type": "string", "pattern": "(?=a)b"}))}), path),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"grammar": "start: nothing"}), "grammar"),

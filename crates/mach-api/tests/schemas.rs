@@ -8,7 +8,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv};
 use llguidance::{Matcher, ParserFactory};
 use mach_api::chat::{ResponseFormat, ToolChoice};
 use mach_api::output::grammar::{GrammarSource, Wanted, grammar};
-use mach_api::output::{OutputFormat, Part, ReasoningStart, ToolFormat, ToolSchemas};
+use mach_api::output::{OutputFormat, Part, ReasoningFormat, ReasoningStart, ToolFormat, ToolSchemas};
 use serde_json::{Value, json};
 
 const FORMATS: [ToolFormat; 5] =
@@ -18,7 +18,7 @@ const TEXTS: u64 = 4;
 /// Letters after which a text ends as soon as it can.
 const LONG: usize = 160;
 /// Letters after which it is given up.
-const LONGEST: usize = 6_000;
+const LONGEST: usize = 2_000;
 
 /// Enough of a grammar to see what is wrong.
 fn clip(text: &str) -> String {
@@ -26,7 +26,7 @@ fn clip(text: &str) -> String {
 }
 
 /// What ends a text that stands as it is.
-const ENDS: [&str; 3] = ["\n</parameter>\n", "</｜DSML｜parameter>\n", "<|\"|>"];
+const ENDS: [&str; 4] = ["\n</parameter>\n", "</｜DSML｜parameter>\n", "<|\"|>", "<|end|><|start|>assistant"];
 
 struct Walker {
     factory: ParserFactory,
@@ -77,12 +77,18 @@ impl Walker {
             if matcher.is_accepting().unwrap() && (long || random() % 4 == 0) {
                 return Some(said);
             }
-            if long || random() % 16 == 0 {
+            if random() % if long { 4 } else { 32 } == 0 {
+                let from = random() as usize % ENDS.len();
+                let called = said.contains("to=functions");
                 let mut whole = |end: &&&str| {
+                    // Behind the call's head it would be a string's text, which cannot hold control tokens.
+                    if called && end.starts_with("<|end|>") {
+                        return false;
+                    }
                     let bytes: Vec<u32> = end.bytes().map(u32::from).collect();
                     matcher.validate_tokens(&bytes).is_ok_and(|count| count == bytes.len())
                 };
-                if let Some(end) = ENDS.iter().find(&mut whole) {
+                if let Some(end) = ENDS.iter().cycle().skip(from).take(ENDS.len()).find(&mut whole) {
                     end.bytes().for_each(|byte| matcher.consume_token(byte.into()).unwrap());
                     out.extend(end.bytes());
                     continue;
@@ -135,7 +141,7 @@ fn tool(schema: &Value, strict: bool) -> Value {
 
 fn call(schema: &Value, strict: bool, format: ToolFormat) -> Result<GrammarSource, String> {
     let wanted = Wanted {
-        format: OutputFormat { tools: Some(format), reasoning: None },
+        format: output(format),
         start: ReasoningStart::Closed,
         tools: &[tool(schema, strict)],
         choice: &ToolChoice::Required,
@@ -146,11 +152,15 @@ fn call(schema: &Value, strict: bool, format: ToolFormat) -> Result<GrammarSourc
     grammar(&wanted).map(|found| found.unwrap().0).map_err(|e| e.to_string())
 }
 
+fn output(format: ToolFormat) -> OutputFormat {
+    let reasoning = (format == ToolFormat::Harmony).then_some(ReasoningFormat::Harmony);
+    OutputFormat { tools: Some(format), reasoning }
+}
+
 /// The arguments of the one call in a text.
 fn arguments(text: &str, schema: &Value, format: ToolFormat) -> Value {
     let schemas = Arc::new(ToolSchemas::of(&[tool(schema, true)]));
-    let output = OutputFormat { tools: Some(format), reasoning: None };
-    let mut parser = output.parser(Some(schemas), ReasoningStart::Closed);
+    let mut parser = output(format).parser(Some(schemas), ReasoningStart::Closed);
     let mut parts = Vec::new();
     parser.push(text, &mut parts);
     parser.finish(false, &mut parts);
@@ -208,7 +218,7 @@ fn report(all: Vec<Result<(u64, u64), String>>) {
     assert!(failed.is_empty(), "{} of {} schemas: {failed:#?}", failed.len(), all.len());
     let sum = |(a, b): (u64, u64), (c, d): &(u64, u64)| (a + c, b + d);
     let (texts, endless) = all.iter().flatten().fold((0, 0), sum);
-    assert!(texts > 1000 && endless * 50 < texts, "{texts}, {endless} without an end");
+    assert!(texts > 1000 && endless * 20 < texts, "{texts}, {endless} without an end");
 }
 
 #[test]
@@ -262,7 +272,7 @@ fn calls_meet_their_schemas_in_every_format() {
         };
         let start = walker.matcher(&source).unwrap_or_else(|e| panic!("{e}\n{}", clip(&source.lark)));
         let (mut texts, mut endless) = (0, 0);
-        for seed in 0..TEXTS / 2 {
+        for seed in 0..2 {
             let Some(text) = walker.text(&start, seed) else {
                 endless += 1;
                 continue;

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn parts_have_the_checksum_of_the_whole() {
-        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| ((i * i) >> 3) as u8).collect();
         for part in [1, 7, 625, 4096, 9_999, 10_000, 20_000] {
             assert_eq!(whole(&bytes, part), crc32c::crc32c(&bytes), "{part}");
         }

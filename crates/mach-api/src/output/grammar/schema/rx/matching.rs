@@ -98,11 +98,9 @@ impl Matching<'_> {
     /// From every place of `at` on.
     fn step(&mut self, rx: &Rx, at: &[bool]) -> Option<Vec<bool>> {
         let mut out = vec![false; at.len()];
-        for from in 0..at.len() {
-            if at[from] {
-                let ends = self.ends(rx, from)?;
-                out.iter_mut().zip(ends).for_each(|(out, end)| *out |= end);
-            }
+        for (from, _) in at.iter().enumerate().filter(|(_, there)| **there) {
+            let ends = self.ends(rx, from)?;
+            out.iter_mut().zip(ends).for_each(|(out, end)| *out |= end);
         }
         Some(out)
     }

@@ -99,7 +99,7 @@ impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
         for leaf in self.schemas.leaves(conj)?.iter() {
             match leaf {
                 Leaf::Value(value) if value.is_array() || value.is_object() => {
-                    bodies.push(self.literal(value))
+                    bodies.push(self.literal(value));
                 }
                 Leaf::Value(Value::String(text)) if self.notation == Notation::Gemma4 && !text.is_empty() => {
                     strings.push(quoted(text));
@@ -369,7 +369,7 @@ impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
                 match leaf {
                     Leaf::Value(Value::String(text)) => texts.push(Rx::text(text.as_str())),
                     Leaf::Parts(parts) if parts.types & STRING != 0 => {
-                        texts.push(parts.strings.rx(&parts.none))
+                        texts.push(parts.strings.rx(&parts.none));
                     }
                     _ => {}
                 }
