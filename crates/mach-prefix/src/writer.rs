@@ -173,7 +173,7 @@ fn run(shared: &Shared, directory: &Directory) {
             Ok(()) => debug!(tokens = stored.tokens().len(), took = ?started.elapsed(), "prefix saved"),
             // A full disk was told, with its directory.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                debug!(%error, "a prefix is not saved")
+                debug!(%error, "a prefix is not saved");
             }
             Err(error) => warn!(%error, "a prefix could not be saved"),
         }
