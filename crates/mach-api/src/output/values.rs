@@ -4,10 +4,13 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Number, Value};
 
+use super::grammar::schema::pointer;
 use super::relaxed;
 
 /// `$ref`, `anyOf` and the like are followed this deep.
 const DEPTH: usize = 8;
+/// As many schemas are looked at for one answer, however they refer to each other.
+const MOST_LOOKED_AT: usize = 10_000;
 
 /// The JSON types that a schema allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,35 +68,38 @@ impl Types {
 
     /// What a schema allows; everything if it does not say.
     pub(super) fn of_schema(schema: &Value, root: &Value) -> Self {
-        let types = Self::gather(schema, root, DEPTH);
+        let types = Self::gather(schema, root, DEPTH, &mut MOST_LOOKED_AT.clone());
         if types == Self::default() { Self::ALL } else { types }
     }
 
-    fn gather(schema: &Value, root: &Value, depth: usize) -> Self {
-        let Some(schema) = schema.as_object().filter(|_| depth > 0) else { return Self::default() };
-        let union = |list: &Value, of: &dyn Fn(&Value) -> Self| {
+    fn gather(schema: &Value, root: &Value, depth: usize, left: &mut usize) -> Self {
+        let Some(schema) = schema.as_object().filter(|_| depth > 0 && *left > 0) else {
+            return Self::default();
+        };
+        *left -= 1;
+        let union = |list: &Value, of: &mut dyn FnMut(&Value) -> Self| {
             list.as_array().into_iter().flatten().fold(Self::default(), |all, item| all.with(of(item)))
         };
         match schema.get("type") {
             Some(Value::String(name)) => return Self::named(name),
             Some(list @ Value::Array(_)) => {
-                return union(list, &|v| v.as_str().map_or(Self::ALL, Self::named));
+                return union(list, &mut |v| v.as_str().map_or(Self::ALL, Self::named));
             }
             _ => {}
         }
         if let Some(list) = schema.get("enum") {
-            return union(list, &Self::of_value);
+            return union(list, &mut Self::of_value);
         }
         if let Some(value) = schema.get("const") {
             return Self::of_value(value);
         }
         if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
-            let found = target.strip_prefix('#').and_then(|pointer| root.pointer(pointer));
-            return found.map_or(Self::ALL, |schema| Self::gather(schema, root, depth - 1));
+            let found = pointer::find(root, target);
+            return found.map_or(Self::ALL, |schema| Self::gather(schema, root, depth - 1, left));
         }
         for key in ["anyOf", "oneOf", "allOf"] {
             if let Some(list) = schema.get(key) {
-                return union(list, &|item| Self::gather(item, root, depth - 1));
+                return union(list, &mut |item| Self::gather(item, root, depth - 1, left));
             }
         }
         if schema.contains_key("properties") {
@@ -185,14 +191,34 @@ impl ToolSchemas {
     /// What a parameter may be, if the schema says.
     pub(super) fn parameter(&self, function: &str, name: &str) -> Option<Types> {
         let root = self.parameters.get(function)?;
-        root.get("properties")?.get(name).map(|schema| Types::of_schema(schema, root))
+        let found = properties(root).into_iter().find_map(|all| all.get(name));
+        found.map(|schema| Types::of_schema(schema, root))
     }
 
     /// Whether a function has a parameter, as far as its schema says.
     pub(super) fn knows(&self, function: &str, name: &str) -> bool {
-        let properties = self.parameters.get(function).and_then(|root| root.get("properties")?.as_object());
-        properties.is_none_or(|all| all.is_empty() || all.contains_key(name))
+        let Some(root) = self.parameters.get(function) else { return true };
+        let all = properties(root);
+        all.iter().all(|some| some.is_empty()) || all.iter().any(|some| some.contains_key(name))
     }
+}
+
+/// The properties that the schema of arguments declares, in itself and in what it is made of.
+fn properties(root: &Value) -> Vec<&Map<String, Value>> {
+    let mut out = Vec::new();
+    let mut open = vec![(root, DEPTH)];
+    for _ in 0..MOST_LOOKED_AT {
+        let Some((schema, depth)) = open.pop() else { break };
+        let Some(object) = schema.as_object().filter(|_| depth > 0) else { continue };
+        out.extend(object.get("properties").and_then(Value::as_object));
+        let referred =
+            object.get("$ref").and_then(Value::as_str).and_then(|target| pointer::find(root, target));
+        let lists =
+            ["allOf", "anyOf", "oneOf"].iter().filter_map(|key| object.get(*key)?.as_array()).flatten();
+        let branches = ["then", "else"].iter().filter_map(|key| object.get(*key));
+        open.extend(referred.into_iter().chain(lists).chain(branches).map(|part| (part, depth - 1)));
+    }
+    out
 }
 
 #[cfg(test)]
@@ -200,6 +226,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn parameters_are_found_in_all_that_a_schema_is_made_of() {
+        let parameters = json!({"$ref": "#/$defs/both", "$defs": {
+            "both": {"allOf": [{"$ref": "#/$defs/n"}, {"properties": {"s": {"type": "string"}}}]},
+            "n": {"properties": {"n": {"type": "integer"}}},
+        }});
+        let tools = ToolSchemas::of(&[json!({"function": {"name": "f", "parameters": parameters}})]);
+        assert_eq!(tools.parameter("f", "n"), Some(Types::INTEGER));
+        assert_eq!(tools.parameter("f", "s"), Some(Types::STRING));
+        assert!(tools.knows("f", "n") && tools.knows("f", "s") && !tools.knows("f", "x"));
+        // However often it refers to itself, it is looked at so many times and no more.
+        let many: Vec<Value> = (0..5000).map(|_| json!({"$ref": "#"})).collect();
+        let tangled = json!({"anyOf": many, "properties": {"a": {"$ref": "#"}}});
+        let tools = ToolSchemas::of(&[json!({"function": {"name": "f", "parameters": tangled}})]);
+        assert!(tools.knows("f", "a") && tools.parameter("f", "a").is_some());
+    }
 
     #[test]
     fn schemas_tell_types() {
@@ -214,6 +257,8 @@ mod tests {
         assert_eq!(of(json!({"type": ["number", "null"]})), Types::NUMBER.with(Types::NULL));
         assert_eq!(of(json!({"enum": ["a", 1]})), Types::STRING.with(Types::INTEGER));
         assert_eq!(of(json!({})), Types::ALL);
+        let escaped = json!({"$defs": {"a b/c": {"type": "integer"}}});
+        assert_eq!(Types::of_schema(&json!({"$ref": "#/$defs/a%20b~1c"}), &escaped), Types::INTEGER);
         let looped = json!({"$defs": {"a": {"$ref": "#/$defs/a"}}});
         assert_eq!(Types::of_schema(&json!({"$ref": "#/$defs/a"}), &looped), Types::ALL);
     }

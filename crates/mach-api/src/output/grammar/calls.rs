@@ -139,6 +139,12 @@ fn head(format: ToolFormat, name: &str, lark: &Lark<'_>) -> String {
 }
 
 /// A call whose arguments are held to nothing but the format.
+/// Anything up to a tag where the format writes it, at the beginning of a line; inside a line it is text.
+fn until_line(close: &str, lark: &mut Lark<'_>) -> String {
+    let (at_once, later) = (lark.text(close), lark.until(&format!("\n{close}")));
+    lark.rule(&format!("{at_once} | {later}"))
+}
+
 fn loose(format: ToolFormat, name: &str, lark: &mut Lark<'_>) -> String {
     let head = head(format, name, lark);
     let object = json!({"type": "object"});
@@ -148,8 +154,8 @@ fn loose(format: ToolFormat, name: &str, lark: &mut Lark<'_>) -> String {
         Writer::new(lark, &mut schemas, notation).rule(&[&object]).ok().flatten().unwrap_or_default()
     };
     match format {
-        ToolFormat::QwenXml => format!("{head} {}", lark.until(Tagged::QWEN.call_close)),
-        ToolFormat::Dsml => format!("{head} {}", lark.until(Tagged::DSML.call_close)),
+        ToolFormat::QwenXml => format!("{head} {}", until_line(Tagged::QWEN.call_close, lark)),
+        ToolFormat::Dsml => format!("{head} {}", until_line(Tagged::DSML.call_close, lark)),
         ToolFormat::Hermes => format!("{head} {} \"}}\"", any(Notation::Tight, lark)),
         ToolFormat::Harmony => format!("{head} {}", any(Notation::Tight, lark)),
         ToolFormat::Gemma4 => format!("{head} {}", any(Notation::Gemma4, lark)),

@@ -5,7 +5,7 @@
 
 mod calls;
 mod lark;
-mod schema;
+pub(super) mod schema;
 
 use serde_json::Value;
 

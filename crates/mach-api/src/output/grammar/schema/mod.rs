@@ -11,7 +11,7 @@ mod format;
 pub(super) mod leaves;
 mod numbers;
 mod pattern;
-mod pointer;
+pub(in crate::output) mod pointer;
 mod range;
 mod rewrite;
 pub(super) mod rx;

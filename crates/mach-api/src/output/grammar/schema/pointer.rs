@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// What a reference points at.
-pub(super) fn find<'v>(root: &'v Value, reference: &str) -> Option<&'v Value> {
+pub(in crate::output) fn find<'v>(root: &'v Value, reference: &str) -> Option<&'v Value> {
     // The document's own address may stand in front.
     let own = |key: &str| root.get(key).and_then(Value::as_str).map(|id| id.trim_end_matches('#'));
     let mut fragment = reference.strip_prefix('#');
