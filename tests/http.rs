@@ -173,6 +173,17 @@ fn bad_requests_name_the_field_and_leave_the_server_well() {
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("has 208 tokens") && message.contains("holds 100,"), "{message}");
 
+    // What no context of this size can hold is refused by its length alone.
+    for (path, body) in [
+        ("/v1/chat/completions", json!({"messages": user(&"word ".repeat(100_000))})),
+        ("/v1/completions", json!({"prompt": "word ".repeat(100_000)})),
+    ] {
+        let error = server.post(path, &body.to_string()).json()["error"].clone();
+        assert_eq!(error["code"], "context_length_exceeded");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(" bytes, more than this model's context of 100 tokens"), "{message}");
+    }
+
     assert_eq!(server.post("/v1/chat/completions", "{\"model\":").status, 400);
     let form = server.request("POST", "/v1/chat/completions", &[("content-type", "text/plain")], b"{}");
     assert_eq!(form.status, 415);

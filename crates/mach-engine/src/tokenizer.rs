@@ -20,7 +20,13 @@ pub struct TextTokenizer {
     starts: Vec<u32>,
     bytes: Vec<u8>,
     special: Vec<bool>,
+    /// Bytes of the longest token.
+    longest: usize,
 }
+
+/// Bytes of a text that one byte of a token may stand for: normalizing composes letters (three bytes of each part of a Hangul
+/// syllable become three in all).
+const SHRINKAGE: usize = 4;
 
 impl std::fmt::Debug for TextTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -76,7 +82,13 @@ impl TextTokenizer {
             bytes.extend(token.as_deref().unwrap_or_default());
             starts.push(u32::try_from(bytes.len()).map_err(|_| TokenizerError("too much text".into()))?);
         }
-        Ok(Self { inner, starts, bytes, special })
+        let longest = starts.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0) as usize;
+        Ok(Self { inner, starts, bytes, special, longest })
+    }
+
+    /// Whether a text is so long that so many tokens cannot say it, which is told without looking at it.
+    pub fn exceeds(&self, text: &str, tokens: usize) -> bool {
+        text.len() > tokens.saturating_mul(self.longest.max(1)).saturating_mul(SHRINKAGE)
     }
 
     /// Token ids of a text. Text that spells a special token becomes that token, as in `transformers`.

@@ -238,6 +238,7 @@ impl ChatModel {
         match &turn.input {
             Input::Conversation(conversation) => self.prepare_conversation(conversation, &turn.settings),
             Input::Text(text) => {
+                self.check_length(text, "prompt")?;
                 let tokens = self.engine.tokenizer().encode(text, true);
                 let tokens = tokens.map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
                 self.prepare_plain(tokens, &turn.settings)

@@ -46,12 +46,26 @@ impl ChatModel {
         self.engine.tokenizer().encode(text, false).map_err(internal)
     }
 
+    /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
+    pub(crate) fn check_length(&self, text: &str, field: &str) -> Result<(), ApiError> {
+        let context = self.engine.context();
+        if !self.engine.tokenizer().exceeds(text, context) {
+            return Ok(());
+        }
+        let message = format!(
+            "the prompt has {} bytes, more than this model's context of {context} tokens can hold, prompt and answer together",
+            text.len()
+        );
+        Err(ApiError { param: Some(field.into()), ..ApiError::new(ErrorKind::ContextLength, message) })
+    }
+
     /// The prompt of a conversation.
     pub(crate) fn prompt(&self, request: &Conversation, salt: Option<&str>) -> Result<Prompt, ApiError> {
         let template = self.template(!request.tools.is_empty())?;
         let text = template
             .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
+        self.check_length(&text, "messages")?;
         let digest = *blake3::hash(text.as_bytes()).as_bytes();
         let (mut tokens, mut from) = (Vec::new(), 0);
         for (start, end, answer) in self.answers_in(&text, template, request, salt) {
