@@ -91,7 +91,7 @@ chat "chat, a regular expression" 200 "{$hello,\"grammar\":{\"syntax\":\"regex\"
 has "chat, a regular expression" '"finish_reason":"stop"'
 
 chat "a schema that is not supported is named" 400 "{$hello,\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"\$ref\":\"https://example.com/x\"}}}}"
-has "a schema that is not supported is named" '"param":"response_format.json_schema.schema"'
+has "a schema that is not supported is named" '"param":"response_format.json_schema.schema.$ref"'
 
 chat "chat, speculation preset" 200 "{$hello,\"temperature\":0,\"speculation\":{\"preset\":\"summarization\"}}"
 has "chat, speculation preset" '"finish_reason"'
