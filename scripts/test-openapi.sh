@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
 
-# Short contexts, so that no answer is long.
-start_server --max-context 128 --max-body-mib 1 --log-level warn
+# Short contexts, so that no answer is long; and room for every prefix that is warmed, of which there are many.
+start_server --max-context 128 --max-body-mib 1 --prefix-cache-max-gb 2 --log-level warn
 if ! { python3 -m venv "$work/venv" && "$work/venv/bin/pip" install -q -r clients/openapi/requirements.txt; } >"$work/pip.log" 2>&1; then
     echo "SKIPPED: schemathesis cannot be installed here"
     exit 0
