@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use mach_checkpoint::{Checkpoint, LayerKind};
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend};
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use mach_models::{LoadOptions, LogitRows, Model, NoObserver, Segment, TurboQuant, state_bytes};
 use serde::Serialize;
 
@@ -41,7 +41,7 @@ fn logits(model: &mut dyn Model, prompts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> 
     for prompt in prompts {
         let mut state = model.new_state();
         for tokens in prompt.chunks(CHUNK) {
-            let segment = Segment { state: &mut state, tokens, logits: LogitRows::All };
+            let segment = Segment::prompt(&mut state, tokens, LogitRows::All);
             let logits = model.forward(&mut [segment], &mut NoObserver)?;
             all.extend((0..logits.rows()).map(|row| logits.row(row).to_vec()));
         }
@@ -116,7 +116,7 @@ pub fn measure_kv(
 
 /// Seconds of one token's attention over `context` positions, and the bytes of keys and values that it reads.
 fn attention(shape: KvShape, query_heads: usize, context: usize, threads: usize) -> (f64, usize) {
-    let (isa, mut pool) = (Isa::best(), Pool::new(threads));
+    let mut cores = Cores::new(threads, Isa::best());
     let mut seed = 0x2545_f491_4f6c_dd1du64;
     let mut floats = |n: usize| -> Vec<f32> {
         let mut next = || {
@@ -132,14 +132,14 @@ fn attention(shape: KvShape, query_heads: usize, context: usize, threads: usize)
     for first in (0..context).step_by(CHUNK) {
         let n = CHUNK.min(context - first);
         let (k, v) = (floats(n * row), floats(n * row));
-        cache.append(isa, &k, &v, n);
+        cache.append(cores.isa(), &k, &v, n);
     }
     let q = floats(query_heads * shape.head_dim);
     let (mut out, mut scratch) = (vec![0.0; q.len()], AttentionScratch::default());
     let mut best = f64::INFINITY;
     for _ in 0..PASSES {
         let started = Instant::now();
-        attend(&mut pool, isa, &mut scratch, &cache, &q, query_heads, 1, 0.0625, &mut out);
+        attend(&mut cores, &mut scratch, &cache, &q, query_heads, 1, 0.0625, &mut out);
         best = best.min(started.elapsed().as_secs_f64());
     }
     std::hint::black_box(&out);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mach_models::{LogitRows, Model, ModelError, NoObserver, Segment, SequenceState};
+use mach_models::{LogitRows, Model, ModelError, NoObserver, Segment};
 use serde::Serialize;
 
 /// What to time.
@@ -51,12 +51,12 @@ pub fn measure(model: &mut dyn Model, plan: &Plan) -> Result<Samples, ModelError
         let last = chunks.len().saturating_sub(1);
         for (index, chunk) in chunks.enumerate() {
             let logits = if index == last { LogitRows::Last } else { LogitRows::None };
-            step(model, &mut state, chunk, logits)?;
+            step(model, Segment::prompt(&mut state, chunk, logits))?;
         }
         let prefill = start.elapsed().as_secs_f64();
         let start = Instant::now();
         for id in decoded {
-            step(model, &mut state, std::slice::from_ref(id), LogitRows::Last)?;
+            step(model, Segment::decode(&mut state, std::slice::from_ref(id)))?;
         }
         let decode = start.elapsed().as_secs_f64();
         if rep > 0 {
@@ -67,13 +67,8 @@ pub fn measure(model: &mut dyn Model, plan: &Plan) -> Result<Samples, ModelError
     Ok(samples)
 }
 
-fn step(
-    model: &mut dyn Model,
-    state: &mut SequenceState,
-    tokens: &[u32],
-    logits: LogitRows,
-) -> Result<(), ModelError> {
-    let logits = model.forward(&mut [Segment { state, tokens, logits }], &mut NoObserver)?;
+fn step(model: &mut dyn Model, segment: Segment<'_>) -> Result<(), ModelError> {
+    let logits = model.forward(&mut [segment], &mut NoObserver)?;
     std::hint::black_box(logits);
     Ok(())
 }

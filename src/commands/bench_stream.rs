@@ -7,7 +7,7 @@ use clap::Args;
 use mach_checkpoint::Checkpoint;
 use mach_experts::Sidecar;
 use mach_io::probe;
-use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
+use mach_models::{ExpertMode, LoadOptions, Purpose, StreamingOptions};
 
 use crate::args::{ModelArgs, ModelConfig};
 use crate::bench::stream::{
@@ -138,8 +138,8 @@ fn cached(checkpoint: &Checkpoint, config: &ModelConfig, plan: StreamPlan, json:
         let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
         for (model, rates) in models.iter_mut().zip(&mut rates) {
             let mut state = model.new_state();
-            phase(model.as_mut(), &mut state, &ids[..plan.prompt], plan.chunk)?;
-            let decode = phase(model.as_mut(), &mut state, &ids[plan.prompt..], 1)?;
+            phase(model.as_mut(), &mut state, &ids[..plan.prompt], plan.chunk, Purpose::Prompt)?;
+            let decode = phase(model.as_mut(), &mut state, &ids[plan.prompt..], 1, Purpose::Decode)?;
             if rep > 0 {
                 rates.push(decode.rate());
             }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use mach_models::{LogitRows, Model, Segment, SequenceState};
+use mach_models::{LogitRows, Model, Purpose, Segment, SequenceState};
 
 use crate::args::ModelArgs;
 use crate::bench::token_ids;
@@ -139,7 +139,8 @@ fn pass(
     trace: &mut Trace,
 ) -> Result<u32> {
     let mut recorder = Recorder::default();
-    let mut segments = [Segment { state, tokens, logits: LogitRows::Last }];
+    let purpose = if prompt { Purpose::Prompt } else { Purpose::Decode };
+    let mut segments = [Segment { state, tokens, logits: LogitRows::Last, purpose }];
     let logits = model.forward(&mut segments, &mut recorder)?;
     trace.passes.push(recorder.finish(tokens.len(), prompt));
     let best = logits.data.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));

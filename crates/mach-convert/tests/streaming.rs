@@ -13,8 +13,8 @@ use mach_experts::EvictionPolicy;
 use mach_io::faults::{Fault, Faults};
 use mach_io::{Caching, Submission};
 use mach_models::{
-    Activations, ExpertMode, Footprint, LoadOptions, LogitRows, Model, ModelError, NoObserver, Segment,
-    StreamingOptions, StreamingSource, footprint, load,
+    Activations, ExpertMode, Footprint, LoadOptions, LogitRows, Model, ModelError, NoObserver, Purpose,
+    Segment, StreamingOptions, StreamingSource, footprint, load,
 };
 
 const CHECKPOINTS: [&str; 6] = [
@@ -39,8 +39,9 @@ fn run(model: &mut dyn Model, chunk: usize) -> Result<Vec<u32>, ModelError> {
     let mut state = model.new_state();
     let mut out = Vec::new();
     let (prompt, rest) = tokens.split_at(34);
-    for part in prompt.chunks(chunk).chain(rest.chunks(1)) {
-        let mut segments = [Segment { state: &mut state, tokens: part, logits: LogitRows::All }];
+    let parts = prompt.chunks(chunk).map(|part| (part, Purpose::Prompt));
+    for (tokens, purpose) in parts.chain(rest.chunks(1).map(|part| (part, Purpose::Decode))) {
+        let mut segments = [Segment { state: &mut state, tokens, logits: LogitRows::All, purpose }];
         out.extend(model.forward(&mut segments, &mut NoObserver)?.data.iter().map(|v| v.to_bits()));
     }
     Ok(out)

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
+use mach_models::{LogitRows, Model, ModelError, Purpose, Segment, SequenceState};
 use mach_prefix::PrefixCache;
 use mach_specdec::policy::{Cycle, Held};
 use mach_specdec::{Choice, Taps, VerifyError, verify};
@@ -205,10 +205,11 @@ impl Scheduler {
                 continue;
             }
             let start = sequence.state.position();
+            let purpose = if sequence.decoding() { Purpose::Decode } else { Purpose::Prompt };
             sequence.state.copy_at(sequence.reuse.copies_after(start));
             let tokens = sequence.tokens.get(start..start + take).unwrap_or_default();
             let logits = if complete && !sequence.reuse.warm { LogitRows::Last } else { LogitRows::None };
-            segments.push(Segment { state: &mut sequence.state, tokens, logits });
+            segments.push(Segment { state: &mut sequence.state, tokens, logits, purpose });
         }
         if segments.is_empty() {
             return Ok(());

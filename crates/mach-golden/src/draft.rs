@@ -181,7 +181,7 @@ fn run_greedy(
     let mut proposer = DFlashProposer::new(std::sync::Arc::clone(draft));
     let mut taps = Taps::new(proposer.taps(), model.config().hidden_size);
     let (mut state, limit) = (model.new_state(), prompt.len() + new_tokens);
-    let segment = Segment { state: &mut state, tokens: prompt, logits: LogitRows::Last };
+    let segment = Segment::prompt(&mut state, prompt, LogitRows::Last);
     let logits = model.forward(&mut [segment], &mut taps)?;
     let mut features = taps.rows(0..prompt.len()).to_vec();
     let mut tokens = prompt.to_vec();

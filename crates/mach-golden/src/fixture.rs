@@ -99,7 +99,7 @@ impl PromptCheck<'_> {
     fn run(&mut self, ids: &[u32]) -> Result<()> {
         let mut seen = Recorder::default();
         let mut state = self.model.new_state();
-        let segment = Segment { state: &mut state, tokens: ids, logits: LogitRows::All };
+        let segment = Segment::prompt(&mut state, ids, LogitRows::All);
         let logits = self.model.forward(&mut [segment], &mut seen)?;
 
         let mut known = BTreeSet::from(["input_ids", "hidden_rows"].map(str::to_owned));
@@ -250,7 +250,8 @@ impl PromptCheck<'_> {
                 }
             }
             if step + 1 < tokens.len() {
-                let segment = Segment { state: &mut state, tokens: &[token], logits: LogitRows::Last };
+                let tokens = [token];
+                let segment = Segment::decode(&mut state, &tokens);
                 row = self.model.forward(&mut [segment], &mut NoObserver)?.data;
             }
         }

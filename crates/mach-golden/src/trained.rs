@@ -72,7 +72,7 @@ fn check_case(
     ensure!(prompt > 0 && !case.greedy_ids.is_empty(), "an empty prompt or continuation");
     let tokens = [case.prompt_ids.as_slice(), &case.greedy_ids].concat();
     let mut state = model.new_state();
-    let segment = Segment { state: &mut state, tokens: &tokens, logits: LogitRows::All };
+    let segment = Segment::prompt(&mut state, &tokens, LogitRows::All);
     let logits = model.forward(&mut [segment], &mut NoObserver)?;
     let row =
         |position: usize| logits.data.chunks_exact(logits.vocab.max(1)).nth(position).unwrap_or_default();
@@ -113,15 +113,14 @@ fn check_case(
 
     // The same continuation decoded with a cache, which must not change a bit.
     let mut state = model.new_state();
-    let segment = Segment { state: &mut state, tokens: &case.prompt_ids, logits: LogitRows::Last };
+    let segment = Segment::prompt(&mut state, &case.prompt_ids, LogitRows::Last);
     let mut last = model.forward(&mut [segment], &mut NoObserver)?.data;
     let mut extent = Extent::default();
     let steps = options.decode_steps.unwrap_or(usize::MAX);
     for (step, token) in case.greedy_ids.iter().enumerate().take(steps) {
         let (error, _) = largest_difference(&last, row(prompt - 1 + step));
         extent.add(error, || format!("step {step}"));
-        let segment =
-            Segment { state: &mut state, tokens: std::slice::from_ref(token), logits: LogitRows::Last };
+        let segment = Segment::decode(&mut state, std::slice::from_ref(token));
         last = model.forward(&mut [segment], &mut NoObserver)?.data;
     }
     tell(Check::compared(format!("{name} decode equals one pass"), extent.error, 0.0, extent.place));

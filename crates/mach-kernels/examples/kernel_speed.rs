@@ -10,7 +10,7 @@ use mach_kernels::ceiling::{int8_dot, read_bandwidth};
 use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use mach_quant::{Codec, FloatType, MatrixLayout, Order};
 
 fn affine(bits: u8) -> Codec {
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let only = std::env::args().nth(3).unwrap_or_default();
     let wanted = |what: &str| only.is_empty() || only.split(',').any(|o| o == what);
     let isa = Isa::best();
-    let mut pool = Pool::new(threads);
+    let mut cores = Cores::new(threads, isa);
     println!("{isa}, {threads} threads; best of {rounds} rounds, ceilings of the same round in brackets");
 
     // One row: bound by memory. The matrix is far larger than the caches.
@@ -42,13 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut operand = Operand::default();
         for _ in 0..rounds {
             let ceiling = read_bandwidth(&[threads], 512 << 20, 2)?[0].bytes_per_second;
-            operand.prepare(&mut pool, isa, &layout, &x, cols, 1);
+            operand.prepare(&mut cores, &layout, &x, cols, 1);
             let mut best = f64::MAX;
             for _ in 0..3 {
                 let start = Instant::now();
                 let matrix = MatRef::new(layout, &data);
                 let product = Product { matrix, operand: &operand, out: &mut out, stride: rows };
-                multiply(&mut pool, isa, &mut [product]);
+                multiply(&mut cores, &mut [product]);
                 best = best.min(start.elapsed().as_secs_f64());
             }
             let speed = layout.bytes() as f64 / best;
@@ -78,10 +78,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 ceiling = ceiling.max(int8_dot(threads, 1).macs_per_second);
                 for _ in 0..5 {
                     let start = Instant::now();
-                    operand.prepare(&mut pool, isa, &layout, &x, cols, m);
+                    operand.prepare(&mut cores, &layout, &x, cols, m);
                     let matrix = MatRef::new(layout, &data);
                     let product = Product { matrix, operand: &operand, out: &mut out, stride: rows };
-                    multiply(&mut pool, isa, &mut [product]);
+                    multiply(&mut cores, &mut [product]);
                     best = best.min(start.elapsed().as_secs_f64());
                 }
             }
@@ -110,7 +110,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut best = f64::MAX;
         for _ in 0..rounds * 2 {
             let start = Instant::now();
-            gated_delta(&mut pool, isa, &shape, &weights, &mut state, &mut scratch, &inputs, rows, &mut out);
+            gated_delta(&mut cores, &shape, &weights, &mut state, &mut scratch, &inputs, rows, &mut out);
             best = best.min(start.elapsed().as_secs_f64());
         }
         println!(
@@ -131,7 +131,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (mut scratch, mut best) = (AttentionScratch::default(), f64::MAX);
         for _ in 0..rounds * 2 {
             let start = Instant::now();
-            attend(&mut pool, isa, &mut scratch, &cache, &q, 16, rows, 0.0625, &mut out);
+            attend(&mut cores, &mut scratch, &cache, &q, 16, rows, 0.0625, &mut out);
             best = best.min(start.elapsed().as_secs_f64());
         }
         println!(

@@ -8,7 +8,7 @@ use crate::elementwise::{norm_row, sum_of_squares};
 use crate::math::{exp, sigmoid, silu, softplus};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch, partition};
+use crate::{Cores, Kernel, dispatch, partition};
 
 /// Sizes of a Gated DeltaNet layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,8 +196,7 @@ pub struct DeltaScratch {
 /// Runs `rows` tokens of one sequence; `out` is `[rows, value_heads * value_dim]`, normed and gated.
 #[allow(clippy::too_many_arguments)]
 pub fn gated_delta(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     shape: &DeltaShape,
     weights: &DeltaWeights<'_>,
     state: &mut DeltaState,
@@ -216,20 +215,19 @@ pub fn gated_delta(
     if !state.undo.begun {
         for &end in after.iter().filter(|&&end| end <= rows) {
             let (inputs, out) = (inputs.after(first, shape), &mut out[first * width..]);
-            steps(pool, isa, shape, weights, state, scratch, &inputs, end - first, out);
+            steps(cores, shape, weights, state, scratch, &inputs, end - first, out);
             let copy = state.clone();
             state.copies.kept.push(copy);
             first = end;
         }
     }
     let (inputs, out) = (inputs.after(first, shape), &mut out[first * width..]);
-    steps(pool, isa, shape, weights, state, scratch, &inputs, rows - first, out);
+    steps(cores, shape, weights, state, scratch, &inputs, rows - first, out);
 }
 
 #[allow(clippy::too_many_arguments)]
 fn steps(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     shape: &DeltaShape,
     weights: &DeltaWeights<'_>,
     state: &mut DeltaState,
@@ -238,6 +236,7 @@ fn steps(
     rows: usize,
     out: &mut [f32],
 ) {
+    let isa = cores.isa();
     let (channels, hv) = (shape.channels(), shape.value_heads);
     if rows == 0 {
         return;
@@ -269,15 +268,14 @@ fn steps(
     let start = (undo.rows > 0).then_some(undo.state.as_slice());
     let (decay, beta) = (&scratch.decay, &scratch.beta);
     let steps = Steps { shape, weights, before: conv, u: inputs.u, z: Some(inputs.z), decay, beta, rows };
-    recur(pool, isa, &steps, &mut scratch.mixed, start, matrices, out);
+    recur(cores, &steps, &mut scratch.mixed, start, matrices, out);
     keep_last(conv, &inputs.u[..rows * channels], channels, shape.taps - 1);
 }
 
 /// Cuts the pass that the last [`gated_delta`] made after [`DeltaState::begin_block`] short: the state becomes what its
 /// first `keep` rows alone would have left. Does nothing if it had no more rows.
 pub fn rewind(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     shape: &DeltaShape,
     weights: &DeltaWeights<'_>,
     state: &mut DeltaState,
@@ -298,26 +296,26 @@ pub fn rewind(
     scratch.dropped.resize(keep * width, 0.0);
     let Undo { u, decay, beta, state: start, .. } = undo;
     let steps = Steps { shape, weights, before: conv, u, z: None, decay, beta, rows: keep };
-    recur(pool, isa, &steps, &mut scratch.mixed, Some(start), matrices, &mut scratch.dropped);
+    recur(cores, &steps, &mut scratch.mixed, Some(start), matrices, &mut scratch.dropped);
     keep_last(conv, &u[..keep * channels], channels, shape.taps - 1);
 }
 
 /// Runs `steps` from the matrices `start` (from `matrices` themselves if there are none) into `matrices`.
 fn recur(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     steps: &Steps<'_>,
     mixed: &mut Vec<f32>,
     start: Option<&[f32]>,
     matrices: &mut [f32],
     out: &mut [f32],
 ) {
+    let isa = cores.isa();
     assert!(start.is_none_or(|s| s.len() == matrices.len()));
-    let threads = pool.threads();
+    let threads = cores.threads();
     let local = TOKENS * steps.shape.local_width();
     mixed.resize(threads * local, 0.0);
     let (mixed, matrices, out) = (SharedMut::new(mixed), SharedMut::new(matrices), SharedMut::new(out));
-    pool.run(|t| {
+    cores.run(|t| {
         let heads = partition(steps.shape.key_heads, threads, t);
         // SAFETY: one part of the scratch for each thread.
         let mixed = unsafe { mixed.get().add(t * local) };

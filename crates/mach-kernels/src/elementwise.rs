@@ -4,18 +4,18 @@
 use crate::math::{self, exp64, ln64, sigmoid, silu, sin_cos};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch, partition};
+use crate::{Cores, Isa, Kernel, dispatch, partition};
 
 /// Rows from which the pool is worth its barrier.
 const PARALLEL_ROWS: usize = 4;
 
 /// Runs `f(first, last)` over rows, on the pool if there are enough.
-pub(crate) fn over_rows(pool: &mut Pool, rows: usize, f: impl Fn(usize, usize) + Sync) {
+pub(crate) fn over_rows(cores: &mut Cores, rows: usize, f: impl Fn(usize, usize) + Sync) {
     if rows < PARALLEL_ROWS {
         return f(0, rows);
     }
-    let threads = pool.threads();
-    pool.run(|t| {
+    let threads = cores.threads();
+    cores.run(|t| {
         let part = partition(rows, threads, t);
         f(part.start, part.end);
     });
@@ -141,11 +141,12 @@ impl Kernel for Norm<'_> {
 }
 
 /// RMS norm of rows `[rows, w.len()]`.
-pub fn rms_norm(pool: &mut Pool, isa: Isa, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+pub fn rms_norm(cores: &mut Cores, x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
+    let isa = cores.isa();
     assert_eq!(x.len(), out.len());
     let n = w.len().max(1);
     let to = SharedMut::new(out);
-    over_rows(pool, x.len() / n, |first, last| {
+    over_rows(cores, x.len() / n, |first, last| {
         let x = &x[first * n..last * n];
         // SAFETY: inside `out`, which is as long as x.
         let out = unsafe { to.get().add(first * n) };
@@ -178,11 +179,12 @@ impl Kernel for Binary {
         }
     }
 }
-fn binary(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32], op: Op) {
+fn binary(cores: &mut Cores, x: &mut [f32], y: &[f32], op: Op) {
+    let isa = cores.isa();
     assert_eq!(x.len(), y.len());
     const CHUNK: usize = 2048;
     let (n, to) = (x.len(), SharedMut::new(x));
-    over_rows(pool, n.div_ceil(CHUNK), |first, last| {
+    over_rows(cores, n.div_ceil(CHUNK), |first, last| {
         let (first, last) = (first * CHUNK, (last * CHUNK).min(n));
         // SAFETY: disjoint parts of x.
         let x = unsafe { to.get().add(first) };
@@ -191,18 +193,18 @@ fn binary(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32], op: Op) {
 }
 
 /// `x += y`.
-pub fn add(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
-    binary(pool, isa, x, y, Op::Add);
+pub fn add(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
+    binary(cores, x, y, Op::Add);
 }
 
 /// `x = silu(x) * y`.
-pub fn silu_mul(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
-    binary(pool, isa, x, y, Op::SiluMul);
+pub fn silu_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
+    binary(cores, x, y, Op::SiluMul);
 }
 
 /// `x = x * sigmoid(y)`.
-pub fn sigmoid_mul(pool: &mut Pool, isa: Isa, x: &mut [f32], y: &[f32]) {
-    binary(pool, isa, x, y, Op::SigmoidMul);
+pub fn sigmoid_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
+    binary(cores, x, y, Op::SigmoidMul);
 }
 
 struct Softmax<'a>(&'a mut [f32]);
@@ -253,20 +255,20 @@ pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
 /// Routes rows of `scores` `[rows, experts]` (overwritten): softmax, the largest by falling weight into `experts` and
 /// `weights` `[rows, k]`, the weights divided by their sum if `norm`.
 pub fn route(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     scores: &mut [f32],
     width: usize,
     norm: bool,
     experts: &mut [u32],
     weights: &mut [f32],
 ) {
+    let isa = cores.isa();
     let rows = scores.len() / width.max(1);
     let k = experts.len() / rows.max(1);
     assert!(weights.len() == experts.len() && k <= width);
     let (scores, experts, weights) =
         (SharedMut::new(scores), SharedMut::new(experts), SharedMut::new(weights));
-    over_rows(pool, rows, |first, last| {
+    over_rows(cores, rows, |first, last| {
         let mut best = Vec::with_capacity(k);
         for row in first..last {
             // SAFETY: rows are disjoint between threads and inside the three slices.
@@ -289,10 +291,11 @@ pub fn route(
 }
 
 /// For each row of `x` `[rows, width]` by how much its largest value leads the second largest.
-pub fn margins(pool: &mut Pool, isa: Isa, x: &[f32], width: usize, out: &mut [f32]) {
+pub fn margins(cores: &mut Cores, x: &[f32], width: usize, out: &mut [f32]) {
+    let isa = cores.isa();
     assert!(x.len() >= out.len() * width);
     let (rows, out) = (out.len(), SharedMut::new(out));
-    over_rows(pool, rows, |first, last| {
+    over_rows(cores, rows, |first, last| {
         for row in first..last {
             let mut margin = 0.0;
             let row_of_x = &x[row * width..(row + 1) * width];
@@ -440,13 +443,14 @@ impl Kernel for PrepareHeads<'_> {
 
 /// Norms and rotates the heads of rows `[rows, heads, head_stride]` into `[rows, heads, head_dim]`. `angles` has
 /// `rotary_dim` values a row (see [`Rope::angles`]).
-pub fn prepare_heads(pool: &mut Pool, isa: Isa, spec: Heads<'_>, x: &[f32], angles: &[f32], out: &mut [f32]) {
+pub fn prepare_heads(cores: &mut Cores, spec: Heads<'_>, x: &[f32], angles: &[f32], out: &mut [f32]) {
+    let isa = cores.isa();
     let rows = out.len() / (spec.heads * spec.head_dim).max(1);
     assert!(x.len() >= rows * spec.heads * spec.head_stride && spec.head_stride >= spec.head_dim);
     assert!(angles.len() >= rows * spec.rotary_dim && spec.rotary_dim <= spec.head_dim);
     assert!(spec.norm.is_none_or(|w| w.len() == spec.head_dim));
     let to = SharedMut::new(out);
-    over_rows(pool, rows, |first, last| {
+    over_rows(cores, rows, |first, last| {
         dispatch(isa, PrepareHeads { spec, x: x.as_ptr(), angles, out: to.get(), first, last });
     });
 }

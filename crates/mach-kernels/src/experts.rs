@@ -5,7 +5,7 @@ use crate::linear::{MatRef, STRIP, Strips};
 use crate::pool::SharedMut;
 use crate::quantize::{Operand, Rows};
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch};
+use crate::{Cores, Kernel, dispatch};
 
 /// A SwiGLU network: `down(silu(gate x) * up x)`.
 #[derive(Debug, Clone, Copy)]
@@ -48,13 +48,13 @@ const READ_COST: usize = 4;
 
 /// Applies experts to rows of `x` `[_, hidden]`: result pair `p` is row `p` of `out` `[pairs, hidden]`.
 pub fn expert_ffn(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     scratch: &mut FfnScratch,
     x: &[f32],
     jobs: &[ExpertJob<'_>],
     out: &mut [f32],
 ) {
+    let isa = cores.isa();
     let Some(first) = jobs.first() else { return };
     let hidden = first.expert.gate.layout().cols;
     let width = jobs.iter().map(|j| j.expert.gate.layout().rows).max().unwrap_or(0);
@@ -70,13 +70,13 @@ pub fn expert_ffn(
     if scratch.hidden.len() < pairs * width {
         scratch.hidden.resize(pairs * width, 0.0);
     }
-    let threads = pool.threads();
+    let threads = cores.threads();
     scratch.threads.resize_with(threads, ThreadScratch::default);
     let (middle, locals) = (SharedMut::new(&mut scratch.hidden), SharedMut::new(&mut scratch.threads));
     let to = SharedMut::new(out);
 
     let plan = Plan::new(jobs, threads, |j| j.expert.gate.strips());
-    pool.run(|t| {
+    cores.run(|t| {
         // SAFETY: one scratch for each thread.
         let local = unsafe { &mut *locals.get().add(t) };
         local.gathered.clear();
@@ -95,7 +95,7 @@ pub fn expert_ffn(
         );
     });
     let plan = Plan::new(jobs, threads, |j| j.expert.down.strips());
-    pool.run(|t| {
+    cores.run(|t| {
         // SAFETY: one scratch for each thread.
         let local = unsafe { &mut *locals.get().add(t) };
         dispatch(
@@ -248,8 +248,7 @@ impl Kernel for Combine<'_> {
 /// `out[row] += sum over ranks, ascending, of weights[row, rank] * pairs[places[row, rank]]`.
 #[allow(clippy::too_many_arguments)]
 pub fn combine(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     pairs: &[f32],
     weights: &[f32],
     places: &[u32],
@@ -257,10 +256,11 @@ pub fn combine(
     hidden: usize,
     out: &mut [f32],
 ) {
+    let isa = cores.isa();
     let rows = out.len() / hidden.max(1);
     assert!(weights.len() >= rows * ranks && places.len() >= rows * ranks);
     let to = SharedMut::new(out);
-    over_rows(pool, rows, |first, last| {
+    over_rows(cores, rows, |first, last| {
         dispatch(isa, Combine { pairs, weights, places, ranks, hidden, out: to.get(), first, last });
     });
 }

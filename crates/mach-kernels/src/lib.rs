@@ -15,6 +15,7 @@
 
 pub mod attention;
 pub mod ceiling;
+mod cores;
 pub mod delta;
 pub mod elementwise;
 pub mod experts;
@@ -25,5 +26,6 @@ mod pool;
 pub mod quantize;
 pub mod simd;
 
+pub use cores::Cores;
 pub use isa::{Isa, Kernel, dispatch};
 pub use pool::{Pool, partition};

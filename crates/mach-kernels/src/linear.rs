@@ -12,7 +12,7 @@ use mach_quant::{MatrixLayout, Order};
 use crate::pool::SharedMut;
 use crate::quantize::Operand;
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch, partition};
+use crate::{Cores, Kernel, dispatch, partition};
 
 /// Rows of a strip, the unit of work.
 pub(crate) const STRIP: usize = 16;
@@ -61,7 +61,8 @@ pub struct Product<'a> {
 }
 
 /// Computes one or more products, each thread its own strips of all of them.
-pub fn multiply(pool: &mut Pool, isa: Isa, products: &mut [Product<'_>]) {
+pub fn multiply(cores: &mut Cores, products: &mut [Product<'_>]) {
+    let isa = cores.isa();
     let mut jobs = Vec::with_capacity(products.len());
     let mut total = 0;
     for p in products.iter_mut() {
@@ -71,8 +72,8 @@ pub fn multiply(pool: &mut Pool, isa: Isa, products: &mut [Product<'_>]) {
         jobs.push((p.matrix, p.operand, SharedMut::new(p.out), p.stride, total));
         total += p.matrix.strips();
     }
-    let threads = pool.threads();
-    pool.run(|t| {
+    let threads = cores.threads();
+    cores.run(|t| {
         let part = partition(total, threads, t);
         for (matrix, operand, out, stride, start) in &jobs {
             let from = part.start.max(*start) - start;

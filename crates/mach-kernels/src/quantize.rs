@@ -4,7 +4,7 @@ use mach_quant::{MatrixLayout, Order};
 
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch, partition};
+use crate::{Cores, Kernel, dispatch, partition};
 
 /// Rows of the widest panel. Rows split into panels of 8 and one of what remains.
 pub const PANEL: usize = 8;
@@ -86,16 +86,16 @@ impl Operand {
     /// Prepares `rows` of `x` (row-major, `stride` apart) for matrices of this layout, on the pool.
     pub fn prepare(
         &mut self,
-        pool: &mut Pool,
-        isa: Isa,
+        cores: &mut Cores,
         layout: &MatrixLayout,
         x: &[f32],
         stride: usize,
         rows: usize,
     ) {
+        let isa = cores.isa();
         assert!(rows == 0 || x.len() >= (rows - 1) * stride + layout.cols);
         self.shape(layout, rows);
-        let (me, threads) = (self.raw(), pool.threads());
+        let (me, threads) = (self.raw(), cores.threads());
         let fill = |first: usize, last: usize| {
             dispatch(isa, Fill { to: me, x: x.as_ptr(), stride, rows: Rows::First(rows), first, last });
         };
@@ -103,7 +103,7 @@ impl Operand {
             return fill(0, rows);
         }
         let panels = rows.div_ceil(PANEL);
-        pool.run(|t| {
+        cores.run(|t| {
             let part = partition(panels, threads, t);
             fill(part.start * PANEL, (part.end * PANEL).min(rows));
         });

@@ -4,7 +4,7 @@ use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend
 use mach_kernels::delta::{
     DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta, rewind,
 };
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use proptest::prelude::*;
 
 /// `n` values in -1..1.
@@ -44,7 +44,7 @@ proptest! {
         let (u, z) = (floats(seed ^ 4, all * channels), floats(seed ^ 5, all * width));
         let (b, a) = (floats(seed ^ 6, all * heads), floats(seed ^ 7, all * heads));
         for isa in Isa::available() {
-            let (mut pool, mut scratch) = (Pool::new(2), DeltaScratch::default());
+            let (mut cores, mut scratch) = (Cores::new(2, isa), DeltaScratch::default());
             let mut step = |state: &mut DeltaState, first: usize, n: usize| {
                 let inputs = DeltaInputs {
                     u: &u[first * channels..],
@@ -53,7 +53,7 @@ proptest! {
                     a: &a[first * heads..],
                 };
                 let mut out = vec![f32::NAN; n * width];
-                gated_delta(&mut pool, isa, &shape, &weights, state, &mut scratch, &inputs, n, &mut out);
+                gated_delta(&mut cores, &shape, &weights, state, &mut scratch, &inputs, n, &mut out);
                 out
             };
             let (mut plain, mut block) = (DeltaState::new(&shape), DeltaState::new(&shape));
@@ -64,7 +64,7 @@ proptest! {
             prop_assert_eq!(bits(&step(&mut block, before, rows)), bits(&expected));
             prop_assert_eq!(block.block_rows(), rows);
             step(&mut plain, before, keep);
-            rewind(&mut Pool::new(1), isa, &shape, &weights, &mut block, &mut DeltaScratch::default(), keep);
+            rewind(&mut Cores::new(1, isa), &shape, &weights, &mut block, &mut DeltaScratch::default(), keep);
             prop_assert_eq!(bits(&block.conv), bits(&plain.conv));
             prop_assert_eq!(bits(&block.state), bits(&plain.state));
             // And what follows is the same, a second block included.
@@ -89,7 +89,7 @@ proptest! {
         prop_assert_eq!((block.len(), block.bytes()), (plain.len(), plain.bytes()));
         let look = |cache: &KvCache| {
             let mut out = vec![0.0; dim];
-            attend(&mut Pool::new(1), isa, &mut AttentionScratch::default(), cache, &q, 1, 1, 0.25, &mut out);
+            attend(&mut Cores::new(1, isa), &mut AttentionScratch::default(), cache, &q, 1, 1, 0.25, &mut out);
             bits(&out)
         };
         prop_assert_eq!(look(&block), look(&plain));
@@ -119,7 +119,7 @@ proptest! {
             }
             let mut out = vec![f32::NAN; ranges.len() * heads * dim];
             let scratch = &mut AttentionScratch::default();
-            attend_ranges(&mut Pool::new(threads), isa, scratch, &cache, q, heads, ranges, 0.5, &mut out);
+            attend_ranges(&mut Cores::new(threads, isa), scratch, &cache, q, heads, ranges, 0.5, &mut out);
             out
         };
         let got = run(Isa::SCALAR, 1, &ranges, &q);

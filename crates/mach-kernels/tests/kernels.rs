@@ -7,7 +7,7 @@ use mach_kernels::elementwise;
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use mach_quant::{Codec, FloatType, MatrixLayout, Order, Source};
 use proptest::prelude::*;
 
@@ -75,13 +75,13 @@ impl Weights {
 }
 
 fn product(isa: Isa, threads: usize, w: &Weights, x: &[f32], rows: usize) -> Vec<f32> {
-    let mut pool = Pool::new(threads);
+    let mut cores = Cores::new(threads, isa);
     let mut operand = Operand::default();
-    operand.prepare(&mut pool, isa, &w.layout, x, w.layout.cols, rows);
+    operand.prepare(&mut cores, &w.layout, x, w.layout.cols, rows);
     let mut out = vec![f32::NAN; rows * w.layout.rows];
     let stride = w.layout.rows;
     let product = Product { matrix: w.view(), operand: &operand, out: &mut out, stride };
-    multiply(&mut pool, isa, &mut [product]);
+    multiply(&mut cores, &mut [product]);
     out
 }
 
@@ -190,13 +190,13 @@ proptest! {
                 let mut cache = KvCache::new(KvShape { heads: kv_heads, head_dim, kind });
                 let (w, qw) = (kv_heads * head_dim, heads * head_dim);
                 cache.append(isa, &k[..(len - rows) * w], &v[..(len - rows) * w], len - rows);
-                let (mut pool, mut out) = (Pool::new(threads), vec![f32::NAN; rows * qw]);
+                let (mut cores, mut out) = (Cores::new(threads, isa), vec![f32::NAN; rows * qw]);
                 for first in (0..rows).step_by(rows_at_once) {
                     let n = rows_at_once.min(rows - first);
                     let at = (len - rows + first) * w;
                     cache.append(isa, &k[at..], &v[at..], n);
                     let (q, out) = (&q[first * qw..], &mut out[first * qw..]);
-                    attend(&mut pool, isa, &mut AttentionScratch::default(), &cache, q, heads, n, scale, out);
+                    attend(&mut cores, &mut AttentionScratch::default(), &cache, q, heads, n, scale, out);
                 }
                 out
             };
@@ -235,13 +235,13 @@ proptest! {
         let (u, z, b, a) = (r.floats(rows * channels), r.floats(rows * width), r.floats(rows * hv), r.floats(rows * hv));
         let weights = DeltaWeights { conv: &conv, dt_bias: &dt_bias, neg_exp_a: &neg_exp_a, norm: &norm, eps: 1e-6 };
         let run = |isa, threads, step: usize| {
-            let (mut pool, mut state) = (Pool::new(threads), DeltaState::new(&shape));
+            let (mut cores, mut state) = (Cores::new(threads, isa), DeltaState::new(&shape));
             let mut out = vec![f32::NAN; rows * width];
             for first in (0..rows).step_by(step) {
                 let n = step.min(rows - first);
                 let inputs = DeltaInputs { u: &u[first * channels..], z: &z[first * width..], b: &b[first * hv..], a: &a[first * hv..] };
                 let out = &mut out[first * width..(first + n) * width];
-                gated_delta(&mut pool, isa, &shape, &weights, &mut state, &mut DeltaScratch::default(), &inputs, n, out);
+                gated_delta(&mut cores, &shape, &weights, &mut state, &mut DeltaScratch::default(), &inputs, n, out);
             }
             [out, state.conv, state.state].concat()
         };
@@ -306,7 +306,7 @@ proptest! {
                 job
             }).collect();
             let mut out = vec![f32::NAN; first_pair * hidden];
-            expert_ffn(&mut Pool::new(threads), isa, &mut FfnScratch::default(), &x, &jobs, &mut out);
+            expert_ffn(&mut Cores::new(threads, isa), &mut FfnScratch::default(), &x, &jobs, &mut out);
             out
         };
         let got = everywhere(run);
@@ -316,7 +316,7 @@ proptest! {
                 let xr = &x[row as usize * hidden..(row as usize + 1) * hidden];
                 let isa = Isa::best();
                 let (mut h, up) = (product(isa, 1, g, xr, 1), product(isa, 1, u, xr, 1));
-                elementwise::silu_mul(&mut Pool::new(1), isa, &mut h, &up);
+                elementwise::silu_mul(&mut Cores::new(1, isa), &mut h, &up);
                 prop_assert_eq!(bits(&product(isa, 1, d, &h, 1)), bits(&got[pair * hidden..(pair + 1) * hidden]));
                 pair += 1;
             }
@@ -329,7 +329,7 @@ proptest! {
         let (x, y, w) = (r.floats(rows * n), r.floats(rows * n), r.floats(n));
         let normed = everywhere(|isa, threads| {
             let mut out = vec![0.0; rows * n];
-            elementwise::rms_norm(&mut Pool::new(threads), isa, &x, &w, 1e-6, &mut out);
+            elementwise::rms_norm(&mut Cores::new(threads, isa), &x, &w, 1e-6, &mut out);
             out
         });
         for row in 0..rows {
@@ -341,9 +341,9 @@ proptest! {
         }
         let gated = everywhere(|isa, threads| {
             let mut out = x.clone();
-            elementwise::silu_mul(&mut Pool::new(threads), isa, &mut out, &y);
-            elementwise::sigmoid_mul(&mut Pool::new(threads), isa, &mut out, &y);
-            elementwise::add(&mut Pool::new(threads), isa, &mut out, &y);
+            elementwise::silu_mul(&mut Cores::new(threads, isa), &mut out, &y);
+            elementwise::sigmoid_mul(&mut Cores::new(threads, isa), &mut out, &y);
+            elementwise::add(&mut Cores::new(threads, isa), &mut out, &y);
             out
         });
         for i in 0..rows * n {
@@ -373,7 +373,7 @@ fn ranks_are_summed_in_order() {
     let (weights, places) = ([1.0, 0.5, 2.0, 0.25], [1, 0, 3, 2]);
     let out = everywhere(|isa, threads| {
         let mut out = vec![1.0; 4];
-        combine(&mut Pool::new(threads), isa, &pairs, &weights, &places, 2, 2, &mut out);
+        combine(&mut Cores::new(threads, isa), &pairs, &weights, &places, 2, 2, &mut out);
         out
     });
     assert_eq!(out, [1.0 + 10.5, 1.0 + 21.0, 1.0 + 2025.0, 1.0 + 4050.0]);

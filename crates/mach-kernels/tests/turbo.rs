@@ -3,7 +3,7 @@
 
 use mach_kernels::attention::turbo::{TurboQuant, Width};
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, PAGE, attend, attend_ranges};
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use proptest::prelude::*;
 
 /// `n` values in -1..1.
@@ -58,7 +58,7 @@ proptest! {
             let ranges: Vec<_> = (first..first + n).map(|i| (0, len - rows + i + 1)).collect();
             let mut out = vec![f32::NAN; n * heads * head_dim];
             let (scratch, q) = (&mut AttentionScratch::default(), &q[first * heads * head_dim..]);
-            attend_ranges(&mut Pool::new(threads), isa, scratch, cache, q, heads, &ranges, 0.2, &mut out);
+            attend_ranges(&mut Cores::new(threads, isa), scratch, cache, q, heads, &ranges, 0.2, &mut out);
             out
         };
         let whole = cache(Isa::SCALAR, shape, &k, &v, len, len);
@@ -96,7 +96,7 @@ fn pages_are_as_small_as_they_say_and_results_close() {
         assert_eq!(cache.bytes(), len.div_ceil(PAGE) * shape.page_bytes());
         let mut out = vec![0.0; heads * head_dim];
         let scratch = &mut AttentionScratch::default();
-        attend(&mut Pool::new(1), Isa::best(), scratch, &cache, &q, heads, 1, 0.09, &mut out);
+        attend(&mut Cores::new(1, Isa::best()), scratch, &cache, &q, heads, 1, 0.09, &mut out);
         (out, cache.bytes())
     };
     let (exact, full) = run(KvType::F32);

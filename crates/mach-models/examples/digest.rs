@@ -87,7 +87,7 @@ fn digest(
                 ((word >> 33) % vocab) as u32
             })
             .collect();
-        let mut segments = [Segment { state: &mut state, tokens: &tokens, logits: LogitRows::All }];
+        let mut segments = [Segment::prompt(&mut state, &tokens, LogitRows::All)];
         let logits = model.forward(&mut segments, &mut NoObserver)?;
         for byte in logits.data.iter().flat_map(|x| x.to_bits().to_le_bytes()) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);

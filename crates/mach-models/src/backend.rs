@@ -6,7 +6,7 @@
 use mach_checkpoint::{CheckpointError, ModelConfig};
 use mach_kernels::delta::DeltaShape;
 
-use crate::model::ModelError;
+use crate::model::{ModelError, Purpose};
 use crate::state::LayerState;
 
 /// The rows of one sequence inside a batch.
@@ -16,6 +16,8 @@ pub struct Span {
     pub start: usize,
     /// Rows.
     pub rows: usize,
+    /// What they are.
+    pub purpose: Purpose,
 }
 
 /// The states of one layer for all spans of a batch, in span order.

@@ -2,6 +2,7 @@
 
 use mach_experts::MatrixView;
 use mach_io::HugeBuf;
+use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::attention::{AttentionScratch, attend};
 use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaWeights, gated_delta, rewind};
@@ -9,7 +10,6 @@ use mach_kernels::elementwise::{self, Heads, Rope};
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
-use mach_kernels::{Isa, Pool};
 use mach_quant::MatrixLayout;
 
 use crate::backend::{AttentionSpec, Backend, DeltaParams, LayerStates, Mlp, Routing, Span};
@@ -45,8 +45,7 @@ impl Buf {
 /// The backend: thread pool, weights, working memory.
 #[derive(Debug)]
 pub struct Cpu {
-    pub(crate) pool: Pool,
-    pub(crate) isa: Isa,
+    pub(crate) cores: Cores,
     activations: Activations,
     turboquant_kv: Option<TurboQuant>,
     pub(crate) resident: HugeBuf,
@@ -77,8 +76,7 @@ pub(crate) struct Scratch {
 
 impl Cpu {
     pub(crate) fn new(
-        pool: Pool,
-        isa: Isa,
+        cores: Cores,
         activations: Activations,
         turboquant_kv: Option<TurboQuant>,
         resident: HugeBuf,
@@ -88,8 +86,7 @@ impl Cpu {
         let (rope, angles, scratch) = (None, Vec::new(), Scratch::default());
         let rows = Vec::new();
         Cpu {
-            pool,
-            isa,
+            cores,
             activations,
             turboquant_kv,
             resident,
@@ -107,8 +104,8 @@ impl Cpu {
         self.turboquant_kv
     }
 
-    pub(crate) fn compute(&mut self) -> (&mut Pool, Isa) {
-        (&mut self.pool, self.isa)
+    pub(crate) fn compute(&mut self) -> &mut Cores {
+        &mut self.cores
     }
 
     pub(crate) fn activations(&self) -> Activations {
@@ -120,8 +117,8 @@ impl Cpu {
         let huge = self.resident.huge_bytes().zip(self.experts.huge_bytes()).map(|(a, b)| a + b);
         let total = (self.resident.len() + allocated).max(1);
         let mut facts = vec![
-            ("isa", self.isa.to_string()),
-            ("threads", self.pool.threads().to_string()),
+            ("isa", self.cores.isa().to_string()),
+            ("threads", self.cores.threads().to_string()),
             ("activations", if self.activations == Activations::Int8 { "int8" } else { "f32" }.into()),
             (
                 "kv_type",
@@ -187,11 +184,11 @@ impl Backend for Cpu {
 
     fn rms_norm(&mut self, x: &Buf, weight: &Vec<f32>, eps: f32, out: &mut Buf) {
         out.shape(x.rows(), x.width);
-        elementwise::rms_norm(&mut self.pool, self.isa, &x.data, weight, eps, &mut out.data);
+        elementwise::rms_norm(&mut self.cores, &x.data, weight, eps, &mut out.data);
     }
 
     fn add(&mut self, x: &mut Buf, y: &Buf) {
-        elementwise::add(&mut self.pool, self.isa, &mut x.data, &y.data);
+        elementwise::add(&mut self.cores, &mut x.data, &y.data);
     }
 
     fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
@@ -205,7 +202,7 @@ impl Backend for Cpu {
                 if operands.len() == kinds {
                     operands.push(Operand::default());
                 }
-                operands[kinds].prepare(&mut self.pool, self.isa, &m.layout, &x.data, x.width, rows);
+                operands[kinds].prepare(&mut self.cores, &m.layout, &x.data, x.width, rows);
                 kinds += 1;
             }
         }
@@ -216,7 +213,7 @@ impl Backend for Cpu {
             let matrix = weights(&self.resident, m);
             products.push(Product { matrix, operand, out: &mut out.data, stride: m.layout.rows });
         }
-        multiply(&mut self.pool, self.isa, &mut products);
+        multiply(&mut self.cores, &mut products);
     }
 
     fn positions(&mut self, positions: &[usize], theta: f64, rotary_dim: usize) {
@@ -258,17 +255,16 @@ impl Backend for Cpu {
         };
         let key_heads =
             Heads { heads: spec.kv_heads, head_stride: spec.head_dim, norm: Some(norms.1), ..heads };
-        elementwise::prepare_heads(&mut self.pool, self.isa, heads, &q.data, &self.angles, queries);
-        elementwise::prepare_heads(&mut self.pool, self.isa, key_heads, &k.data, &self.angles, keys);
+        elementwise::prepare_heads(&mut self.cores, heads, &q.data, &self.angles, queries);
+        elementwise::prepare_heads(&mut self.cores, key_heads, &k.data, &self.angles, keys);
         out.shape(rows, width);
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         for (span, state) in spans.iter().zip(states.iter_mut()) {
             let LayerState::Attention(cache) = state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
-            cache.append(self.isa, &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
             attend(
-                &mut self.pool,
-                self.isa,
+                &mut self.cores,
                 &mut self.scratch.attention,
                 cache,
                 &queries[at(width)],
@@ -283,7 +279,7 @@ impl Backend for Cpu {
             for head in q.data.chunks_exact(head_stride) {
                 gate.extend_from_slice(&head[spec.head_dim..]);
             }
-            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut out.data, gate);
+            elementwise::sigmoid_mul(&mut self.cores, &mut out.data, gate);
         }
     }
 
@@ -312,14 +308,14 @@ impl Backend for Cpu {
             };
             let out = &mut out.data[at(width)];
             let scratch = &mut self.scratch.delta;
-            gated_delta(&mut self.pool, self.isa, shape, &weights, state, scratch, &inputs, span.rows, out);
+            gated_delta(&mut self.cores, shape, &weights, state, scratch, &inputs, span.rows, out);
         }
     }
 
     fn rewind_delta(&mut self, params: &DeltaParams<Vec<f32>>, state: &mut LayerState, keep: usize) {
         let LayerState::Delta(state) = state else { return };
         let (weights, scratch) = (delta_weights(params), &mut self.scratch.delta);
-        rewind(&mut self.pool, self.isa, &params.shape, &weights, state, scratch, keep);
+        rewind(&mut self.cores, &params.shape, &weights, state, scratch, keep);
     }
 
     fn route(
@@ -342,8 +338,7 @@ impl Backend for Cpu {
         out.weights.clear();
         out.weights.resize(rows * top_k, 0.0);
         elementwise::route(
-            &mut self.pool,
-            self.isa,
+            &mut self.cores,
             &mut scores.data,
             scores.width,
             norm,
@@ -353,7 +348,7 @@ impl Backend for Cpu {
         out.shared.clear();
         if shared_gate.is_some() {
             out.shared.resize(rows, 1.0);
-            elementwise::sigmoid_mul(&mut self.pool, self.isa, &mut out.shared, &gates.data);
+            elementwise::sigmoid_mul(&mut self.cores, &mut out.shared, &gates.data);
         }
         self.scratch.routes = [scores, gates];
     }
@@ -375,8 +370,8 @@ impl Backend for Cpu {
         all_rows.extend(0..x.rows() as u32);
         pairs.resize(x.data.len(), 0.0);
         let job = ExpertJob { expert: network(&self.resident, mlp), rows: all_rows, first_pair: 0 };
-        expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &[job], pairs);
-        elementwise::add(&mut self.pool, self.isa, &mut h.data, pairs);
+        expert_ffn(&mut self.cores, ffn, &x.data, &[job], pairs);
+        elementwise::add(&mut self.cores, &mut h.data, pairs);
     }
 
     fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {

@@ -4,15 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mach_experts::{Bank, Demand, ExpertView, HotExperts, Parts, StreamingBank, StreamingStats};
+use mach_kernels::Cores;
 use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
-use mach_kernels::{Isa, Pool};
 
 use crate::backend::{Mlp, Routing, Span};
 use crate::cpu::{Buf, Cpu, Matrix, Scratch, network, view};
-use crate::model::ModelError;
-
-/// Spans of at most so many rows are decoding: a token and what was proposed after it. Longer ones are prompts.
-const DECODING: usize = 16;
+use crate::model::{ModelError, Purpose};
 
 /// Streamed experts that one step of a prompt computes: few, so that their memory is soon free to be read into again.
 const STEP: usize = 8;
@@ -108,10 +105,10 @@ impl Cpu {
         self.rows.clear();
         for span in spans {
             for row in 0..span.rows {
-                self.rows.push(match row {
-                    _ if span.rows > DECODING => RowKind::Prompt,
-                    0 => RowKind::Decoded,
-                    _ => RowKind::Proposed,
+                self.rows.push(match (span.purpose, row) {
+                    (Purpose::Prompt, _) => RowKind::Prompt,
+                    (Purpose::Decode, _) | (Purpose::Verify, 0) => RowKind::Decoded,
+                    (Purpose::Verify, _) => RowKind::Proposed,
                 });
             }
         }
@@ -173,7 +170,7 @@ impl Cpu {
                 // A layer whose routing names it is a MoE layer and has a slot for each expert.
                 let jobs = used().filter_map(|e| groups.job(e, bank.expert(layer, e)?));
                 let jobs: Vec<_> = jobs.chain(shared).collect();
-                expert_ffn(&mut self.pool, self.isa, ffn, &x.data, &jobs, pairs);
+                expert_ffn(&mut self.cores, ffn, &x.data, &jobs, pairs);
             }
             Experts::Streaming(bank) => {
                 let kinds = &self.rows;
@@ -184,23 +181,22 @@ impl Cpu {
                     Demand { expert, banked, counts: banked || has(RowKind::Proposed) }
                 };
                 let demands: Vec<Demand> = used().map(demand).collect();
-                let step = if rows <= DECODING { usize::MAX } else { STEP };
-                let mut compute = Compute { pool: &mut self.pool, isa: self.isa, ffn, x: &x.data, pairs };
+                let step = if kinds.contains(&RowKind::Prompt) { STEP } else { usize::MAX };
+                let mut compute = Compute { cores: &mut self.cores, ffn, x: &x.data, pairs };
                 if let Err(error) = stream(bank, layer, &demands, &groups, shared, step, &mut compute) {
                     bank.abandon();
                     return Err(error);
                 }
             }
         }
-        combine(&mut self.pool, self.isa, pairs, weights, places, ranks, hidden, &mut h.data);
+        combine(&mut self.cores, pairs, weights, places, ranks, hidden, &mut h.data);
         Ok(())
     }
 }
 
 /// What computing a layer's experts takes.
 struct Compute<'a> {
-    pool: &'a mut Pool,
-    isa: Isa,
+    cores: &'a mut Cores,
     ffn: &'a mut FfnScratch,
     x: &'a [f32],
     pairs: &'a mut [f32],
@@ -209,10 +205,10 @@ struct Compute<'a> {
 impl Compute<'_> {
     /// The CRC32C of each record, every thread taking a part of each.
     fn checksums(&mut self, records: &[&[u8]]) -> Vec<u32> {
-        let threads = self.pool.threads();
+        let threads = self.cores.threads();
         let sums: Vec<AtomicU32> = (0..records.len() * threads).map(|_| AtomicU32::new(0)).collect();
         let part = |record: &[u8]| record.len().div_ceil(threads).max(1);
-        self.pool.run(|t| {
+        self.cores.run(|t| {
             for (record, sums) in records.iter().zip(sums.chunks_exact(threads)) {
                 let mine = record.chunks(part(record)).nth(t).unwrap_or_default();
                 if let Some(sum) = sums.get(t) {
@@ -248,7 +244,7 @@ fn stream(
     loop {
         let jobs = batch.iter().filter_map(|&e| groups.job(e, bank.expert(layer, e)?));
         let jobs: Vec<_> = jobs.chain(shared.take()).collect();
-        expert_ffn(compute.pool, compute.isa, compute.ffn, compute.x, &jobs, compute.pairs);
+        expert_ffn(compute.cores, compute.ffn, compute.x, &jobs, compute.pairs);
         bank.done(&batch);
         match bank.ready(step, &mut |records| compute.checksums(records))? {
             Some(experts) => batch = experts,

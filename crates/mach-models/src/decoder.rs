@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use mach_checkpoint::{LayerKind, ModelConfig};
 use mach_experts::{Heat, HotExperts, StreamingStats};
+use mach_kernels::Cores;
 use mach_kernels::attention::{KvCache, KvShape};
 use mach_kernels::delta::DeltaState;
-use mach_kernels::{Isa, Pool};
 
 use crate::backend::{Backend, Span};
 use crate::blocks::{Layer, Mixer, Workspace, delta_shape};
@@ -81,7 +81,7 @@ impl Model for Decoder {
             let start = ids.len();
             ids.extend_from_slice(segment.tokens);
             positions.extend((0..segment.tokens.len()).map(|i| segment.state.position + i));
-            spans.push(Span { start, rows: segment.tokens.len() });
+            spans.push(Span { start, rows: segment.tokens.len(), purpose: segment.purpose });
             match segment.logits {
                 LogitRows::None => {}
                 LogitRows::Last => wanted.extend(ids.len().checked_sub(1).filter(|&last| last >= start)),
@@ -197,7 +197,7 @@ impl DraftHost for Decoder {
         self.recycle(logits);
     }
 
-    fn compute(&mut self) -> (&mut Pool, Isa) {
+    fn compute(&mut self) -> &mut Cores {
         self.backend.compute()
     }
 

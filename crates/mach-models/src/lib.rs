@@ -46,6 +46,6 @@ pub use inventory::{ResidentWeight, resident_weights};
 pub use loader::load;
 pub use model::{
     Activations, DraftHost, ExpertMode, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError,
-    NoObserver, Observer, Segment, StreamingOptions, StreamingSource,
+    NoObserver, Observer, Purpose, Segment, StreamingOptions, StreamingSource,
 };
 pub use state::{LayerState, SequenceState};

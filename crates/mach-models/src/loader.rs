@@ -8,7 +8,7 @@ use mach_experts::{
 };
 use mach_io::faults::Faults;
 use mach_io::{HugeBuf, ReaderOptions};
-use mach_kernels::{Isa, Pool};
+use mach_kernels::{Cores, Isa};
 use mach_quant::Order;
 
 use crate::backend::Loader;
@@ -54,7 +54,7 @@ pub fn load(
         Some(name) => name.parse().map_err(ModelError::Unsupported)?,
         None => Isa::best(),
     };
-    let pool = Pool::new(options.threads);
+    let cores = Cores::new(options.threads, isa);
     let order = order_of(options.activations);
     let mut plan = Plan::new(checkpoint, order);
     let parts = family_parts(checkpoint, &mut plan)?;
@@ -67,7 +67,7 @@ pub fn load(
                 None => None,
             };
             let bytes_total = resident_bytes + expert_bytes(checkpoint, sidecar.as_ref(), order)?;
-            let resident = plan.fill(pool.threads(), bytes_total, progress)?;
+            let resident = plan.fill(cores.threads(), bytes_total, progress)?;
             let mut experts_done = |bytes| {
                 progress(LoadProgress { bytes_done: resident_bytes + bytes, bytes_total });
             };
@@ -76,17 +76,17 @@ pub fn load(
                     let mut reader = sidecar.reader(&ReaderOptions::default())?;
                     Bank::from_sidecar(&sidecar, order, &mut reader, &mut experts_done)?
                 }
-                None => Bank::resident(checkpoint, order, pool.threads(), &mut experts_done)?,
+                None => Bank::resident(checkpoint, order, cores.threads(), &mut experts_done)?,
             };
             (Experts::Resident(bank), resident)
         }
         ExpertMode::Streaming(streaming) => {
             let bank = streaming_bank(checkpoint, streaming, order)?;
-            (Experts::Streaming(Box::new(bank)), plan.fill(pool.threads(), resident_bytes, progress)?)
+            (Experts::Streaming(Box::new(bank)), plan.fill(cores.threads(), resident_bytes, progress)?)
         }
     };
     let kv = options.turboquant_kv;
-    let cpu = Cpu::new(pool, isa, options.activations, kv, resident, resident_bytes, experts);
+    let cpu = Cpu::new(cores, options.activations, kv, resident, resident_bytes, experts);
     Ok(Box::new(Decoder::new(checkpoint.config().clone(), parts, cpu)))
 }
 

@@ -6,8 +6,8 @@ use mach_checkpoint::{CheckpointError, ModelConfig};
 use mach_experts::{EvictionPolicy, HotExperts, StreamingStats};
 use mach_io::faults::Faults;
 use mach_io::{Caching, Submission};
+use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
-use mach_kernels::{Isa, Pool};
 
 use crate::SequenceState;
 
@@ -130,6 +130,17 @@ pub enum LogitRows {
     All,
 }
 
+/// What a segment's tokens are. Changes which experts a bank keeps, never a logit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// A piece of a prompt, however short: its experts are read for the pass and leave the bank as it is.
+    Prompt,
+    /// Tokens that were chosen: their experts move into the bank.
+    Decode,
+    /// A token that was chosen, then proposals that may be thrown away: only the first counts as decoding.
+    Verify,
+}
+
 /// New tokens of one sequence.
 #[derive(Debug)]
 pub struct Segment<'a> {
@@ -139,6 +150,25 @@ pub struct Segment<'a> {
     pub tokens: &'a [u32],
     /// Rows whose logits are wanted.
     pub logits: LogitRows,
+    /// What the tokens are.
+    pub purpose: Purpose,
+}
+
+impl<'a> Segment<'a> {
+    /// A piece of a prompt.
+    pub fn prompt(state: &'a mut SequenceState, tokens: &'a [u32], logits: LogitRows) -> Self {
+        Segment { state, tokens, logits, purpose: Purpose::Prompt }
+    }
+
+    /// Tokens that were chosen, with the logits after the last.
+    pub fn decode(state: &'a mut SequenceState, tokens: &'a [u32]) -> Self {
+        Segment { state, tokens, logits: LogitRows::Last, purpose: Purpose::Decode }
+    }
+
+    /// A token that was chosen and proposals behind it, with the logits after each.
+    pub fn verify(state: &'a mut SequenceState, tokens: &'a [u32]) -> Self {
+        Segment { state, tokens, logits: LogitRows::All, purpose: Purpose::Verify }
+    }
 }
 
 /// Logits of the wanted rows, in segment order, then row order.
@@ -192,7 +222,7 @@ pub trait DraftHost {
     /// Takes back logits that are done with.
     fn return_logits(&mut self, logits: Logits);
     /// The threads and the instruction set of the target, for the draft's own arithmetic.
-    fn compute(&mut self) -> (&mut Pool, Isa);
+    fn compute(&mut self) -> &mut Cores;
     /// The target's activation path.
     fn activations(&self) -> Activations;
 }

@@ -11,7 +11,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 
 fn block(model: &mut dyn Model, state: &mut SequenceState, tokens: &[u32], keep: usize) -> Vec<f32> {
     state.begin_block();
-    let segment = Segment { state: &mut *state, tokens, logits: LogitRows::All };
+    let segment = Segment::verify(&mut *state, tokens);
     let logits = model.forward(&mut [segment], &mut NoObserver).expect("forward");
     model.keep_rows(state, keep).expect("rows to keep");
     logits.data[..keep * logits.vocab].to_vec()

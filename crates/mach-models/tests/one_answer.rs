@@ -81,7 +81,7 @@ fn a_batch_of_mixed_sequences_changes_nothing() {
                 for (i, state) in states.iter_mut().enumerate() {
                     let part = &prompts[i][cuts[i][step]..cuts[i][step + 1]];
                     if !part.is_empty() {
-                        segments.push(Segment { state, tokens: part, logits: LogitRows::All });
+                        segments.push(Segment::prompt(state, part, LogitRows::All));
                         owners.extend(std::iter::repeat_n(i, part.len()));
                     }
                 }
@@ -102,14 +102,14 @@ fn only_the_wanted_rows_come_back() {
     let (mut a, mut b, mut c) = (m.new_state(), m.new_state(), m.new_state());
     let all = all_logits(&mut *m, &mut a, &prompt, 20);
     let mut segments = [
-        Segment { state: &mut b, tokens: &prompt, logits: LogitRows::Last },
-        Segment { state: &mut c, tokens: &prompt, logits: LogitRows::None },
+        Segment::prompt(&mut b, &prompt, LogitRows::Last),
+        Segment::prompt(&mut c, &prompt, LogitRows::None),
     ];
     let last = m.forward(&mut segments, &mut NoObserver).unwrap();
     assert_eq!(last.rows(), 1);
     assert_eq!(bits(last.row(0)), bits(&all[19 * 320..]));
     assert_eq!((b.position(), c.position()), (20, 20));
-    let mut segments = [Segment { state: &mut b, tokens: &[320], logits: LogitRows::Last }];
+    let mut segments = [Segment::decode(&mut b, &[320])];
     assert!(m.forward(&mut segments, &mut NoObserver).is_err(), "a token outside the vocabulary");
 }
 
@@ -127,7 +127,7 @@ fn the_demo_checkpoint_says_the_same_everywhere() {
             let mut state = m.new_state();
             let (mut next, mut seen) = (prompt.to_vec(), Vec::new());
             for _ in 0..24 {
-                let mut segments = [Segment { state: &mut state, tokens: &next, logits: LogitRows::Last }];
+                let mut segments = [Segment::prompt(&mut state, &next, LogitRows::Last)];
                 let logits = m.forward(&mut segments, &mut NoObserver).unwrap();
                 let row = logits.row(0);
                 let best = (0..row.len()).fold(0, |b, i| if row[i] > row[b] { i } else { b });

@@ -16,7 +16,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 }
 
 fn run(model: &mut dyn Model, state: &mut SequenceState, tokens: &[u32]) {
-    let segment = Segment { state, tokens, logits: LogitRows::None };
+    let segment = Segment::prompt(state, tokens, LogitRows::None);
     model.forward(&mut [segment], &mut NoObserver).expect("forward");
 }
 

@@ -42,8 +42,8 @@ fn logits_do_not_depend_on_chunks_threads_batches_or_instructions() {
         let mut m = model("demo", "k4v3", 2, Some(isa.name()));
         let (mut a, mut b) = (m.new_state(), m.new_state());
         let mut segments = [
-            Segment { state: &mut b, tokens: &other, logits: LogitRows::None },
-            Segment { state: &mut a, tokens: &prompt[..20], logits: LogitRows::All },
+            Segment::prompt(&mut b, &other, LogitRows::None),
+            Segment::prompt(&mut a, &prompt[..20], LogitRows::All),
         ];
         let logits = m.forward(&mut segments, &mut NoObserver).expect("forward");
         assert!(bits(&logits.data) == expected[..20 * vocab], "in a batch, {isa}");
@@ -51,7 +51,7 @@ fn logits_do_not_depend_on_chunks_threads_batches_or_instructions() {
     // From its bytes, and from a copy taken inside the pass.
     let mut state = m.new_state();
     state.copy_at(&[260]);
-    let segment = Segment { state: &mut state, tokens: &prompt[..280], logits: LogitRows::None };
+    let segment = Segment::prompt(&mut state, &prompt[..280], LogitRows::None);
     m.forward(&mut [segment], &mut NoObserver).expect("forward");
     let copy = state.take_copies().remove(0);
     let mut restored = m.new_state().blank(260);

@@ -1,6 +1,6 @@
 //! The target's pass over a block, acceptance and commit.
 
-use mach_models::{LogitRows, Model, ModelError, Segment, SequenceState};
+use mach_models::{Model, ModelError, Segment, SequenceState};
 
 use crate::Taps;
 
@@ -53,7 +53,7 @@ pub fn verify<E>(
     if !proposed.is_empty() {
         state.begin_block();
     }
-    let segment = Segment { state: &mut *state, tokens: &block, logits: LogitRows::All };
+    let segment = Segment::verify(&mut *state, &block);
     let mut logits = model.forward(&mut [segment], taps)?;
     let mut out = Verified { proposed: proposed.len(), ..Verified::default() };
     for row in 0..logits.rows() {

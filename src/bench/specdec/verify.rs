@@ -122,7 +122,7 @@ pub fn measure_verify(model: &mut dyn Model, plan: &VerifyPlan) -> Result<Vec<Ve
         let (context, block) = ids.split_at(plan.context);
         let mut base = model.new_state();
         for tokens in context.chunks(512) {
-            let segment = Segment { state: &mut base, tokens, logits: LogitRows::None };
+            let segment = Segment::prompt(&mut base, tokens, LogitRows::None);
             model.forward(&mut [segment], &mut NoObserver)?;
         }
         for (&rows, samples) in plan.rows.iter().zip(&mut samples) {
@@ -132,7 +132,7 @@ pub fn measure_verify(model: &mut dyn Model, plan: &VerifyPlan) -> Result<Vec<Ve
                 state.begin_block();
             }
             let tokens = block.get(..rows).unwrap_or(block);
-            let segment = Segment { state: &mut state, tokens, logits: LogitRows::All };
+            let segment = Segment::verify(&mut state, tokens);
             let logits = std::hint::black_box(model.forward(&mut [segment], &mut split)?);
             split.lap();
             model.recycle(logits);
@@ -187,11 +187,7 @@ pub fn measure_draft(
         let mut taps = Taps::new(&draft.config().target_layer_ids, hidden);
         let mut state = model.new_state();
         let mut proposer = mach_specdec::DFlashProposer::new(Arc::clone(draft));
-        let segment = Segment {
-            state: &mut state,
-            tokens: ids.get(..length - 1).unwrap_or(&ids),
-            logits: LogitRows::None,
-        };
+        let segment = Segment::prompt(&mut state, ids.get(..length - 1).unwrap_or(&ids), LogitRows::None);
         model.forward(&mut [segment], &mut taps)?;
         let mut end = plan.context;
         proposer.observe(model, taps.rows(0..end))?;

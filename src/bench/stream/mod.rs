@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use mach_experts::StreamingSummary;
-use mach_models::{LogitRows, Model, NoObserver, Segment, SequenceState};
+use mach_models::{LogitRows, Model, NoObserver, Purpose, Segment, SequenceState};
 use serde::Serialize;
 
 pub use checks::{Checks, measure_checks};
@@ -76,7 +76,10 @@ pub fn measure_stream(
         let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
         let (prompt, decoded) = ids.split_at(plan.prompt);
         let mut state = model.new_state();
-        let phases = [phase(model, &mut state, prompt, plan.chunk)?, phase(model, &mut state, decoded, 1)?];
+        let phases = [
+            phase(model, &mut state, prompt, plan.chunk, Purpose::Prompt)?,
+            phase(model, &mut state, decoded, 1, Purpose::Decode)?,
+        ];
         let (before, after) = (found.ceilings.last().copied().unwrap_or(0.0), ceiling()?);
         found.ceilings.push(after);
         let [prefill, decode] = phases.map(|phase| Phase { ceiling: before.max(after), ..phase });
@@ -87,12 +90,20 @@ pub fn measure_stream(
 }
 
 /// Runs tokens in chunks and takes the difference of the counters.
-pub fn phase(model: &mut dyn Model, state: &mut SequenceState, ids: &[u32], chunk: usize) -> Result<Phase> {
+pub fn phase(
+    model: &mut dyn Model,
+    state: &mut SequenceState,
+    ids: &[u32],
+    chunk: usize,
+    purpose: Purpose,
+) -> Result<Phase> {
     let before = snapshot(model);
     let start = Instant::now();
     for part in ids.chunks(chunk.max(1)) {
-        let logits = model
-            .forward(&mut [Segment { state, tokens: part, logits: LogitRows::Last }], &mut NoObserver)?;
+        let logits = model.forward(
+            &mut [Segment { state, tokens: part, logits: LogitRows::Last, purpose }],
+            &mut NoObserver,
+        )?;
         std::hint::black_box(logits);
     }
     let seconds = start.elapsed().as_secs_f64();

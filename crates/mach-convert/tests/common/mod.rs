@@ -27,7 +27,7 @@ pub(crate) fn logits(dir: &Path, activations: Activations) -> Result<Vec<u32>, M
         load(&checkpoint, &LoadOptions { activations, threads: 2, ..Default::default() }, &mut |_| ())?;
     let tokens: Vec<u32> = (0..24).map(|i| (i * 37 + 11) % checkpoint.config().vocab_size as u32).collect();
     let mut state = model.new_state();
-    let mut segments = [Segment { state: &mut state, tokens: &tokens, logits: LogitRows::All }];
+    let mut segments = [Segment::prompt(&mut state, &tokens, LogitRows::All)];
     let logits = model.forward(&mut segments, &mut NoObserver)?;
     Ok(logits.data.iter().map(|v| v.to_bits()).collect())
 }

@@ -5,7 +5,7 @@ use super::turbo::{self, CHUNK, Rotation, TurboQuant, Width, padded};
 use crate::math::exp;
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Isa, Kernel, Pool, dispatch};
+use crate::{Cores, Kernel, dispatch};
 
 /// Queries that share one walk over the keys.
 const QUERIES: usize = 4;
@@ -23,8 +23,7 @@ pub struct AttentionScratch {
 /// `[rows, query_heads, head_dim]`; query head `h` reads key/value head `h / (query_heads / heads)`.
 #[allow(clippy::too_many_arguments)]
 pub fn attend(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     scratch: &mut AttentionScratch,
     cache: &KvCache,
     q: &[f32],
@@ -37,15 +36,14 @@ pub fn attend(
     let mut ranges = std::mem::take(&mut scratch.causal);
     ranges.clear();
     ranges.extend((cache.len - rows..cache.len).map(|position| (0, position + 1)));
-    attend_ranges(pool, isa, scratch, cache, q, query_heads, &ranges, scale, out);
+    attend_ranges(cores, scratch, cache, q, query_heads, &ranges, scale, out);
     scratch.causal = ranges;
 }
 
 /// As [`attend`], each query row over its own range `(first, end)` of positions, which must not be empty.
 #[allow(clippy::too_many_arguments)]
 pub fn attend_ranges(
-    pool: &mut Pool,
-    isa: Isa,
+    cores: &mut Cores,
     scratch: &mut AttentionScratch,
     cache: &KvCache,
     q: &[f32],
@@ -54,6 +52,7 @@ pub fn attend_ranges(
     scale: f32,
     out: &mut [f32],
 ) {
+    let isa = cores.isa();
     let rows = ranges.len();
     let KvShape { heads, head_dim, .. } = cache.shape;
     assert!(query_heads.is_multiple_of(heads) && head_dim.is_multiple_of(16));
@@ -62,14 +61,14 @@ pub fn attend_ranges(
     assert!(q.len() >= need && out.len() >= need);
     let per_head = query_heads / heads * rows;
     let units = heads * per_head.div_ceil(QUERIES);
-    let threads = pool.threads();
+    let threads = cores.threads();
     let mut width = head_dim;
     let mut rotated = std::mem::take(&mut scratch.rotated);
     if let Some(rotation) = &cache.rotation {
         width = padded(head_dim);
         rotated.resize(rows * query_heads * width, 0.0);
         let (from, to) = (q, SharedMut::new(&mut rotated));
-        pool.run(|t| {
+        cores.run(|t| {
             for i in (t..rows * query_heads).step_by(threads) {
                 // SAFETY: each vector is one thread's.
                 let x = unsafe { std::slice::from_raw_parts_mut(to.get().add(i * width), width) };
@@ -85,7 +84,7 @@ pub fn attend_ranges(
     }
     let buffers = SharedMut::new(&mut scratch.threads);
     let to = SharedMut::new(out);
-    pool.run(|t| {
+    cores.run(|t| {
         // SAFETY: one buffer for each thread.
         let buffer = unsafe { &mut *buffers.get().add(t) };
         // Later rows see more keys: units are dealt out in turn.

@@ -34,7 +34,7 @@ pub(crate) fn all_logits(
 ) -> Vec<f32> {
     let mut out = Vec::new();
     for part in tokens.chunks(chunk) {
-        let mut segments = [Segment { state, tokens: part, logits: LogitRows::All }];
+        let mut segments = [Segment::prompt(state, part, LogitRows::All)];
         out.extend(model.forward(&mut segments, &mut NoObserver).expect("forward").data);
     }
     out

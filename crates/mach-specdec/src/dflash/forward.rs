@@ -1,11 +1,11 @@
 //! The draft's arithmetic.
 
+use mach_kernels::Cores;
 use mach_kernels::attention::{AttentionScratch, attend_ranges};
 use mach_kernels::elementwise::{self, Heads};
 use mach_kernels::linear::{Product, multiply};
 use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
-use mach_kernels::{Isa, Pool};
 use mach_models::{DraftHost, Logits};
 
 use super::second::Convolution;
@@ -47,8 +47,7 @@ pub struct DraftRows {
 
 /// The threads, the instruction set, the weights.
 struct Engine<'a> {
-    pool: &'a mut Pool,
-    isa: Isa,
+    cores: &'a mut Cores,
     weights: &'a Weights,
 }
 
@@ -58,16 +57,16 @@ impl Engine<'_> {
         let layout = matrix.layout;
         let rows = x.len() / layout.cols.max(1);
         if fresh || !operand.suits(&layout) {
-            operand.prepare(self.pool, self.isa, &layout, x, layout.cols, rows);
+            operand.prepare(self.cores, &layout, x, layout.cols, rows);
         }
         out.resize(rows * layout.rows, 0.0);
         let product = Product { matrix: self.weights.get(matrix), operand, out, stride: layout.rows };
-        multiply(self.pool, self.isa, &mut [product]);
+        multiply(self.cores, &mut [product]);
     }
 
     fn norm(&mut self, x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
         out.resize(x.len(), 0.0);
-        elementwise::rms_norm(self.pool, self.isa, x, weight, eps, out);
+        elementwise::rms_norm(self.cores, x, weight, eps, out);
     }
 }
 
@@ -82,8 +81,7 @@ impl DFlash {
     ) -> Result<(), DraftError> {
         let c = &self.config;
         let width = c.target_layer_ids.len() * c.hidden_size;
-        let (pool, isa) = host.compute();
-        let mut e = Engine { pool, isa, weights: &self.weights };
+        let mut e = Engine { cores: host.compute(), weights: &self.weights };
         for part in features.chunks(CHUNK * width) {
             let rows = part.len() / width;
             e.linear(&mut ws.operand, true, part, &self.fc, &mut ws.x);
@@ -91,7 +89,7 @@ impl DFlash {
             self.angles(ws, context.len, rows);
             for (layer, cache) in self.layers.iter().zip(&mut context.layers) {
                 self.keys(&mut e, ws, layer, true);
-                cache.append(isa, &ws.keys, &ws.v, rows);
+                cache.append(e.cores.isa(), &ws.keys, &ws.v, rows);
                 cache.forget_before(layer.mask.first_needed(context.len + rows));
             }
             context.len += rows;
@@ -119,8 +117,7 @@ impl DFlash {
         if c.input_embedding_scale != 1.0 {
             x.iter_mut().for_each(|v| *v *= c.input_embedding_scale);
         }
-        let (pool, isa) = host.compute();
-        let mut e = Engine { pool, isa, weights: &self.weights };
+        let mut e = Engine { cores: host.compute(), weights: &self.weights };
         self.angles(ws, start, rows);
         for (layer, cache) in self.layers.iter().zip(&mut context.layers) {
             e.norm(&x, &layer.input_norm, c.eps, &mut ws.y);
@@ -134,7 +131,7 @@ impl DFlash {
             self.convolve(&mut e, ws, conv);
             e.linear(&mut ws.operand, true, &ws.y, &layer.gate, &mut ws.q);
             e.linear(&mut ws.operand, false, &ws.y, &layer.up, &mut ws.k);
-            elementwise::silu_mul(e.pool, isa, &mut ws.q, &ws.k);
+            elementwise::silu_mul(e.cores, &mut ws.q, &ws.k);
             e.linear(&mut ws.operand, true, &ws.q, &layer.down, &mut ws.out);
             self.join(&mut e, ws, conv, &mut x);
         }
@@ -156,12 +153,12 @@ impl DFlash {
         out: &mut Proposed,
     ) -> Result<(), DraftError> {
         if let Some(selector) = &self.selector {
-            let (pool, isa) = host.compute();
-            return selector.walk(&self.weights, pool, isa, rows, anchor, picker, out);
+            let cores = host.compute();
+            return selector.walk(&self.weights, cores, rows, anchor, picker, out);
         }
-        let (pool, isa) = host.compute();
+        let cores = host.compute();
         out.margins.resize(rows.logits.rows(), 0.0);
-        elementwise::margins(pool, isa, &rows.logits.data, rows.logits.vocab, &mut out.margins);
+        elementwise::margins(cores, &rows.logits.data, rows.logits.vocab, &mut out.margins);
         for i in 0..rows.logits.rows() {
             let token = picker.pick(rows.logits.row_mut(i), rows.position + i);
             out.tokens.push(token.ok_or(DraftError::NotFinite)?);
@@ -182,7 +179,7 @@ impl DFlash {
         e.linear(&mut ws.operand, false, &ws.y, &layer.v, &mut ws.v);
         ws.keys.resize(ws.k.len(), 0.0);
         let spec = self.heads(self.config.kv_heads, &layer.k_norm);
-        elementwise::prepare_heads(e.pool, e.isa, spec, &ws.k, &ws.angles, &mut ws.keys);
+        elementwise::prepare_heads(e.cores, spec, &ws.k, &ws.angles, &mut ws.keys);
     }
 
     fn heads<'a>(&self, heads: usize, norm: &'a [f32]) -> Heads<'a> {
@@ -206,14 +203,14 @@ impl DFlash {
         self.keys(e, ws, layer, false);
         ws.heads.resize(ws.q.len(), 0.0);
         let spec = self.heads(c.heads, &layer.q_norm);
-        elementwise::prepare_heads(e.pool, e.isa, spec, &ws.q, &ws.angles, &mut ws.heads);
-        cache.append(e.isa, &ws.keys, &ws.v, rows);
+        elementwise::prepare_heads(e.cores, spec, &ws.q, &ws.angles, &mut ws.heads);
+        cache.append(e.cores.isa(), &ws.keys, &ws.v, rows);
         ws.ranges.clear();
         ws.ranges.extend((start..start + rows).map(|p| layer.mask.range(p, start + rows)));
         ws.q.fill(0.0);
         let scale = 1.0 / (c.head_dim as f32).sqrt();
         let scratch = &mut ws.attention;
-        attend_ranges(e.pool, e.isa, scratch, cache, &ws.heads, c.heads, &ws.ranges, scale, &mut ws.q);
+        attend_ranges(e.cores, scratch, cache, &ws.heads, c.heads, &ws.ranges, scale, &mut ws.q);
         cache.truncate(start);
         e.linear(&mut ws.operand, true, &ws.q, &layer.o, &mut ws.out);
     }
@@ -233,7 +230,7 @@ impl DFlash {
             conv.apply(1, &ws.dynamic, &ws.out, &mut ws.q);
             std::mem::swap(&mut ws.out, &mut ws.q);
         }
-        elementwise::add(e.pool, e.isa, x, &ws.out);
+        elementwise::add(e.cores, x, &ws.out);
     }
 
     fn scale(&self, logits: &mut [f32]) {

@@ -1,10 +1,10 @@
 //! What the second generation adds: grouped dynamic convolutions around the sub-blocks, and a walk through each row's best
 //! candidates that looks at the token before.
 
+use mach_kernels::Cores;
 use mach_kernels::elementwise::top_k;
 use mach_kernels::linear::{Product, multiply};
 use mach_kernels::quantize::Operand;
-use mach_kernels::{Isa, Pool};
 
 use super::config::{DraftConfig, SecondConfig};
 use super::forward::DraftRows;
@@ -108,8 +108,7 @@ impl Selector {
     pub(super) fn walk(
         &self,
         weights: &Weights,
-        pool: &mut Pool,
-        isa: Isa,
+        cores: &mut Cores,
         rows: &mut DraftRows,
         anchor: u32,
         picker: &mut dyn Picker,
@@ -119,10 +118,10 @@ impl Selector {
         let count = rows.logits.rows();
         let mut projected = vec![0.0; count * self.rank];
         let mut operand = Operand::default();
-        operand.prepare(pool, isa, &layout, &rows.hidden, layout.cols, count);
+        operand.prepare(cores, &layout, &rows.hidden, layout.cols, count);
         let matrix = weights.get(&self.projection);
         let product = Product { matrix, operand: &operand, out: &mut projected, stride: self.rank };
-        multiply(pool, isa, &mut [product]);
+        multiply(cores, &mut [product]);
         let mut previous = anchor;
         let (mut before, mut after) = (vec![0.0; self.rank], vec![0.0; self.rank]);
         let mut candidates = Vec::new();
