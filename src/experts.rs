@@ -4,12 +4,10 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
+use mach_cpu::{Footprint, footprint, scratch_bytes, state_bytes};
 use mach_experts::{EvictionPolicy, Sidecar, SidecarError};
 use mach_io::{Caching, ProbeReport, ReaderOptions, Submission, probe};
-use mach_models::{
-    Activations, ExpertMode, Footprint, LoadOptions, StreamingOptions, StreamingSource, footprint,
-    scratch_bytes, state_bytes,
-};
+use mach_models::{Activations, ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
 use mach_server::Residency;
 use tracing::{info, warn};
 
@@ -275,7 +273,7 @@ fn mode_signal(config: &ModelConfig, residency: Residency, options: &StreamingOp
         .with("transient_prefill", u8::from(options.arena_slots > 0))
         .with("expert_residency", residency.as_str())
         .with("activations", activations)
-        .with("numerics", mach_models::numerics(&config.load))
+        .with("numerics", mach_cpu::numerics(&config.load))
 }
 
 /// What streaming does to be fast. Nothing predicts experts before the router asks, and no device but the CPU holds them.

@@ -106,7 +106,7 @@ impl Opened {
         if report.signals {
             prepared.signals.into_iter().for_each(Signal::emit);
         }
-        let mut model = mach_models::load(&self.checkpoint, &prepared.load, &mut |p| {
+        let mut model = mach_cpu::load(&self.checkpoint, &prepared.load, &mut |p| {
             display.update(p);
             progress(p);
         })
@@ -132,7 +132,8 @@ impl Opened {
                 engine.state_budget = Some(budget.state - prefix.max_bytes);
             }
         }
-        let facts = model.facts();
+        let facts = model.card().pairs();
+        let numerics = model.numerics();
         let family = self.architecture();
         let architecture = model.config().model_type.clone();
         let engine_config = engine.clone();
@@ -191,7 +192,7 @@ impl Opened {
         let arch = family.map(|arch| arch.card());
         let serving = Serving { backend: "production", arch, residency: prepared.residency };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        Ok(model.with_serving(serving).with_numerics(mach_models::numerics(&self.config.load)))
+        Ok(model.with_serving(serving).with_numerics(numerics))
     }
 }
 
@@ -214,14 +215,14 @@ pub(crate) fn load_draft(
     model: &mut dyn Model,
 ) -> Result<(Option<Arc<DFlash>>, Decoding), Exit> {
     let dir = draft_dir(config);
-    let taps = model.draft_host().is_some();
+    let taps = model.can_be_drafted_for();
     // What would be decided with a sound draft: one that is not wanted is not loaded.
     let wanted = dir.filter(|_| {
         let gate = resolve(config.decode_path, config.policy, taps, DraftState::Ready);
         gate.effective == EffectivePath::SpecdecV7
     });
-    let options = DraftOptions { activations: config.load.activations, quantize_bits: config.draft_bits };
-    let loaded = wanted.as_ref().map(|dir| DFlash::open(dir, model.config(), options));
+    let options = DraftOptions { quantize_bits: config.draft_bits };
+    let loaded = wanted.as_ref().map(|dir| model.load_draft(dir, options));
     // A directory that was given is named as such, whatever is wrong with it.
     let given = config.draft_dir.as_ref().map(|dir| format!("--draft-dir {}: ", dir.display()));
     let loaded = loaded.map(|result| {

@@ -131,7 +131,7 @@ pub(crate) fn complete(
     config.namespace = chain::namespace([
         checkpoint.fingerprint().as_slice(),
         template.as_bytes(),
-        mach_models::numerics(load).as_bytes(),
+        mach_cpu::numerics(load).as_bytes(),
         &draft,
     ]);
 }

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use mach_checkpoint::{Checkpoint, LayerKind};
+use mach_cpu::state_bytes;
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend};
 use mach_kernels::{Cores, Isa};
-use mach_models::{LoadOptions, LogitRows, Model, NoObserver, Segment, TurboQuant, state_bytes};
+use mach_models::{LoadOptions, LogitRows, Model, NoObserver, Segment, TurboQuant};
 use serde::Serialize;
 
 /// Prompt tokens of a pass.
@@ -86,7 +87,7 @@ pub fn measure_kv(
     let mut rows = Vec::new();
     for kv in std::iter::once(None).chain(widths.iter().copied().map(Some)) {
         let options = LoadOptions { turboquant_kv: kv, ..load.clone() };
-        let mut model = mach_models::load(checkpoint, &options, &mut |_| {})?;
+        let mut model = mach_cpu::load(checkpoint, &options, &mut |_| {})?;
         let found = logits(model.as_mut(), prompts)?;
         drop(model);
         if kv.is_none() {

@@ -100,7 +100,12 @@ impl Report {
             model_type: model.config().model_type.clone(),
             synthetic: checkpoint.dir().join("synthetic.json").is_file(),
             layers: model.config().layers.len(),
-            facts: model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect(),
+            facts: model
+                .card()
+                .pairs()
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.into()))
+                .collect(),
             plan,
             work,
             decode_bytes_per_token: work.decode_bytes(),

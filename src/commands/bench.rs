@@ -138,7 +138,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         isa: args.isa.clone(),
         ..LoadOptions::default()
     };
-    let mut model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
+    let mut model = mach_cpu::load(&checkpoint, &load, &mut |_| {})?;
     let samples = measure(model.as_mut(), &plan)?;
     let after = Ceilings::measure(&options)?;
     let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, before, after);

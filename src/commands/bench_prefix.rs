@@ -6,8 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use mach_checkpoint::Checkpoint;
+use mach_cpu::footprint;
 use mach_engine::TextTokenizer;
-use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource, footprint};
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
 
 use crate::bench::Machine;
 use crate::bench::prefix::{FreshPlan, FreshRow, PrefixPlan, measure_fresh, measure_prefix};
@@ -79,7 +80,7 @@ pub(super) fn run(mut args: PrefixArgs) -> Result<()> {
         return fresh(&args, &dir, &checkpoint, &tokenizer, share);
     }
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
-    let model = mach_models::load(&checkpoint, &load, &mut |_| {})?;
+    let model = mach_cpu::load(&checkpoint, &load, &mut |_| {})?;
     let layers = model.config().layers.len();
     let (prompts, tail, decode, reps) = (args.prompts, args.tail, args.decode, args.reps);
     let plan = PrefixPlan { prompts, tail, decode, reps, conversations: 1000 };
@@ -140,7 +141,7 @@ fn fresh(
         ..StreamingOptions::default()
     };
     let load = LoadOptions { threads: args.threads, experts: ExpertMode::Streaming(streaming), ..defaults };
-    let load = || Ok(mach_models::load(checkpoint, &load, &mut |_| {})?);
+    let load = || Ok(mach_cpu::load(checkpoint, &load, &mut |_| {})?);
     let plan = FreshPlan { prompt, decode: args.decode, bank_share: share, reps: args.reps };
     let report = measure_fresh(&load, tokenizer, dir, plan)?;
     let machine = Machine::this();

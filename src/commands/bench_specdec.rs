@@ -108,7 +108,7 @@ fn measure_passes(
     let checkpoint = opened.checkpoint();
     let prepared = crate::experts::prepare(checkpoint, config, crate::experts::Beside::ALONE);
     let prepared = prepared.map_err(|exit| anyhow::anyhow!(exit.message))?;
-    let mut model = mach_models::load(checkpoint, &prepared.load, &mut |_| {})?;
+    let mut model = mach_cpu::load(checkpoint, &prepared.load, &mut |_| {})?;
     let most = plan.context + plan.rows.last().copied().unwrap_or(1);
     if most > model.config().max_position_embeddings {
         bail!(
@@ -128,7 +128,7 @@ fn measure_passes(
         machine: Machine::this(),
         model_type: model.config().model_type.clone(),
         synthetic: checkpoint.dir().join("synthetic.json").is_file(),
-        facts: model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect(),
+        facts: model.card().pairs().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect(),
         plan,
         verify,
         draft,

@@ -69,11 +69,11 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
     if prepared.residency == mach_server::Residency::Stacked {
         bail!("all experts fit memory; say --streaming");
     }
-    let mut model = mach_models::load(&checkpoint, &prepared.load, &mut |_| ())?;
+    let mut model = mach_cpu::load(&checkpoint, &prepared.load, &mut |_| ())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let Measured { prefill, decode, ceilings } =
         measure_stream(model.as_mut(), &plan, &mut || ceiling(&checkpoint, &config))?;
-    let facts = model.facts().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    let facts = model.card().pairs().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
     let peak_bytes = memory::peak();
     drop(model);
     let record = Sidecar::open(&checkpoint).map_or(1 << 20, |sidecar| sidecar.max_stride());
@@ -115,7 +115,7 @@ fn ceiling(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<f64> {
 
 /// Two models side by side, decoding in turn.
 fn cached(checkpoint: &Checkpoint, config: &ModelConfig, plan: StreamPlan, json: bool) -> Result<()> {
-    let size = mach_models::footprint(
+    let size = mach_cpu::footprint(
         checkpoint,
         config.load.activations,
         Some(mach_models::StreamingSource::Sidecar),
@@ -128,7 +128,7 @@ fn cached(checkpoint: &Checkpoint, config: &ModelConfig, plan: StreamPlan, json:
     };
     let load = |experts| {
         let options = LoadOptions { experts, ..config.load.clone() };
-        mach_models::load(checkpoint, &options, &mut |_| ())
+        mach_cpu::load(checkpoint, &options, &mut |_| ())
     };
     let mut models = [load(ExpertMode::Resident)?, load(ExpertMode::Streaming(streaming))?];
     let mut rates = [Vec::new(), Vec::new()];

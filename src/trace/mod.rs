@@ -6,7 +6,7 @@ mod replay;
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result, bail};
-use mach_models::{Model, Observer};
+use mach_models::{Model, Observer, Wants};
 use serde::{Deserialize, Serialize};
 
 pub use plot::svg;
@@ -66,6 +66,10 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
+    fn wants(&self) -> Wants {
+        Wants { routed: true, ..Wants::default() }
+    }
+
     fn routed(&mut self, layer: usize, experts: &[u32], _: &[f32]) {
         let mut distinct: Vec<usize> = experts.iter().map(|&e| e as usize).collect();
         distinct.sort_unstable();

@@ -130,46 +130,19 @@ impl Checkpoint {
         self.tensors.tensor(name)
     }
 
-    /// The shard that tensor data lie in, and their offset in that file; `None` for other memory.
+    /// As [`Tensors::locate`].
     pub fn locate(&self, data: &[u8]) -> Option<(&Path, u64)> {
-        let at = data.as_ptr().addr();
-        self.tensors.shards.files.iter().find_map(|shard| {
-            let offset = at.checked_sub(shard.map.as_ptr().addr())?;
-            let inside = !data.is_empty() && offset + data.len() <= shard.map.len();
-            inside.then_some((shard.path.as_path(), offset as u64))
-        })
+        self.tensors.locate(data)
     }
 
-    /// Tells the system that tensor data will be looked at soon, so that it begins to read them.
+    /// As [`Tensors::will_need`].
     pub fn will_need(&self, data: &[u8]) {
-        let at = data.as_ptr().addr();
-        for shard in &self.tensors.shards.files {
-            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
-                && offset + data.len() <= shard.map.len()
-                && let Err(error) = shard.map.advise_range(memmap2::Advice::WillNeed, offset, data.len())
-            {
-                tracing::debug!(%error, "{} is not read ahead", shard.path.display());
-            }
-        }
+        self.tensors.will_need(data);
     }
 
-    /// Tells the system that the memory behind tensor data is not needed for now: the pages leave this process and are
-    /// read from the file again when they are touched.
+    /// As [`Tensors::let_go`].
     pub fn let_go(&self, data: &[u8]) {
-        let at = data.as_ptr().addr();
-        for shard in &self.tensors.shards.files {
-            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
-                && offset + data.len() <= shard.map.len()
-            {
-                // SAFETY: the mapping is of a file, shared and read-only: dropped pages come back with the same bytes.
-                let advised = unsafe {
-                    shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len())
-                };
-                if let Err(error) = advised {
-                    tracing::debug!(%error, "pages of {} stay mapped", shard.path.display());
-                }
-            }
-        }
+        self.tensors.let_go(data);
     }
 
     /// The tensor, as f32 values (F32, F16, BF16 widened), its shape checked, every value finite.

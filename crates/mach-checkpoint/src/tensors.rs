@@ -74,3 +74,48 @@ pub(crate) fn finite_floats(view: &TensorView<'_>) -> Result<Vec<f32>, Checkpoin
         Some(at) => Err(view.error(format!("element {at} is {}", values[at]))),
     }
 }
+
+/// Where tensor data lie, and what the system should do about them.
+impl Tensors {
+    /// The shard that tensor data lie in, and their offset in that file; `None` for other memory.
+    pub fn locate(&self, data: &[u8]) -> Option<(&Path, u64)> {
+        let at = data.as_ptr().addr();
+        self.shards.files.iter().find_map(|shard| {
+            let offset = at.checked_sub(shard.map.as_ptr().addr())?;
+            let inside = !data.is_empty() && offset + data.len() <= shard.map.len();
+            inside.then_some((shard.path.as_path(), offset as u64))
+        })
+    }
+
+    /// Tells the system that tensor data will be looked at soon, so that it begins to read them.
+    pub fn will_need(&self, data: &[u8]) {
+        let at = data.as_ptr().addr();
+        for shard in &self.shards.files {
+            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
+                && offset + data.len() <= shard.map.len()
+                && let Err(error) = shard.map.advise_range(memmap2::Advice::WillNeed, offset, data.len())
+            {
+                tracing::debug!(%error, "{} is not read ahead", shard.path.display());
+            }
+        }
+    }
+
+    /// Tells the system that the memory behind tensor data is not needed for now: the pages leave this process and are
+    /// read from the file again when they are touched.
+    pub fn let_go(&self, data: &[u8]) {
+        let at = data.as_ptr().addr();
+        for shard in &self.shards.files {
+            if let Some(offset) = at.checked_sub(shard.map.as_ptr().addr())
+                && offset + data.len() <= shard.map.len()
+            {
+                // SAFETY: the mapping is of a file, shared and read-only: dropped pages come back with the same bytes.
+                let advised = unsafe {
+                    shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len())
+                };
+                if let Err(error) = advised {
+                    tracing::debug!(%error, "pages of {} stay mapped", shard.path.display());
+                }
+            }
+        }
+    }
+}

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{converted, copy_of, flip, project};
 use mach_checkpoint::Checkpoint;
+use mach_cpu::{Footprint, footprint, load};
 use mach_experts::EvictionPolicy;
 use mach_io::faults::{Fault, Faults};
 use mach_io::{Caching, Submission};
 use mach_models::{
-    Activations, ExpertMode, Footprint, LoadOptions, LogitRows, Model, ModelError, NoObserver, Purpose,
-    Segment, StreamingOptions, StreamingSource, footprint, load,
+    Activations, ExpertMode, LoadOptions, LogitRows, Model, ModelError, NoObserver, Purpose, Segment,
+    StreamingOptions, StreamingSource,
 };
 
 const CHECKPOINTS: [&str; 6] = [

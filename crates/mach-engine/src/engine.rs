@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mach_experts::{StreamingStats, StreamingSummary};
-use mach_models::Model;
+use mach_models::{KvFormat, Model};
 use mach_prefix::{Blank, PrefixCache, PrefixConfig};
 use tokio::sync::{mpsc, oneshot};
 
@@ -93,7 +93,7 @@ pub struct Engine {
     running: Arc<AtomicBool>,
     commons: Commons,
     streaming: Option<Arc<StreamingStats>>,
-    kv_type: String,
+    kv: Option<KvFormat>,
     prefix: Option<Arc<PrefixCache>>,
 }
 
@@ -108,8 +108,7 @@ impl Engine {
         let context = context_that_fits(model.as_ref(), &config, wanted_context)?;
         let vocab = model.config().vocab_size;
         let streaming = model.streaming_stats();
-        let fact = model.facts().into_iter().find(|(key, _)| *key == "kv_type");
-        let kv_type = fact.map_or_else(|| "none".to_owned(), |(_, value)| value);
+        let kv = model.card().kv();
         let commons = Commons {
             queue: Queue::new(config.queue_capacity),
             stats: Arc::default(),
@@ -146,7 +145,7 @@ impl Engine {
             running,
             commons,
             streaming,
-            kv_type,
+            kv,
             prefix,
         })
     }
@@ -245,9 +244,9 @@ impl Engine {
         self.streaming.as_ref().map(|stats| stats.snapshot())
     }
 
-    /// How keys and values are kept: `bf16`, `f32`, or `turboquant-kNvM`.
-    pub fn kv_type(&self) -> &str {
-        &self.kv_type
+    /// How keys and values are kept; `None` if the model keeps none.
+    pub fn kv(&self) -> Option<KvFormat> {
+        self.kv
     }
 
     /// What was done since the start.

@@ -20,6 +20,7 @@ mod text;
 mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
+pub use mach_models::KvFormat;
 pub use metrics::EngineMetrics;
 pub use request::{
     CacheHints, DecodeMode, EngineError, Event, Events, FinishReason, GenerateRequest, OutputControl, Preset,

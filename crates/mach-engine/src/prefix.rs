@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Image, Kind, PrefixCache, Snapshot};
-use mach_specdec::{DraftContext, Speculator};
+use mach_specdec::Speculator;
 
 use crate::GenerateRequest;
 use crate::sequence::Sequence;
@@ -114,7 +114,7 @@ impl Prefix {
         &self,
         sequence: &Sequence,
         model: &dyn Model,
-    ) -> (SequenceState, Option<DraftContext>) {
+    ) -> (SequenceState, Option<SequenceState>) {
         let known = sequence.tokens.len().saturating_sub(1);
         let known = sequence.tokens.get(..known).unwrap_or_default();
         match self.cache.lookup(&sequence.reuse.root, known) {
@@ -158,7 +158,7 @@ impl Prefix {
         (tokens, kind): (Arc<[u32]>, Kind),
     ) -> Option<[u8; 32]> {
         let draft = sequence.speculator.save(model);
-        if self.drafting && draft.as_ref().is_none_or(|draft| draft.len() != state.position()) {
+        if self.drafting && draft.as_ref().is_none_or(|draft| draft.position() != state.position()) {
             // Going on from it would mean to go on without the draft.
             return None;
         }

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use double::{Double, Seen};
 use mach_checkpoint::Checkpoint;
+use mach_cpu::load;
 use mach_engine::{
     CacheHints, DecodeMode, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
     OutputControl, Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
-use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
 use mach_prefix::PrefixConfig;
 use mach_specdec::policy::{GuardSpec, PolicySpec};
-use mach_specdec::{DFlash, Draft, DraftOptions};
+use mach_specdec::{Draft, DraftOptions};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
 const VOCAB: usize = 16384;
@@ -74,14 +75,19 @@ fn collect(mut events: Events) -> Result<Vec<Answer>, EngineError> {
     Ok(answers)
 }
 
-fn demo(change: impl FnOnce(&mut EngineConfig), streaming: bool) -> Engine {
+fn demo(change: impl FnOnce(&mut EngineConfig), streaming: bool, drafted: bool) -> Engine {
     let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
     let options = StreamingOptions { bank_slots: 64, arena_slots: 32, ..StreamingOptions::default() };
     let experts = if streaming { ExpertMode::Streaming(options) } else { ExpertMode::Resident };
     let options = LoadOptions { threads: 1, experts, ..LoadOptions::default() };
-    let model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
     let mut config = EngineConfig::default();
     change(&mut config);
+    if drafted {
+        let dir = format!("{ROOT}demo/draft");
+        let draft = model.load_draft(dir.as_ref(), DraftOptions::default()).unwrap();
+        config.speculation.draft = Some(Arc::new(draft) as Arc<dyn Draft>);
+    }
     Engine::start(model, tokenizer(), config).unwrap()
 }
 
@@ -135,7 +141,7 @@ fn all_at_odd_times(engine: &Engine, requests: &[GenerateRequest], gap: usize) -
 #[test]
 fn answers_are_those_of_running_alone() {
     let requests = requests();
-    let alone = demo(|c| c.continuous_batching = false, false);
+    let alone = demo(|c| c.continuous_batching = false, false, false);
     let expected: Vec<_> =
         requests.iter().map(|r| collect(alone.submit(r.clone()).unwrap()).unwrap()).collect();
     assert_eq!(
@@ -144,13 +150,7 @@ fn answers_are_those_of_running_alone() {
         "n = 3 only"
     );
 
-    let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
-    let draft = || {
-        let dir = format!("{ROOT}demo/draft");
-        Arc::new(DFlash::open(dir.as_ref(), checkpoint.config(), DraftOptions::default()).unwrap())
-            as Arc<dyn Draft>
-    };
-    let speculating = |policy| Speculation { draft: Some(draft()), policy, guard: GuardSpec::Off };
+    let speculating = |policy| Speculation { draft: None, policy, guard: GuardSpec::Off };
     type Change<'a> = Box<dyn Fn(&mut EngineConfig) + 'a>;
     let ways: Vec<(&str, bool, usize, Change<'_>)> = vec![
         ("resident", false, 1, Box::new(|c| (c.max_batch, c.prefill_interleave) = (4, 7))),
@@ -168,7 +168,7 @@ fn answers_are_those_of_running_alone() {
         ),
     ];
     for (way, streaming, gap, change) in ways {
-        let engine = demo(change, streaming);
+        let engine = demo(change, streaming, way.contains("drafted"));
         let answers = all_at_odd_times(&engine, &requests, gap);
         assert_eq!(answers, expected, "{way}");
         assert!(engine.stats().batched_passes > 20, "{way}: {:?}", engine.stats());

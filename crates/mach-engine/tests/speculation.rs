@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use double::Double;
 use mach_checkpoint::Checkpoint;
+use mach_cpu::load;
 use mach_engine::{
     CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, OutputControl, Preset,
     SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
-use mach_models::{ExpertMode, LoadOptions, StreamingOptions, load};
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
 use mach_specdec::policy::{GuardSpec, PolicySpec};
-use mach_specdec::{DFlash, Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
+use mach_specdec::{Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
 const VOCAB: usize = 16384;
@@ -64,26 +65,20 @@ fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
     answers
 }
 
-fn demo(draft: Option<Arc<dyn Draft>>, policy: PolicySpec) -> Engine {
-    demo_with(ExpertMode::Resident, draft, policy)
-}
-
-fn demo_with(experts: ExpertMode, draft: Option<Arc<dyn Draft>>, policy: PolicySpec) -> Engine {
+/// With the demo's draft as it is stored, or in fewer bits.
+fn demo(experts: ExpertMode, draft: Option<DraftOptions>, policy: PolicySpec) -> Engine {
     let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
     let options = LoadOptions { threads: 1, experts, ..LoadOptions::default() };
-    let model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let dir = format!("{ROOT}demo/draft");
+    let draft =
+        draft.map(|options| Arc::new(model.load_draft(dir.as_ref(), options).unwrap()) as Arc<dyn Draft>);
     let config = EngineConfig {
         speculation: Speculation { draft, policy, guard: GuardSpec::Off },
         prefill_chunk: 13,
         ..EngineConfig::default()
     };
     Engine::start(model, tokenizer(), config).unwrap()
-}
-
-fn demo_draft(quantize_bits: Option<u8>) -> Arc<dyn Draft> {
-    let checkpoint = Checkpoint::open(format!("{ROOT}demo").as_ref()).unwrap();
-    let options = DraftOptions { quantize_bits, ..DraftOptions::default() };
-    Arc::new(DFlash::open(format!("{ROOT}demo/draft").as_ref(), checkpoint.config(), options).unwrap())
 }
 
 /// Requests that reach every way for an answer to end, in the middle of accepted blocks too.
@@ -119,7 +114,7 @@ fn requests() -> Vec<GenerateRequest> {
 #[test]
 fn policies_presets_and_drafts_change_nothing() {
     let mut requests = requests();
-    let plain = demo(None, PolicySpec::Off);
+    let plain = demo(ExpertMode::Resident, None, PolicySpec::Off);
     // A stop token in the middle of what would be said, and of blocks.
     for told in requests.clone().iter().filter(|r| r.logprobs.is_some()) {
         let said = answers(&plain, told).remove(0).logprobs;
@@ -147,7 +142,8 @@ fn policies_presets_and_drafts_change_nothing() {
         let experts = slots.map_or(ExpertMode::Resident, |bank_slots| {
             ExpertMode::Streaming(StreamingOptions { bank_slots, ..StreamingOptions::default() })
         });
-        let engine = demo_with(experts, draft.map(demo_draft), policy.parse().unwrap());
+        let engine =
+            demo(experts, draft.map(|quantize_bits| DraftOptions { quantize_bits }), policy.parse().unwrap());
         for (request, expected) in requests.iter().zip(&expected) {
             assert_eq!(
                 answers(&engine, request),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mach_checkpoint::Checkpoint;
 use mach_models::{DraftHost, LogitRows, Model, Segment};
 use mach_specdec::{
-    Argmax, Choice, DFlash, DFlashProposer, DraftOptions, Drafting, Proposed, Proposer, Taps, verify,
+    Argmax, Choice, DFlash, DFlashProposer, DraftOptions, Drafting, Proposed, Proposer, Taps, choose, verify,
 };
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -64,7 +64,7 @@ pub(crate) fn check_alone(dir: &Path, options: &Options, report: &mut dyn FnMut(
         None => dir.join(".."),
     };
     let checkpoint = Checkpoint::open(&target)?;
-    let mut model = mach_models::load(&checkpoint, &options.load, &mut |_| ())
+    let mut model = mach_cpu::load(&checkpoint, &options.load, &mut |_| ())
         .with_context(|| format!("loading {}", target.display()))?;
     let mut passed = true;
     let mut tell = |check: Check| {
@@ -83,9 +83,7 @@ pub(crate) fn check(
     options: &Options,
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
-    let load = DraftOptions { activations: options.load.activations, quantize_bits: None };
-    let draft = DFlash::open(dir, model.config(), load)?;
-    let draft = std::sync::Arc::new(draft);
+    let draft = std::sync::Arc::new(model.load_draft(dir, DraftOptions::default())?);
     let (runs, traces) =
         (read::<Runs>(&dir.join("golden.json"))?, read::<Traces>(&dir.join("golden_trace.json"))?);
     if runs.is_none() && traces.is_none() {
@@ -120,7 +118,7 @@ fn read<T: serde::de::DeserializeOwned>(file: &Path) -> Result<Option<T>> {
 }
 
 fn host(model: &mut dyn Model) -> Result<&mut dyn DraftHost> {
-    model.draft_host().context("the model's family has no feature taps")
+    model.draft_host().context("no draft is loaded")
 }
 
 /// The draft alone: golden features in, golden logits out.
@@ -133,21 +131,25 @@ fn check_features(
     options: &Options,
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
-    let (mut context, mut workspace) = (draft.new_context(), Default::default());
+    let mut context = draft.new_context();
     let (mut extent, mut wrong, mut first) = (Extent::default(), 0usize, String::new());
     for (index, step) in run.steps.iter().enumerate() {
         let features = golden.floats(&format!("r{}.s{index}.features", run.run))?;
         let host = host(model)?;
-        draft.extend(host, &mut workspace, &mut context, &features)?;
-        ensure!(context.len() == step.anchor_position, "step {index}: features of {} rows", context.len());
+        host.extend(&mut context, &features)?;
+        ensure!(
+            context.position() == step.anchor_position,
+            "step {index}: features of {} rows",
+            context.position()
+        );
         if step.block < 2 {
             continue;
         }
-        let mut rows = draft.block(host, &mut workspace, &mut context, step.anchor, step.block)?;
+        let mut rows = host.block(&mut context, step.anchor, step.block)?;
         let expected = golden.floats(&format!("r{}.s{index}.draft_logits", run.run))?;
         extent.add(largest_difference(&rows.logits.data, &expected).0, || format!("step {index}"));
         let mut drafted = Proposed::default();
-        draft.choose(host, &mut rows, step.anchor, &mut Argmax, &mut drafted)?;
+        choose(draft, &mut rows, step.anchor, &mut Argmax, &mut drafted)?;
         let drafted = drafted.tokens;
         if drafted != step.drafted {
             wrong += 1;

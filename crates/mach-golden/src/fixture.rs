@@ -219,7 +219,7 @@ impl PromptCheck<'_> {
             let golden_conv = self.golden.floats(&self.key(&names[0]))?;
             let golden_state = self.golden.floats(&self.key(&names[1]))?;
             known.extend(names);
-            let (conv, matrix) = self.model.gdn_state(state, layer).unwrap_or_default();
+            let (conv, matrix) = state.recurrent(layer).unwrap_or_default();
             conv_extent.add(largest_difference(&conv, &golden_conv).0, || format!("layer {layer}"));
             state_extent.add(largest_difference(&matrix, &golden_state).0, || format!("layer {layer}"));
         }

@@ -118,7 +118,7 @@ pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Ch
         bail!("{}: neither golden.safetensors nor a golden.json with `cases`", dir.display());
     }
     let checkpoint = Checkpoint::open(dir)?;
-    let mut model = mach_models::load(&checkpoint, &options.load, &mut |_| ())
+    let mut model = mach_cpu::load(&checkpoint, &options.load, &mut |_| ())
         .with_context(|| format!("loading {}", dir.display()))?;
     let mut passed = true;
     let mut tell = |check: Check| {

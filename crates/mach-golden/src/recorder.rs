@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mach_models::Observer;
+use mach_models::{Hidden, Observer, Wants};
 
 /// What was seen, by layer. Calls add up: rows of later calls follow those of earlier ones.
 #[derive(Debug, Default)]
@@ -16,6 +16,10 @@ pub(crate) struct Recorder {
 }
 
 impl Observer for Recorder {
+    fn wants(&self) -> Wants {
+        Wants { hidden: Hidden::All, last_norm: true, routed: true }
+    }
+
     fn hidden(&mut self, index: usize, rows: &[f32]) {
         self.hidden.entry(index).or_default().extend_from_slice(rows);
     }

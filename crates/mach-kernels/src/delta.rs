@@ -31,6 +31,11 @@ impl DeltaShape {
         2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
     }
 
+    /// Bytes of the state that is carried from token to token.
+    pub fn state_bytes(&self) -> usize {
+        4 * ((self.taps - 1) * self.channels() + self.value_heads * self.key_dim * self.value_dim)
+    }
+
     /// Channels of one key head: its query, its key and the values of the heads that use it.
     fn local_width(&self) -> usize {
         2 * self.key_dim + self.value_heads / self.key_heads * self.value_dim

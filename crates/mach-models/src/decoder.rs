@@ -1,72 +1,197 @@
 //! The forward pass that the families share: embedding, layers, final norm, head.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use mach_checkpoint::{LayerKind, ModelConfig};
+use mach_checkpoint::{Checkpoint, ModelConfig};
 use mach_experts::{Heat, HotExperts, StreamingStats};
-use mach_kernels::Cores;
-use mach_kernels::attention::{KvCache, KvShape};
-use mach_kernels::delta::DeltaState;
 
-use crate::backend::{Backend, Span};
-use crate::blocks::{Layer, Mixer, Workspace, delta_shape};
-use crate::cpu::Cpu;
-use crate::footprint::state_bytes;
-use crate::kv::kv_shape;
-use crate::model::{Activations, DraftHost, LogitRows, Logits, Model, ModelError, Observer, Segment};
-use crate::state::{LayerState, SequenceState};
+use crate::DraftError;
+use crate::blocks::{Mixer, Workspace};
+use crate::card::ModelCard;
+use crate::device::{CheckpointLoader, Device, Finish, LayerState, ModelSpec, Readback, Span, Tap};
+use crate::dflash::{DFlash, DraftHost, DraftOptions, DraftWeights};
+use crate::families::{self, Parts};
+use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment};
+use crate::state::SequenceState;
 
-/// A family's weights.
+/// A model on a device, with the draft that was loaded for it.
 #[derive(Debug)]
-pub(crate) struct Parts<B: Backend> {
-    pub(crate) embedding: B::Matrix,
-    pub(crate) layers: Vec<Layer<B>>,
-    pub(crate) final_norm: B::Vector,
-    pub(crate) head: B::Matrix,
+pub struct Decoder<D: Device> {
+    pub(crate) config: ModelConfig,
+    pub(crate) spec: ModelSpec,
+    pub(crate) parts: Parts<D::Matrix, D::Vector>,
+    pub(crate) device: D,
+    pub(crate) workspace: Workspace<D>,
+    pub(crate) draft: Option<DraftWeights<D>>,
 }
 
-/// A loaded decoder.
-#[derive(Debug)]
-pub(crate) struct Decoder {
-    config: ModelConfig,
-    parts: Parts<Cpu>,
-    backend: Cpu,
-    workspace: Workspace<Cpu>,
+/// What a pass is over.
+struct Batch {
+    ids: Vec<u32>,
+    spans: Vec<Span>,
+    /// Rows whose logits are wanted.
+    wanted: Vec<usize>,
 }
 
-impl Decoder {
-    pub(crate) fn new(config: ModelConfig, parts: Parts<Cpu>, backend: Cpu) -> Self {
-        Decoder { config, parts, backend, workspace: Workspace::default() }
+impl Batch {
+    fn of(segments: &[Segment<'_>]) -> Self {
+        let mut batch = Batch { ids: Vec::new(), spans: Vec::new(), wanted: Vec::new() };
+        for segment in segments {
+            let (start, rows) = (batch.ids.len(), segment.tokens.len());
+            batch.ids.extend_from_slice(segment.tokens);
+            let (position, purpose) = (segment.state.position, segment.purpose);
+            batch.spans.push(Span { start, rows, position, purpose });
+            match segment.logits {
+                LogitRows::None => {}
+                LogitRows::Last => batch.wanted.extend((start + rows).checked_sub(1).filter(|&r| r >= start)),
+                LogitRows::All => batch.wanted.extend(start..start + rows),
+            }
+        }
+        batch
+    }
+}
+
+impl<D: Device> Decoder<D> {
+    /// Places a checkpoint's weights, experts aside, on `device`. `progress` hears how many bytes are placed.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        mut device: D,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config().clone();
+        let spec = families::spec(&config);
+        let mut loader = CheckpointLoader::new(checkpoint, device.placement(checkpoint.tensors()));
+        let parts = families::load(&mut loader, &spec)?;
+        device.fill(loader.placement, progress)?;
+        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None })
     }
 
-    fn kv_shape(&self, layer: LayerKind) -> KvShape {
-        kv_shape(&self.config, self.backend.activations(), self.backend.turboquant_kv(), layer)
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
-    fn layer_state(&self, kind: LayerKind) -> LayerState {
-        match (kind, &self.config.gdn) {
-            (LayerKind::LinearAttention, Some(gdn)) => LayerState::Delta(DeltaState::new(&delta_shape(gdn))),
-            _ => LayerState::Attention(KvCache::new(self.kv_shape(kind))),
+    /// The device, for giving it what it lacks.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// Records a pass from the start, or from the experts of layer `from` on.
+    fn record(
+        &mut self,
+        batch: &Batch,
+        segments: &mut [Segment<'_>],
+        from: Option<usize>,
+        observer: &dyn Observer,
+    ) -> Result<(), ModelError> {
+        let Decoder { spec, parts, device: d, workspace: ws, .. } = self;
+        let wants = observer.wants();
+        let routed = wants.routed || segments.iter().any(|s| s.state.heat.is_some());
+        if from.is_none() {
+            d.embed(&parts.embedding, &batch.ids, spec.embedding_scale, &mut ws.h); // [rows, hidden]
+            if wants.hidden.wants(0) {
+                d.tap(Tap::Hidden(0), &ws.h);
+            }
+        }
+        for (index, layer) in parts.layers.iter().enumerate().skip(from.unwrap_or(0)) {
+            if from != Some(index) {
+                let mut states = segments
+                    .iter_mut()
+                    .map(|s| s.state.layer_mut::<D::LayerState>(index))
+                    .collect::<Result<Vec<_>, _>>()?;
+                layer.mix(d, ws, spec.eps, &mut states);
+                if routed && spec.is_moe(index) {
+                    d.tap_routing(index, &ws.routing);
+                }
+            }
+            layer.feed_forward.forward(d, ws, index)?;
+            if wants.hidden.wants(index + 1) {
+                d.tap(Tap::Hidden(index + 1), &ws.h);
+            }
+        }
+        if !batch.wanted.is_empty() {
+            d.select(&ws.h, &batch.wanted, &mut ws.y);
+            d.norm(&ws.y, &parts.final_norm, spec.eps, &mut ws.x);
+            if wants.last_norm {
+                d.tap(Tap::LastNorm, &ws.x);
+            }
+            d.linear(&ws.x, &[parts.head], &mut [&mut ws.logits]); // [wanted, vocab]
+            if spec.softcap.is_some() {
+                d.cap(&mut ws.logits, 1.0, spec.softcap);
+            }
+            d.output(&mut ws.logits);
+        }
+        Ok(())
+    }
+
+    /// Runs a pass to its end, however often the device stops for experts.
+    fn run(
+        &mut self,
+        batch: &Batch,
+        segments: &mut [Segment<'_>],
+        observer: &dyn Observer,
+    ) -> Result<Readback, ModelError> {
+        self.device.begin(&batch.spans);
+        let mut from = None;
+        loop {
+            if let Err(error) = self.record(batch, segments, from, observer) {
+                // The pass has failed already; what it has submitted must not reach into the next one.
+                let _ = self.device.finish();
+                return Err(error);
+            }
+            match self.device.finish()? {
+                Finish::Done(readback) => return Ok(readback),
+                Finish::Missing { layer, experts } => {
+                    self.device.bring(layer, &experts)?;
+                    from = Some(layer);
+                }
+            }
         }
     }
 }
 
-impl Model for Decoder {
+/// Hands what was read back to those who asked for it.
+fn tell(readback: &Readback, spans: &[Span], segments: &mut [Segment<'_>], observer: &mut dyn Observer) {
+    let wants = observer.wants();
+    for (layer, experts, weights) in &readback.routing {
+        if wants.routed {
+            observer.routed(*layer, experts, weights);
+        }
+        let rows: usize = spans.iter().map(|span| span.rows).sum();
+        let top_k = experts.len() / rows.max(1);
+        for (segment, span) in segments.iter_mut().zip(spans) {
+            let used = experts.get(span.start * top_k..(span.start + span.rows) * top_k);
+            if let (Some(heat), Some(used)) = (&mut segment.state.heat, used) {
+                heat.used(*layer, used, top_k);
+            }
+        }
+    }
+    for (tap, rows) in &readback.taps {
+        match tap {
+            Tap::Hidden(index) => observer.hidden(*index, rows),
+            Tap::LastNorm => observer.last_norm(rows),
+        }
+    }
+    observer.experts_took(readback.experts_took);
+}
+
+impl<D: Device> Model for Decoder<D> {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     fn new_state(&self) -> SequenceState {
-        let layers = self.config.layers.iter().map(|&kind| self.layer_state(kind)).collect();
-        let mut state = SequenceState::new(layers);
-        if self.backend.streaming_stats().is_some() {
+        let layer = |layer| Box::new(self.device.new_state(layer)) as Box<dyn LayerState>;
+        let mut state = SequenceState::new(self.spec.layers.iter().map(layer).collect());
+        if self.device.streaming_stats().is_some() {
             state.heat = Some(Heat::new(self.config.layers.len(), self.config.moe.num_experts));
         }
         state
     }
 
     fn state_bytes(&self, tokens: usize) -> usize {
-        state_bytes(&self.config, self.backend.activations(), self.backend.turboquant_kv(), tokens)
+        self.device.state_bytes(&self.spec, tokens)
     }
 
     fn forward(
@@ -75,133 +200,73 @@ impl Model for Decoder {
         observer: &mut dyn Observer,
     ) -> Result<Logits, ModelError> {
         let vocab = self.config.vocab_size;
-        let mut ids = Vec::new();
-        let (mut spans, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        for segment in segments.iter() {
-            let start = ids.len();
-            ids.extend_from_slice(segment.tokens);
-            positions.extend((0..segment.tokens.len()).map(|i| segment.state.position + i));
-            spans.push(Span { start, rows: segment.tokens.len(), purpose: segment.purpose });
-            match segment.logits {
-                LogitRows::None => {}
-                LogitRows::Last => wanted.extend(ids.len().checked_sub(1).filter(|&last| last >= start)),
-                LogitRows::All => wanted.extend(start..ids.len()),
-            }
-        }
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        let batch = Batch::of(segments);
+        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ModelError::Token { id, vocab });
         }
-        if ids.is_empty() {
+        if batch.ids.is_empty() {
             return Ok(Logits { vocab, data: Vec::new() });
         }
-
-        let Decoder { config, parts, backend: b, workspace: ws } = self;
-        b.begin(&spans);
-        b.embed(&parts.embedding, &ids, &mut ws.h); // [rows, hidden]
-        observer.hidden(0, b.read(&ws.h));
-        for (index, layer) in parts.layers.iter().enumerate() {
-            let mut states = segments.iter_mut().map(|s| &mut s.state.layers[index]).collect();
-            layer.forward(b, ws, index, config.rms_norm_eps, &positions, &spans, &mut states, observer)?;
-            observer.hidden(index + 1, b.read(&ws.h));
-            let routing = &ws.routing;
-            for (segment, span) in segments.iter_mut().zip(&spans).filter(|_| config.moe_layers[index]) {
-                let top_k = config.moe.top_k;
-                let used = routing.experts.get(span.start * top_k..(span.start + span.rows) * top_k);
-                if let (Some(heat), Some(used)) = (&mut segment.state.heat, used) {
-                    heat.used(index, used, top_k);
-                }
-            }
-        }
+        let mut readback = self.run(&batch, segments, observer)?;
+        tell(&readback, &batch.spans, segments, observer);
         for segment in segments.iter_mut() {
             // A block is one pass.
             segment.state.block = segment.state.block.filter(|&start| start == segment.state.position);
             segment.state.position += segment.tokens.len();
         }
-        if wanted.is_empty() {
-            return Ok(Logits { vocab, data: Vec::new() });
-        }
-        b.select(&ws.h, &wanted, &mut ws.y);
-        b.rms_norm(&ws.y, &parts.final_norm, config.rms_norm_eps, &mut ws.x);
-        observer.last_norm(b.read(&ws.x));
-        b.linear(&ws.x, &[parts.head], &mut [&mut ws.logits]); // [wanted, vocab]
-        Ok(Logits { vocab, data: b.take(&mut ws.logits) })
+        Ok(Logits { vocab, data: readback.outputs.next().unwrap_or_default() })
     }
 
     fn keep_rows(&mut self, state: &mut SequenceState, rows: usize) -> Result<(), ModelError> {
         state.end_block(rows)?;
-        let Decoder { parts, backend, .. } = self;
-        for (layer, state) in parts.layers.iter().zip(&mut state.layers) {
+        let Decoder { parts, device, .. } = self;
+        for (index, layer) in parts.layers.iter().enumerate() {
             if let Mixer::GatedDelta(delta) = &layer.mixer {
-                delta.rewind(backend, state, rows);
+                delta.rewind(device, state.layer_mut(index)?, rows);
             }
         }
         Ok(())
     }
 
     fn recycle(&mut self, logits: Logits) {
-        self.backend.reuse(logits.data, &mut self.workspace.logits);
+        self.device.reuse(logits.data, &mut self.workspace.logits);
+    }
+
+    fn can_be_drafted_for(&self) -> bool {
+        true
+    }
+
+    fn load_draft(&mut self, dir: &Path, options: DraftOptions) -> Result<DFlash, DraftError> {
+        // The memory of one loaded before goes first.
+        if let Some(draft) = self.draft.take() {
+            self.device.release(draft.placed);
+        }
+        let (weights, draft) = DraftWeights::load(dir, &self.config, options, &mut self.device)?;
+        self.draft = Some(weights);
+        Ok(draft)
     }
 
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
-        Some(self)
+        self.draft.is_some().then_some(self as &mut dyn DraftHost)
     }
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
-        self.backend.streaming_stats()
+        self.device.streaming_stats()
     }
 
     fn bring_experts(&mut self, hot: &HotExperts) {
-        self.backend.bring_experts(hot);
+        self.device.bring_hot(hot);
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        let mut facts = vec![
-            ("model_type", self.config.model_type.clone()),
-            ("layers", self.config.layers.len().to_string()),
-        ];
-        facts.extend(self.backend.facts());
-        facts
-    }
-
-    fn gdn_state(&self, state: &SequenceState, layer: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-        let LayerState::Delta(delta) = state.layers.get(layer)? else { return None };
-        let shape = delta_shape(self.config.gdn.as_ref()?);
-        let (channels, rows) = (shape.channels(), shape.taps - 1);
-        let conv = (0..channels * rows).map(|i| delta.conv[i % rows * channels + i / rows]).collect();
-        Some((conv, delta.matrices(&shape)))
-    }
-}
-
-impl DraftHost for Decoder {
-    fn embed_rows(&mut self, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
-        let vocab = self.config.vocab_size;
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
-            return Err(ModelError::Token { id, vocab });
+    fn card(&self) -> ModelCard {
+        ModelCard {
+            model_type: self.config.model_type.clone(),
+            layers: self.config.layers.len(),
+            device: Some(self.device.card()),
         }
-        self.backend.embed(&self.parts.embedding, ids, &mut self.workspace.h);
-        Ok(self.backend.read(&self.workspace.h).to_vec())
     }
 
-    fn head_logits(&mut self, rows: &[f32]) -> Result<Logits, ModelError> {
-        let Decoder { config, parts, backend: b, workspace: ws } = self;
-        if !rows.len().is_multiple_of(config.hidden_size) {
-            let width = config.hidden_size;
-            return Err(ModelError::Unsupported(format!("{} values are no rows of {width}", rows.len())));
-        }
-        b.write(rows, config.hidden_size, &mut ws.x);
-        b.linear(&ws.x, &[parts.head], &mut [&mut ws.logits]); // [rows, vocab]
-        Ok(Logits { vocab: config.vocab_size, data: b.take(&mut ws.logits) })
-    }
-
-    fn return_logits(&mut self, logits: Logits) {
-        self.recycle(logits);
-    }
-
-    fn compute(&mut self) -> &mut Cores {
-        self.backend.compute()
-    }
-
-    fn activations(&self) -> Activations {
-        self.backend.activations()
+    fn numerics(&self) -> String {
+        self.device.numerics()
     }
 }

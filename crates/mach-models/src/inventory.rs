@@ -3,9 +3,8 @@
 use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
 use mach_quant::Order;
 
-use crate::backend::Loader;
-use crate::cpu::Matrix;
-use crate::loader::family_parts;
+use crate::device::Loader;
+use crate::families;
 
 /// A weight outside the experts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub enum ResidentWeight {
 /// Lists them in the order in which they are asked for. Reads the vectors, which are small, and checks them.
 pub fn resident_weights(checkpoint: &Checkpoint) -> Result<Vec<ResidentWeight>, CheckpointError> {
     let mut inventory = Inventory { checkpoint, weights: Vec::new() };
-    family_parts(checkpoint, &mut inventory)?;
+    families::load(&mut inventory, &families::spec(checkpoint.config()))?;
     Ok(inventory.weights)
 }
 
@@ -45,66 +44,56 @@ impl Inventory<'_> {
         format!("{}{relative}", self.checkpoint.config().tensor_prefix)
     }
 
-    fn add(
-        &mut self,
-        module: String,
-        rows: usize,
-        cols: usize,
-        float: bool,
-    ) -> Result<Matrix, CheckpointError> {
-        let layout = self.checkpoint.weights(&module, rows, cols)?.layout(Order::Rows)?;
+    fn add(&mut self, module: String, rows: usize, cols: usize, float: bool) -> Result<(), CheckpointError> {
+        self.checkpoint.weights(&module, rows, cols)?.layout(Order::Rows)?;
         self.weights.push(ResidentWeight::Matrix { module, rows, cols, float });
-        Ok(Matrix { layout, offset: 0 })
-    }
-
-    fn floats(&mut self, tensor: String, values: Vec<f32>) -> Vec<f32> {
-        self.weights.push(ResidentWeight::Floats { tensor });
-        values
+        Ok(())
     }
 }
 
 impl Loader for Inventory<'_> {
-    type Matrix = Matrix;
-    type Vector = Vec<f32>;
+    type Matrix = ();
+    type Vector = ();
 
     fn config(&self) -> &ModelConfig {
         self.checkpoint.config()
     }
 
-    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Matrix, CheckpointError> {
+    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<(), CheckpointError> {
         self.add(self.name(module), rows, cols, false)
     }
 
-    fn float_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<Matrix, CheckpointError> {
+    fn float_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<(), CheckpointError> {
         self.add(self.name(module), rows, cols, true)
     }
 
-    fn head(&mut self, embedding: &Matrix) -> Result<Matrix, CheckpointError> {
+    fn head(&mut self, (): &()) -> Result<(), CheckpointError> {
         let config = self.checkpoint.config();
         if config.tie_word_embeddings {
-            return Ok(*embedding);
+            return Ok(());
         }
         self.add(config.head_module.clone(), config.vocab_size, config.hidden_size, false)
     }
 
-    fn vector(
-        &mut self,
-        tensor: &str,
-        shape: &[usize],
-        map: &dyn Fn(f32) -> f32,
-    ) -> Result<Vec<f32>, CheckpointError> {
-        let name = self.name(tensor);
-        let values = self.checkpoint.floats(&name, shape)?.into_iter().map(map).collect();
-        Ok(self.floats(name, values))
+    fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        let tensor = self.name(tensor);
+        self.checkpoint.floats(&tensor, shape)?;
+        self.weights.push(ResidentWeight::Floats { tensor });
+        Ok(())
     }
 
-    fn norm(&mut self, tensor: &str, n: usize) -> Result<Vec<f32>, CheckpointError> {
-        self.vector(tensor, &[n], &|w| w)
+    fn norm(&mut self, tensor: &str, n: usize) -> Result<(), CheckpointError> {
+        self.vector(tensor, &[n])
     }
 
-    fn conv1d(&mut self, layer: usize, _: usize, _: usize) -> Result<Vec<f32>, CheckpointError> {
-        let values = self.checkpoint.conv1d(layer)?;
-        let name = self.name(&format!("layers.{layer}.linear_attn.conv1d.weight"));
-        Ok(self.floats(name, values))
+    fn negative_exponentials(&mut self, tensor: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        self.vector(tensor, shape)
+    }
+
+    fn conv1d(&mut self, layer: usize, _: usize, _: usize) -> Result<(), CheckpointError> {
+        self.checkpoint.conv1d(layer)?;
+        let tensor = self.name(&format!("layers.{layer}.linear_attn.conv1d.weight"));
+        self.weights.push(ResidentWeight::Floats { tensor });
+        Ok(())
     }
 }

@@ -1,51 +1,34 @@
-//! Model families, the blocks they share, and sequence state.
+//! Model families, the blocks they share, drafts, sequence state, and the contract of the devices that run them.
 //!
 //! A [`Model`] turns token rows of one or many sequences into logits. Under the numerics contract a row's logits depend
 //! only on the checkpoint, the activation mode and the tokens of its own sequence: never on how tokens are split into
-//! calls, on the other segments of a call, on threads or on the instruction set.
+//! calls, on the other segments of a call, on threads, on the instruction set or on the device.
 //!
-//! Families ([`qwen3_moe`], [`qwen3_5_moe`]) describe what is computed through the coarse operations of
-//! [`backend::Backend`]; [`cpu`] is the backend that runs them on `mach-kernels`.
+//! Families (see [`spec`]) describe what is computed through the coarse operations of [`device::Device`]; a
+//! [`Decoder`] runs them, and a draft ([`dflash`]), on whatever device it was given. No kernel, thread or instruction set is known
+//! here.
 
 #![forbid(unsafe_code)]
 
-pub mod backend;
 mod blocks;
-pub mod cpu;
-mod cpu_experts;
+mod card;
 mod decoder;
-mod fill;
-mod footprint;
+pub mod device;
+pub mod dflash;
+mod families;
 mod inventory;
-mod kv;
-mod limits;
-mod loader;
 mod model;
-pub mod qwen3_5_moe;
-pub mod qwen3_moe;
+mod options;
 mod state;
 
-pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
-/// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
-pub const NUMERICS_VERSION: u32 = 1;
-
-/// Name of the arithmetic that a model is loaded for, as in `mach-1-int8` or `mach-1-int8-kv4v3.1`: with equal names, equal
-/// tokens lead to equal logits and states, bit for bit.
-pub fn numerics(options: &LoadOptions) -> String {
-    let activations = match options.activations {
-        Activations::Int8 => "int8",
-        Activations::F32 => "f32",
-    };
-    let kv = options.turboquant_kv.map(|kv| format!("-{kv}.{TURBOQUANT_VERSION}")).unwrap_or_default();
-    format!("mach-{NUMERICS_VERSION}-{activations}{kv}")
-}
-
-pub use mach_kernels::attention::turbo::{TurboQuant, VERSION as TURBOQUANT_VERSION};
-
+pub use card::{DeviceCard, ExpertsCard, KvFormat, ModelCard};
+pub use decoder::Decoder;
+pub use dflash::{DFlash, DraftConfig, DraftError, DraftHost, DraftOptions, DraftRows};
+pub use families::{place, spec};
 pub use inventory::{ResidentWeight, resident_weights};
-pub use loader::load;
+pub use mach_quant::{TURBOQUANT_VERSION, TurboQuant};
 pub use model::{
-    Activations, DraftHost, ExpertMode, LoadOptions, LoadProgress, LogitRows, Logits, Model, ModelError,
-    NoObserver, Observer, Purpose, Segment, StreamingOptions, StreamingSource,
+    Hidden, LogitRows, Logits, Model, ModelError, NoObserver, Observer, Purpose, Segment, Wants,
 };
-pub use state::{LayerState, SequenceState};
+pub use options::{Activations, ExpertMode, LoadOptions, LoadProgress, StreamingOptions, StreamingSource};
+pub use state::SequenceState;

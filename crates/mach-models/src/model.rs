@@ -1,94 +1,14 @@
 //! The interface between a model and its users (engine, golden checks, benchmarks).
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mach_checkpoint::{CheckpointError, ModelConfig};
-use mach_experts::{EvictionPolicy, HotExperts, StreamingStats};
-use mach_io::faults::Faults;
-use mach_io::{Caching, Submission};
-use mach_kernels::Cores;
-use mach_kernels::attention::turbo::TurboQuant;
+use mach_experts::{HotExperts, StreamingStats};
 
-use crate::SequenceState;
-
-/// Which activation path the linear layers take (design section 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activations {
-    /// Rows quantized to int8 per group, exact integer dot products. The default.
-    #[default]
-    Int8,
-    /// Exact float32 activations and float32 KV; slower, held to outside references.
-    F32,
-}
-
-/// How to load.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Activation path.
-    pub activations: Activations,
-    /// Compute threads; 0 means all available.
-    pub threads: usize,
-    /// Instruction set by name (`scalar`, `avx2`, `avx-vnni`, `avx512`, `neon`, `neon-dotprod`); `None` picks the best the machine has.
-    pub isa: Option<String>,
-    /// Keys and values rotated and quantized; changes logits a little. `None` keeps them as the activations ask.
-    pub turboquant_kv: Option<TurboQuant>,
-    /// Where routed experts are.
-    pub experts: ExpertMode,
-}
-
-/// Where routed experts are while the model runs. Changes speed and memory, never a logit.
-#[derive(Debug, Clone, Default)]
-pub enum ExpertMode {
-    /// All in memory.
-    #[default]
-    Resident,
-    /// On the drive, those in use in a bank.
-    Streaming(StreamingOptions),
-}
-
-/// What experts are streamed from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum StreamingSource {
-    /// The records of the sidecar.
-    #[default]
-    Sidecar,
-    /// Plain bfloat16 experts of the checkpoint's own tensors.
-    Bf16,
-    /// Whatever the checkpoint's own tensors are: slow, to find out what is wrong with a sidecar.
-    Diagnostic,
-}
-
-/// How experts are streamed.
-#[derive(Debug, Clone, Default)]
-pub struct StreamingOptions {
-    /// From what.
-    pub source: StreamingSource,
-    /// Slots of the bank: 0, or at least the experts of one token.
-    pub bank_slots: usize,
-    /// Slots of the arena.
-    pub arena_slots: usize,
-    /// Which expert leaves a full bank.
-    pub eviction: EvictionPolicy,
-    /// System interface that reads.
-    pub submission: Submission,
-    /// Past the page cache or through it.
-    pub caching: Caching,
-    /// Most reads at the drive at one time; 0 for a number that suits most drives.
-    pub depth: usize,
-    /// Bytes a second of random reads that a probe found, for statistics.
-    pub probed_bandwidth: Option<f64>,
-    /// Reads that fail on purpose, for tests.
-    pub faults: Option<Faults>,
-}
-
-/// Reported while loading, once for each unit of work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadProgress {
-    /// Bytes of weights placed so far.
-    pub bytes_done: u64,
-    /// Bytes in all.
-    pub bytes_total: u64,
-}
+use crate::dflash::{DFlash, DraftHost, DraftOptions};
+use crate::{DraftError, ModelCard, SequenceState};
 
 /// What can go wrong inside a model.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +29,15 @@ pub enum ModelError {
     /// An option that this build or machine cannot honour.
     #[error("{0}")]
     Unsupported(String),
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// A state that another device made, or that belongs to another model.
+    #[error("the state of layer {layer} belongs to another model or device")]
+    ForeignState {
+        /// The layer.
+        layer: usize,
+    },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     Token {
@@ -139,6 +68,8 @@ pub enum Purpose {
     Decode,
     /// A token that was chosen, then proposals that may be thrown away: only the first counts as decoding.
     Verify,
+    /// Rows of a draft, which has no experts.
+    Draft,
 }
 
 /// New tokens of one sequence.
@@ -197,34 +128,62 @@ impl Logits {
     }
 }
 
+/// What an observer wants to see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Residual streams by index: 0 after the embedding, `n + 1` after layer `n`.
+    pub hidden: Hidden,
+    /// What comes after the final norm.
+    pub last_norm: bool,
+    /// Routing of every layer.
+    pub routed: bool,
+}
+
+/// Which residual streams are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Hidden {
+    /// None.
+    #[default]
+    None,
+    /// These indices.
+    At(Vec<usize>),
+    /// All.
+    All,
+}
+
+impl Hidden {
+    pub(crate) fn wants(&self, index: usize) -> bool {
+        match self {
+            Hidden::None => false,
+            Hidden::At(indices) => indices.contains(&index),
+            Hidden::All => true,
+        }
+    }
+}
+
 /// Sees inside a forward pass: golden checks, routing traces, draft features. Rows are those of all segments of the
-/// call, concatenated in order.
+/// call, concatenated in order. Told when the pass is done, and only what it wants.
 pub trait Observer {
+    /// What it wants to see of the next pass.
+    fn wants(&self) -> Wants;
     /// Residual stream `[rows, hidden]`: `index` 0 after the embedding, `n + 1` after layer `n`.
     fn hidden(&mut self, _index: usize, _rows: &[f32]) {}
     /// After the final norm, `[rows, hidden]`; only the rows whose logits are wanted.
     fn last_norm(&mut self, _rows: &[f32]) {}
     /// Chosen experts and their weights, `[rows, top_k]`, by falling weight.
     fn routed(&mut self, _layer: usize, _experts: &[u32], _weights: &[f32]) {}
+    /// How long the pass's routed experts took, waiting for reads included.
+    fn experts_took(&mut self, _time: Duration) {}
 }
 
 /// Observes nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoObserver;
-impl Observer for NoObserver {}
 
-/// What a draft model borrows from its target.
-pub trait DraftHost {
-    /// Rows of the embedding table, `[ids, hidden]`, as stored: without any scale that the model applies itself.
-    fn embed_rows(&mut self, ids: &[u32]) -> Result<Vec<f32>, ModelError>;
-    /// The output head on rows `[rows, hidden]` that are normed already.
-    fn head_logits(&mut self, rows: &[f32]) -> Result<Logits, ModelError>;
-    /// Takes back logits that are done with.
-    fn return_logits(&mut self, logits: Logits);
-    /// The threads and the instruction set of the target, for the draft's own arithmetic.
-    fn compute(&mut self) -> &mut Cores;
-    /// The target's activation path.
-    fn activations(&self) -> Activations;
+impl Observer for NoObserver {
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
 }
 
 /// A loaded model.
@@ -249,7 +208,15 @@ pub trait Model: Send {
     }
     /// Takes back logits that are done with, so that the next pass need not find memory for its own.
     fn recycle(&mut self, _logits: Logits) {}
-    /// What a draft borrows, if this model can be drafted for.
+    /// Whether this model can be drafted for.
+    fn can_be_drafted_for(&self) -> bool {
+        false
+    }
+    /// Loads a draft onto this model's device, in the place of one loaded before.
+    fn load_draft(&mut self, _dir: &Path, _options: DraftOptions) -> Result<DFlash, DraftError> {
+        Err(DraftError::Mismatch("the model's family has no feature taps".into()))
+    }
+    /// Runs the loaded draft, if there is one.
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
         None
     }
@@ -260,9 +227,8 @@ pub trait Model: Send {
     /// Has experts that are likely to be used read while the drive has nothing better to do. Changes no result; does nothing if all are in
     /// memory.
     fn bring_experts(&mut self, _hot: &HotExperts) {}
-    /// What truly runs, as key/value pairs for startup signals: `family`, `isa`, `threads`, `activations`,
-    /// `weights_bytes`, `expert_bytes`, `huge_pages` and the like.
-    fn facts(&self) -> Vec<(&'static str, String)>;
-    /// State of a Gated DeltaNet layer `(conv [channels, taps - 1], state [value_heads, key_dim, value_dim])`, if `layer` is one.
-    fn gdn_state(&self, state: &SequenceState, layer: usize) -> Option<(Vec<f32>, Vec<f32>)>;
+    /// What truly runs.
+    fn card(&self) -> ModelCard;
+    /// Name of the arithmetic (see [`Device::numerics`](crate::device::Device::numerics)).
+    fn numerics(&self) -> String;
 }

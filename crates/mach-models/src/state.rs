@@ -1,25 +1,17 @@
 //! The state of one sequence.
 
-use mach_experts::{Heat, HotExperts};
-use mach_kernels::attention::KvCache;
-use mach_kernels::delta::DeltaState;
+use std::borrow::Cow;
 
+use mach_experts::{Heat, HotExperts};
+
+use crate::device::LayerState;
 use crate::model::ModelError;
 
-/// What one layer carries from token to token.
-#[derive(Debug, Clone)]
-pub enum LayerState {
-    /// Keys and values of softmax attention.
-    Attention(KvCache),
-    /// Convolution rows and recurrent matrices of Gated DeltaNet.
-    Delta(DeltaState),
-}
-
-/// Everything that a model carries from token to token for one sequence. A clone shares the full key/value pages.
+/// Everything that a model, or a draft, carries from token to token for one sequence. A clone shares what will not change.
 #[derive(Debug, Clone)]
 pub struct SequenceState {
     pub(crate) position: usize,
-    pub(crate) layers: Vec<LayerState>,
+    pub(crate) layers: Vec<Box<dyn LayerState>>,
     /// Where the block that may be cut short starts.
     pub(crate) block: Option<usize>,
     /// Positions inside the next pass at which the state is to be copied, ascending.
@@ -30,8 +22,12 @@ pub struct SequenceState {
 
 impl SequenceState {
     /// An empty sequence of a model with these layers, themselves empty.
-    pub fn new(layers: Vec<LayerState>) -> Self {
+    pub fn new(layers: Vec<Box<dyn LayerState>>) -> Self {
         Self { position: 0, layers, block: None, copy_at: Vec::new(), heat: None }
+    }
+
+    fn at(position: usize, layers: Vec<Box<dyn LayerState>>) -> Self {
+        Self { position, ..Self::new(layers) }
     }
 
     /// Tokens seen so far; the next token's absolute position.
@@ -41,23 +37,30 @@ impl SequenceState {
 
     /// Bytes held (pages shared with other sequences included).
     pub fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| match layer {
-                LayerState::Attention(kv) => kv.bytes(),
-                LayerState::Delta(delta) => 4 * (delta.conv.len() + delta.state.len()),
-            })
-            .sum()
+        self.layers.iter().map(|layer| layer.bytes()).sum()
+    }
+
+    /// What a recurrent layer carries (see [`LayerState::recurrent`]); `None` for others.
+    pub fn recurrent(&self, layer: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+        self.layers.get(layer)?.recurrent()
+    }
+
+    /// The state of a layer as the device that made it knows it. `None` if there is no such layer, or another device made
+    /// it.
+    pub fn layer<S: LayerState>(&self, index: usize) -> Option<&S> {
+        self.layers.get(index)?.as_any().downcast_ref()
+    }
+
+    /// As [`layer`](Self::layer), to be changed.
+    pub(crate) fn layer_mut<S: LayerState>(&mut self, index: usize) -> Result<&mut S, ModelError> {
+        let layer = self.layers.get_mut(index).and_then(|layer| layer.as_any_mut().downcast_mut());
+        layer.ok_or(ModelError::ForeignState { layer: index })
     }
 
     /// Makes the next pass over this sequence a block that [`Model::keep_rows`](crate::Model::keep_rows) may cut short.
     pub fn begin_block(&mut self) {
         self.block = Some(self.position);
-        for layer in &mut self.layers {
-            if let LayerState::Delta(delta) = layer {
-                delta.begin_block();
-            }
-        }
+        self.layers.iter_mut().for_each(|layer| layer.begin_block());
     }
 
     /// Ends the block and cuts position and attention caches back to its first `rows` rows. Recurrent layers are the
@@ -67,13 +70,14 @@ impl SequenceState {
         else {
             return Err(ModelError::Unsupported(format!("no block of {rows} or more rows to cut short")));
         };
-        self.position = end;
-        for layer in &mut self.layers {
-            if let LayerState::Attention(kv) = layer {
-                kv.truncate(end);
-            }
-        }
+        self.truncate(end);
         Ok(())
+    }
+
+    /// Cuts what can be cut back to `position`.
+    pub(crate) fn truncate(&mut self, position: usize) {
+        self.position = position;
+        self.layers.iter_mut().for_each(|layer| layer.truncate(position));
     }
 }
 
@@ -84,11 +88,7 @@ impl SequenceState {
     pub fn copy_at(&mut self, positions: &[usize]) {
         self.copy_at = positions.iter().copied().filter(|&p| p > self.position).collect();
         let rows: Vec<usize> = self.copy_at.iter().map(|p| p - self.position).collect();
-        for layer in &mut self.layers {
-            if let LayerState::Delta(delta) = layer {
-                delta.copy_after(&rows);
-            }
-        }
+        self.layers.iter_mut().for_each(|layer| layer.copy_after(&rows));
     }
 
     /// The copies that the last pass kept, in order.
@@ -97,28 +97,14 @@ impl SequenceState {
         if wanted.is_empty() || self.block.is_some() {
             return Vec::new();
         }
-        let reached = wanted.iter().take_while(|&&p| p <= self.position);
+        let reached: Vec<usize> = wanted.into_iter().take_while(|&p| p <= self.position).collect();
         let mut copies: Vec<_> = reached
-            .map(|&position| SequenceState {
-                position,
-                heat: self.heat.clone(),
-                ..SequenceState::new(Vec::with_capacity(self.layers.len()))
-            })
+            .iter()
+            .map(|&position| SequenceState { heat: self.heat.clone(), ..Self::at(position, Vec::new()) })
             .collect();
         for layer in &mut self.layers {
-            match layer {
-                LayerState::Attention(kv) => {
-                    for copy in &mut copies {
-                        let mut kv = kv.clone();
-                        kv.truncate(copy.position);
-                        copy.layers.push(LayerState::Attention(kv));
-                    }
-                }
-                LayerState::Delta(delta) => {
-                    for (copy, delta) in copies.iter_mut().zip(delta.take_copies()) {
-                        copy.layers.push(LayerState::Delta(delta));
-                    }
-                }
+            for (copy, layer) in copies.iter_mut().zip(layer.take_copies(&reached)) {
+                copy.layers.push(layer);
             }
         }
         copies.retain(|copy| copy.layers.len() == self.layers.len());
@@ -130,22 +116,16 @@ impl SequenceState {
         if position > self.position {
             return None;
         }
-        let layer = |layer: &LayerState| match layer {
-            LayerState::Attention(kv) if kv.start() == 0 => {
-                let mut kv = kv.clone();
-                kv.truncate(position);
-                Some(LayerState::Attention(kv))
-            }
-            _ if position == self.position => Some(layer.clone()),
-            _ => None,
-        };
-        let layers = self.layers.iter().map(layer).collect::<Option<_>>()?;
-        Some(SequenceState { position, ..SequenceState::new(layers) })
+        if position == self.position {
+            return Some(Self::at(position, self.layers.clone()));
+        }
+        let layers = self.layers.iter().map(|layer| layer.cut(position)).collect::<Option<_>>()?;
+        Some(Self::at(position, layers))
     }
 
     /// Whether [`cut`](Self::cut) works at any position.
     pub fn can_be_cut(&self) -> bool {
-        self.layers.iter().all(|layer| matches!(layer, LayerState::Attention(kv) if kv.start() == 0))
+        self.layers.iter().all(|layer| layer.can_be_cut())
     }
 }
 
@@ -153,63 +133,48 @@ impl SequenceState {
 impl SequenceState {
     /// Pages of keys and values, which other sequences may share: what tells them apart while they live, and their bytes.
     pub fn pages(&self) -> impl Iterator<Item = (usize, usize)> {
-        let caches = self.layers.iter().filter_map(|layer| match layer {
-            LayerState::Attention(kv) => Some(kv),
-            LayerState::Delta(_) => None,
-        });
-        caches.flat_map(KvCache::pages)
+        let mut pages = Vec::new();
+        self.layers.iter().for_each(|layer| layer.pages(&mut |page, bytes| pages.push((page, bytes))));
+        pages.into_iter()
     }
 
     /// Bytes that are never shared: recurrent state.
     pub fn own_bytes(&self) -> usize {
-        let bytes = |layer: &LayerState| match layer {
-            LayerState::Attention(_) => 0,
-            LayerState::Delta(delta) => 4 * (delta.conv.len() + delta.state.len()),
-        };
-        self.layers.iter().map(bytes).sum()
+        self.layers.iter().map(|layer| layer.own_bytes()).sum()
     }
 
-    /// All that is held, piece by piece in a fixed order. The pieces' lengths depend on the model and the position alone.
-    pub fn sections(&self) -> Vec<&[u8]> {
-        let mut out = Vec::new();
+    /// Bytes that [`export`](Self::export) gives.
+    pub fn exported_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.exported_bytes()).sum()
+    }
+
+    /// All that is held, piece by piece in a fixed order. The pieces' lengths depend on the model and the position alone. Fails
+    /// if the device cannot give it out.
+    pub fn export(&self) -> Result<Vec<Cow<'_, [u8]>>, ModelError> {
+        let mut pieces = Vec::new();
         for layer in &self.layers {
-            match layer {
-                LayerState::Attention(kv) => out.extend(kv.sections().into_iter().map(bytemuck::cast_slice)),
-                LayerState::Delta(delta) => {
-                    out.push(bytemuck::cast_slice(&delta.conv));
-                    out.push(bytemuck::cast_slice(&delta.state));
-                }
-            }
+            layer.export(&mut |piece| pieces.push(piece))?;
         }
-        out
+        Ok(pieces)
     }
 
-    /// As [`sections`](Self::sections), to be written.
-    pub fn sections_mut(&mut self) -> Vec<&mut [u8]> {
-        let mut out = Vec::new();
+    /// The memory that exported pieces are to be put into, in their order; then [`imported`](Self::imported).
+    pub fn import(&mut self) -> Vec<&mut [u8]> {
+        let mut pieces = Vec::new();
         for layer in &mut self.layers {
-            match layer {
-                LayerState::Attention(kv) => {
-                    out.extend(kv.sections_mut().into_iter().map(bytemuck::cast_slice_mut));
-                }
-                LayerState::Delta(delta) => {
-                    out.push(bytemuck::cast_slice_mut(&mut delta.conv));
-                    out.push(bytemuck::cast_slice_mut(&mut delta.state));
-                }
-            }
+            layer.import(&mut |piece| pieces.push(piece));
         }
-        out
+        pieces
     }
 
-    /// From an empty sequence of the same model, one at `position` whose [`sections_mut`](Self::sections_mut) are to be
-    /// filled.
+    /// Takes what was put into the pieces of [`import`](Self::import) as the state.
+    pub fn imported(&mut self) -> Result<(), ModelError> {
+        self.layers.iter_mut().try_for_each(|layer| layer.imported())
+    }
+
+    /// From an empty sequence of the same model, one at `position` to be imported into.
     pub fn blank(&self, position: usize) -> SequenceState {
-        let layer = |layer: &LayerState| match layer {
-            LayerState::Attention(kv) => LayerState::Attention(KvCache::with_len(kv.shape(), 0, position)),
-            LayerState::Delta(delta) => LayerState::Delta(delta.clone()),
-        };
-        let layers = self.layers.iter().map(layer).collect();
-        SequenceState { position, ..SequenceState::new(layers) }
+        Self::at(position, self.layers.iter().map(|layer| layer.blank(position)).collect())
     }
 }
 

@@ -263,7 +263,7 @@ impl PrefixCache {
     pub fn warmed(&self) -> Vec<WarmedPrefix> {
         let mut all: Vec<WarmedPrefix> = Vec::new();
         for stored in self.memory().all().into_iter().filter(|s| s.kind == Kind::Warmed) {
-            let bytes = stored.image.sections().iter().map(|s| s.len() as u64).sum();
+            let bytes = stored.image.exported_bytes() as u64;
             let tokens = stored.tokens().len();
             all.push(WarmedPrefix { key: hex(&stored.key), tokens, bytes, levels: vec![Level::L1] });
         }

@@ -300,7 +300,7 @@ impl Directory {
         }
         let unfilled = blank.image(known.tokens.len(), known.draft, known.logits as usize);
         let mut image = unfilled.ok_or_else(|| damaged("it holds another draft's context"))?;
-        let sections = image.sections_mut();
+        let sections = image.import();
         let total: usize = sections.iter().map(|section| section.len()).sum();
         if total as u64 != known.body {
             return Err(damaged("its body has another size than the model's state"));
@@ -310,7 +310,8 @@ impl Directory {
             damage => damaged(damage),
         })?;
         let hot = HotExperts::from_words(&known.hot).filter(|hot| !hot.is_empty());
-        Ok(Image { hot: hot.map(Arc::new), ..image.filled() })
+        let image = image.filled().map_err(io::Error::other)?;
+        Ok(Image { hot: hot.map(Arc::new), ..image })
     }
 
     /// Writes a snapshot, after making room for it.
@@ -345,7 +346,8 @@ impl Directory {
         pause: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<u64> {
         let image = &stored.image;
-        let sections = image.sections();
+        let pieces = image.export().map_err(io::Error::other)?;
+        let sections: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
         let body = sections.iter().map(|section| section.len() as u64).sum::<u64>();
         let chunks =
             usize::try_from(body.div_ceil(crate::segment::CHUNK as u64)).map_err(io::Error::other)?;

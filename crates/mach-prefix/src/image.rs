@@ -1,10 +1,11 @@
 //! Everything that is kept of a sequence at one position.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use mach_experts::HotExperts;
-use mach_models::SequenceState;
-use mach_specdec::{Draft, DraftContext};
+use mach_models::{ModelError, SequenceState};
+use mach_specdec::Draft;
 
 /// The state of the target, what the draft keeps, and the logits after the last token if they were computed.
 #[derive(Debug, Clone)]
@@ -12,7 +13,7 @@ pub struct Image {
     /// The target.
     pub state: SequenceState,
     /// The draft.
-    pub draft: Option<DraftContext>,
+    pub draft: Option<SequenceState>,
     /// Logits after the last token.
     pub logits: Option<Arc<[f32]>>,
     /// The experts that the tokens used most, if experts are streamed.
@@ -27,7 +28,7 @@ impl Image {
 
     /// Whether [`cut`](Self::cut) works at any position.
     pub fn can_be_cut(&self) -> bool {
-        self.state.can_be_cut() && self.draft.as_ref().is_none_or(DraftContext::can_be_cut)
+        self.state.can_be_cut() && self.draft.as_ref().is_none_or(SequenceState::can_be_cut)
     }
 
     /// The image as it was at an earlier position, if that can be had.
@@ -46,7 +47,7 @@ impl Image {
 
     /// Pages, which others may share: what tells them apart while they live, and their bytes.
     pub(crate) fn pages(&self) -> Vec<(usize, usize)> {
-        let draft = self.draft.iter().flat_map(DraftContext::pages);
+        let draft = self.draft.iter().flat_map(SequenceState::pages);
         self.state.pages().chain(draft).collect()
     }
 
@@ -56,12 +57,21 @@ impl Image {
         self.state.own_bytes() + logits + self.hot.as_ref().map_or(0, |hot| hot.bytes())
     }
 
-    /// Everything as bytes, in a fixed order.
-    pub(crate) fn sections(&self) -> Vec<&[u8]> {
-        let mut out = self.state.sections();
-        out.extend(self.draft.iter().flat_map(DraftContext::sections));
-        out.extend(self.logits.iter().map(|logits| bytemuck::cast_slice(logits)));
-        out
+    /// Bytes that [`export`](Self::export) gives.
+    pub(crate) fn exported_bytes(&self) -> usize {
+        let logits = self.logits.as_ref().map_or(0, |logits| 4 * logits.len());
+        let draft = self.draft.as_ref().map_or(0, SequenceState::exported_bytes);
+        self.state.exported_bytes() + draft + logits
+    }
+
+    /// Everything as bytes, in a fixed order. Fails if a device cannot give out what it holds.
+    pub(crate) fn export(&self) -> Result<Vec<Cow<'_, [u8]>>, ModelError> {
+        let mut out = self.state.export()?;
+        if let Some(draft) = &self.draft {
+            out.extend(draft.export()?);
+        }
+        out.extend(self.logits.iter().map(|logits| Cow::Borrowed(bytemuck::cast_slice(logits))));
+        Ok(out)
     }
 }
 
@@ -78,7 +88,7 @@ pub struct Blank {
 #[derive(Debug)]
 pub(crate) struct Unfilled {
     pub(crate) state: SequenceState,
-    pub(crate) draft: Option<DraftContext>,
+    pub(crate) draft: Option<SequenceState>,
     pub(crate) logits: Vec<f32>,
 }
 
@@ -95,17 +105,20 @@ impl Blank {
 }
 
 impl Unfilled {
-    pub(crate) fn sections_mut(&mut self) -> Vec<&mut [u8]> {
-        let mut out = self.state.sections_mut();
-        out.extend(self.draft.iter_mut().flat_map(DraftContext::sections_mut));
+    /// Where exported bytes are to be put.
+    pub(crate) fn import(&mut self) -> Vec<&mut [u8]> {
+        let mut out = self.state.import();
+        out.extend(self.draft.iter_mut().flat_map(SequenceState::import));
         if !self.logits.is_empty() {
             out.push(bytemuck::cast_slice_mut(&mut self.logits));
         }
         out
     }
 
-    pub(crate) fn filled(self) -> Image {
+    pub(crate) fn filled(mut self) -> Result<Image, ModelError> {
+        self.state.imported()?;
+        self.draft.iter_mut().try_for_each(SequenceState::imported)?;
         let logits = (!self.logits.is_empty()).then(|| self.logits.into());
-        Image { state: self.state, draft: self.draft, logits, hot: None }
+        Ok(Image { state: self.state, draft: self.draft, logits, hot: None })
     }
 }

@@ -16,8 +16,10 @@ pub mod decode;
 mod layout;
 mod source;
 mod tile;
+mod turbo;
 
 pub use codec::{Codec, FloatType};
 pub use layout::{MatrixLayout, Order};
 pub use source::{Source, SourceError};
 pub use tile::TILE_ROWS;
+pub use turbo::{TURBOQUANT_VERSION, TurboQuant, Width};

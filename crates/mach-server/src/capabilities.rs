@@ -90,7 +90,7 @@ pub fn capabilities(model: &ChatModel) -> Value {
             "effective_decode_path": decoding.gate.effective.to_string(),
             "effective_decode_path_reason": decoding.gate.reason,
             "continuous_batching": model.engine.config().continuous_batching,
-            "turboquant_kv": model.engine.kv_type().starts_with("turboquant"),
+            "turboquant_kv": matches!(model.engine.kv(), Some(mach_engine::KvFormat::TurboQuant(_))),
             "decode_policy": {"mode": policy, "engine_mode": engine},
             "speculation": {
                 "supported_presets": presets,

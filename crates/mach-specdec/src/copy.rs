@@ -75,11 +75,11 @@ mod tests {
         ) -> Result<mach_models::Logits, mach_models::ModelError> {
             unreachable!("copies need no model")
         }
-        fn facts(&self) -> Vec<(&'static str, String)> {
-            Vec::new()
+        fn card(&self) -> mach_models::ModelCard {
+            mach_models::ModelCard::without_device("none", 0)
         }
-        fn gdn_state(&self, _: &mach_models::SequenceState, _: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-            None
+        fn numerics(&self) -> String {
+            "none".to_owned()
         }
     }
 

@@ -1,7 +1,7 @@
 //! Speculative decoding: propose some tokens cheaply, verify them in one pass of the target, keep what the target itself
 //! would have chosen.
 //!
-//! Three questions, three interfaces: a [`Proposer`] says what to try ([`dflash`] drafts, [`CopyProposer`],
+//! Three questions, three interfaces: a [`Proposer`] says what to try ([`DFlashProposer`] drafts, [`CopyProposer`],
 //! [`LabelProposer`]), a [`BlockPolicy`](policy::BlockPolicy) how much, and [`verify`] runs the target and commits.
 //! Acceptance is sample-and-match: what is emitted is the target's own choice at every position, so the output is
 //! that of plain decoding, whatever is proposed. A draft that chooses with the target's noise (see [`Picker`]) agrees
@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod copy;
-pub mod dflash;
+mod dflash;
 mod gate;
 mod label;
 pub mod policy;
@@ -21,10 +21,11 @@ mod taps;
 mod verify;
 
 pub use copy::CopyProposer;
-pub use dflash::{DFlash, DFlashProposer, DraftContext, DraftOptions};
+pub use dflash::{DFlashProposer, choose};
 pub use gate::{DecodePath, DraftState, EffectivePath, Gate, resolve};
 pub use label::LabelProposer;
-pub use proposer::{Argmax, Draft, DraftError, Drafting, Picker, Proposed, Proposer};
+pub use mach_models::dflash::{DFlash, DraftError, DraftOptions};
+pub use proposer::{Argmax, Draft, Drafting, Picker, Proposed, Proposer};
 pub use speculator::{Lane, Proposal, Speculator};
 pub use stats::{GuardStats, ProposerStats, SpecdecStats};
 pub use taps::Taps;

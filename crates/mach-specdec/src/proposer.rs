@@ -1,41 +1,8 @@
 //! What to try next.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use mach_checkpoint::CheckpointError;
-use mach_models::{Model, ModelError};
-
-use crate::DraftContext;
-
-/// Why a draft cannot be loaded or run. Never a reason to fail a request: decoding goes on without it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DraftError {
-    /// The draft's files are unusable.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// `config.json` describes a draft that this build cannot run.
-    #[error("{}: {reason}", file.display())]
-    Config {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The draft belongs to another target.
-    #[error("the draft does not fit the model: {0}")]
-    Mismatch(String),
-    /// Memory for its weights could not be had.
-    #[error("out of memory: {0}")]
-    Memory(String),
-    /// The target failed while it served the draft.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The draft produced what no token can be chosen from.
-    #[error("the draft's logits are not finite")]
-    NotFinite,
-}
+use mach_models::{DraftError, Model, SequenceState};
 
 /// Chooses tokens from a draft's logits as the target's sampler will from the target's: with the same parameters and the same
 /// noise for the same position.
@@ -114,11 +81,11 @@ pub trait Proposer: Send {
         Ok(())
     }
     /// A copy of what it keeps of the positions seen so far. `None` if that follows from the tokens.
-    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<DraftContext>, DraftError> {
+    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
         Ok(None)
     }
     /// Puts such a copy in the place of positions that it will not be shown.
-    fn restore(&mut self, _context: &DraftContext) {}
+    fn restore(&mut self, _context: &SequenceState) {}
     /// Appends up to `drafting.most` tokens to `out`.
     fn propose(&mut self, drafting: Drafting<'_>, out: &mut Proposed) -> Result<(), DraftError>;
 }
@@ -133,7 +100,7 @@ pub trait Draft: std::fmt::Debug + Send + Sync {
     fn proposer(self: Arc<Self>) -> Box<dyn Proposer>;
     /// A context of `len` positions, to be filled with saved bytes and given to [`Proposer::restore`]. `None` if its
     /// proposers keep none.
-    fn blank_context(&self, _len: usize) -> Option<DraftContext> {
+    fn blank_context(&self, _len: usize) -> Option<SequenceState> {
         None
     }
 }

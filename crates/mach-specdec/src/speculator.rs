@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use mach_models::Model;
+use mach_models::{Model, SequenceState};
 
 use crate::policy::{BlockPolicy, Cycle, Held};
-use crate::{DraftContext, Drafting, Picker, Proposed, Proposer, Verified};
+use crate::{Drafting, Picker, Proposed, Proposer, Verified};
 
 /// A proposer and how much it may try.
 pub struct Lane {
@@ -93,7 +93,7 @@ impl Speculator {
     }
 
     /// A copy of what the draft keeps of the positions seen so far, if it keeps anything.
-    pub fn save(&mut self, model: &mut dyn Model) -> Option<DraftContext> {
+    pub fn save(&mut self, model: &mut dyn Model) -> Option<SequenceState> {
         let wanted = |lane: &&mut Lane| !lane.failed && !lane.proposer.taps().is_empty();
         let lane = self.lanes.iter_mut().find(wanted)?;
         lane.proposer.save(model).unwrap_or_else(|error| {
@@ -105,7 +105,7 @@ impl Speculator {
 
     /// Starts with positions that the draft will not be shown. Without a copy of what it kept of them, it is given up
     /// silently.
-    pub fn restore(&mut self, context: Option<&DraftContext>) {
+    pub fn restore(&mut self, context: Option<&SequenceState>) {
         for lane in self.lanes.iter_mut().filter(|lane| !lane.proposer.taps().is_empty()) {
             match context {
                 Some(context) => lane.proposer.restore(context),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mach_models::Observer;
+use mach_models::{Hidden, Observer, Wants};
 
 /// Collects, for every row of a pass, the outputs of chosen layers side by side.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,10 @@ impl Taps {
 }
 
 impl Observer for Taps {
+    fn wants(&self) -> Wants {
+        Wants { hidden: Hidden::At(self.layers.iter().map(|layer| layer + 1).collect()), ..Wants::default() }
+    }
+
     fn hidden(&mut self, index: usize, rows: &[f32]) {
         let (width, hidden) = (self.width(), self.hidden);
         if width == 0 {

@@ -1,7 +1,7 @@
 //! A model that costs nothing: it says the same words over and over.
 
 use mach_checkpoint::ModelConfig;
-use mach_models::{LogitRows, Logits, Model, ModelError, Observer, Segment, SequenceState};
+use mach_models::{LogitRows, Logits, Model, ModelCard, ModelError, Observer, Segment, SequenceState};
 
 /// The double. It lives in this benchmark alone.
 pub(super) struct Free {
@@ -74,11 +74,11 @@ impl Model for Free {
         self.spare = logits.data;
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![("family", "free".into())]
+    fn card(&self) -> ModelCard {
+        ModelCard::without_device("free", self.config.layers.len())
     }
 
-    fn gdn_state(&self, _state: &SequenceState, _layer: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-        None
+    fn numerics(&self) -> String {
+        "free".to_owned()
     }
 }

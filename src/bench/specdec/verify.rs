@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mach_models::{LogitRows, Model, ModelError, NoObserver, Observer, Segment};
+use mach_models::{LogitRows, Model, ModelError, NoObserver, Observer, Segment, Wants};
 use mach_specdec::{Argmax, DFlash, DraftError, Drafting, Proposed, Proposer as _, Taps};
 use serde::Serialize;
 
@@ -60,55 +60,29 @@ pub struct DraftCost {
     pub ratio: f64,
 }
 
-/// Tells the experts' time from the rest: they run between the routing of a layer and the layer's output.
-#[derive(Debug)]
+/// What a pass's experts took, and how many distinct ones there were.
+#[derive(Debug, Default)]
 struct Split {
-    since: Instant,
-    dense: Duration,
     experts: Duration,
-    routed: bool,
     layers: usize,
     distinct: usize,
     seen: HashSet<u32>,
 }
 
-impl Split {
-    fn new() -> Self {
-        let (dense, experts) = (Duration::ZERO, Duration::ZERO);
-        Split {
-            since: Instant::now(),
-            dense,
-            experts,
-            routed: false,
-            layers: 0,
-            distinct: 0,
-            seen: HashSet::new(),
-        }
-    }
-
-    fn lap(&mut self) {
-        let now = Instant::now();
-        let took = now - self.since;
-        *(if self.routed { &mut self.experts } else { &mut self.dense }) += took;
-        self.since = now;
-    }
-}
-
 impl Observer for Split {
-    fn hidden(&mut self, _index: usize, _rows: &[f32]) {
-        self.lap();
-        self.routed = false;
+    fn wants(&self) -> Wants {
+        Wants { routed: true, ..Wants::default() }
     }
 
     fn routed(&mut self, _layer: usize, experts: &[u32], _weights: &[f32]) {
-        self.lap();
-        self.routed = true;
         self.layers += 1;
         self.seen.clear();
         self.seen.extend(experts);
         self.distinct += self.seen.len();
-        // Counting is not the model's time.
-        self.since = Instant::now();
+    }
+
+    fn experts_took(&mut self, time: Duration) {
+        self.experts = time;
     }
 }
 
@@ -127,21 +101,23 @@ pub fn measure_verify(model: &mut dyn Model, plan: &VerifyPlan) -> Result<Vec<Ve
         }
         for (&rows, samples) in plan.rows.iter().zip(&mut samples) {
             let mut state = base.clone();
-            let mut split = Split::new();
+            let mut split = Split::default();
             if rows > 1 {
                 state.begin_block();
             }
             let tokens = block.get(..rows).unwrap_or(block);
             let segment = Segment::verify(&mut state, tokens);
+            let started = Instant::now();
             let logits = std::hint::black_box(model.forward(&mut [segment], &mut split)?);
-            split.lap();
+            let took = started.elapsed();
             model.recycle(logits);
             let rewinding = Instant::now();
             if rows > 1 {
                 model.keep_rows(&mut state, rows / 2)?;
             }
             let rewind = rewinding.elapsed().as_secs_f64();
-            let (dense, experts) = (split.dense.as_secs_f64(), split.experts.as_secs_f64());
+            let experts = split.experts.as_secs_f64();
+            let dense = took.as_secs_f64() - experts;
             let distinct = split.distinct as f64 / split.layers.max(1) as f64;
             if rep > 0 {
                 samples.push([dense + experts + rewind, rewind, dense + rewind, experts, distinct]);

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use mach_checkpoint::Checkpoint;
 use mach_convert::{ConvertError, ConvertOptions, Quantize, Report, convert};
-use mach_models::{Activations, LoadOptions, LogitRows, ModelError, NoObserver, Segment, load};
+use mach_cpu::load;
+use mach_models::{Activations, LoadOptions, LogitRows, ModelError, NoObserver, Segment};
 
 /// A path below the project's root.
 pub(crate) fn project(path: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mach_checkpoint::{Family, LayerKind, ModelConfig, MoeConfig, RopeConfig};
-use mach_models::{LogitRows, Logits, Model, ModelError, Observer, Segment, SequenceState};
+use mach_models::{LogitRows, Logits, Model, ModelCard, ModelError, Observer, Segment, SequenceState};
 
 /// What happened inside, for tests to look at.
 #[derive(Debug, Default)]
@@ -137,11 +137,11 @@ impl Model for Double {
         Ok(logits)
     }
 
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![("family", "double".into()), ("expert_residency", "none".into())]
+    fn card(&self) -> ModelCard {
+        ModelCard::without_device("double", self.config.layers.len())
     }
 
-    fn gdn_state(&self, _state: &SequenceState, _layer: usize) -> Option<(Vec<f32>, Vec<f32>)> {
-        None
+    fn numerics(&self) -> String {
+        "double".to_owned()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::turbo::{Rotation, TurboQuant, encode, padded};
+use super::turbo::{Rotation, TurboQuant, encode, padded, row_words};
 use crate::simd::Simd;
 use crate::{Isa, Kernel, dispatch};
 
@@ -42,7 +42,7 @@ impl KvShape {
         match self.kind {
             KvType::Bf16 => [self.head_dim / 2; 2],
             KvType::F32 => [self.head_dim; 2],
-            KvType::Turbo(turbo) => turbo.row_words(self.head_dim),
+            KvType::Turbo(turbo) => row_words(turbo, self.head_dim),
         }
     }
 

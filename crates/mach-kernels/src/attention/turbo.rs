@@ -17,13 +17,9 @@
 //! bytes, the low nibble first). 2 bits: two groups, each lane `code(2 g) | code(2 g + 1) << 2`. 3 bits: the same with
 //! the magnitudes, then a group with the sign of vector `v` in bit `v`. 4 bits: one group a vector. 8 bits: bytes, plus 128.
 
-use std::fmt;
-use std::str::FromStr;
+pub use mach_quant::{TurboQuant, Width};
 
 use crate::simd::Simd;
-
-/// The version of all of this: caches of another one hold other numbers.
-pub const VERSION: u32 = 1;
 
 /// Coordinates of a chunk.
 pub(crate) const CHUNK: usize = 64;
@@ -34,72 +30,9 @@ pub const LEAST_HEAD_DIM: usize = 64;
 const ROUNDS: usize = 2;
 const SEED: u64 = 0x6d61_6368_2d74_7131;
 
-/// Bits of a coordinate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Width {
-    /// 4 levels.
-    Two,
-    /// 8 levels.
-    Three,
-    /// 16 levels.
-    Four,
-    /// 255 levels.
-    Eight,
-}
-
-impl Width {
-    /// All of them.
-    pub const ALL: [Width; 4] = [Width::Two, Width::Three, Width::Four, Width::Eight];
-
-    /// As a number.
-    pub fn bits(self) -> usize {
-        match self {
-            Width::Two => 2,
-            Width::Three => 3,
-            Width::Four => 4,
-            Width::Eight => 8,
-        }
-    }
-
-    fn from_digit(digit: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|width| width.bits().to_string() == digit)
-    }
-}
-
-/// Widths of keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TurboQuant {
-    /// Of keys.
-    pub keys: Width,
-    /// Of values.
-    pub values: Width,
-}
-
-impl TurboQuant {
-    /// 32-bit words of a row of keys and of a row of values.
-    pub(crate) fn row_words(self, head_dim: usize) -> [usize; 2] {
-        [self.keys, self.values].map(|width| 1 + padded(head_dim) * width.bits() / 32)
-    }
-}
-
-impl fmt::Display for TurboQuant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "k{}v{}", self.keys.bits(), self.values.bits())
-    }
-}
-
-impl FromStr for TurboQuant {
-    type Err = String;
-
-    /// `3` for both, `k4v2` for keys and values apart.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let apart = text.strip_prefix('k').and_then(|rest| rest.split_once('v'));
-        let (keys, values) = apart.unwrap_or((text, text));
-        match (Width::from_digit(keys), Width::from_digit(values)) {
-            (Some(keys), Some(values)) => Ok(TurboQuant { keys, values }),
-            _ => Err(format!("`{text}` is none of 2, 3, 4, 8 or kNvM with N and M out of them")),
-        }
-    }
+/// 32-bit words of a row of keys and of a row of values.
+pub(crate) fn row_words(widths: TurboQuant, head_dim: usize) -> [usize; 2] {
+    [widths.keys, widths.values].map(|width| 1 + padded(head_dim) * width.bits() / 32)
 }
 
 /// Coordinates of a row with what fills its last chunk.

@@ -4,19 +4,21 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use mach_cpu::CpuState;
 use mach_experts::HotExperts;
-use mach_kernels::attention::{KvCache, KvShape, KvType};
-use mach_kernels::delta::{DeltaShape, DeltaState};
-use mach_models::{LayerState, SequenceState};
+use mach_kernels::attention::{KvShape, KvType};
+use mach_kernels::delta::DeltaShape;
+use mach_models::SequenceState;
+use mach_models::device::{LayerState, Mask};
 use mach_prefix::{Blank, Image, Kind, PrefixCache, PrefixConfig, Restored, Snapshot};
 
 /// An empty sequence of a model with an attention layer and, unless `plain`, a recurrent one.
 pub(crate) fn empty(plain: bool) -> SequenceState {
-    let kv = KvCache::new(KvShape { heads: 1, head_dim: 16, kind: KvType::Bf16 });
+    let kv = KvShape { heads: 1, head_dim: 16, kind: KvType::Bf16 };
     let shape = DeltaShape { key_heads: 1, value_heads: 1, key_dim: 16, value_dim: 16, taps: 4 };
-    let mut layers = vec![LayerState::Attention(kv)];
+    let mut layers: Vec<Box<dyn LayerState>> = vec![Box::new(CpuState::attention(kv, Mask::CAUSAL))];
     if !plain {
-        layers.push(LayerState::Delta(DeltaState::new(&shape)));
+        layers.push(Box::new(CpuState::delta(shape)));
     }
     SequenceState::new(layers)
 }
@@ -28,7 +30,7 @@ pub(crate) fn image(tokens: &[u32], plain: bool, logits: bool) -> Image {
     let all = tokens.iter().fold(1u32, |h, &t| (h ^ t).wrapping_mul(0x9E37_79B1).rotate_left(7));
     let full = tokens.len() / 256 * 256;
     // Sections: a full page is keys then values of 256 rows; of the last page the rows in use of keys, then of values.
-    let (mut row, mut sections) = (0, state.sections_mut().into_iter());
+    let (mut row, mut sections) = (0, state.import().into_iter());
     while row < tokens.len() {
         let here = if row < full { 256 } else { tokens.len() - row };
         let parts = if row < full { 1 } else { 2 };
@@ -60,7 +62,7 @@ pub(crate) fn hot(tokens: &[u32]) -> HotExperts {
 pub(crate) fn check(restored: &Restored, prompt: &[u32], plain: bool) {
     let position = restored.image.state.position();
     let expected = image(&prompt[..position], plain, true);
-    assert_eq!(restored.image.state.sections(), expected.state.sections());
+    assert_eq!(restored.image.state.export().unwrap(), expected.state.export().unwrap());
     if let Some(logits) = &restored.image.logits {
         assert_eq!(Some(logits), expected.logits.as_ref());
     }

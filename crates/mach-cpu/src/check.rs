@@ -1,0 +1,175 @@
+//! What the kernels ask of a model, before anything is loaded.
+
+use mach_models::ModelError;
+use mach_models::device::{
+    AttentionSpec, DeltaSpec, FeedForwardSpec, FfnSpec, GateFunction, MixerSpec, ModelSpec, RopeKind,
+    RouterSpec, ScoreFunction,
+};
+
+/// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
+const LANES: usize = 16;
+
+/// Refuses a model that the kernels cannot run, naming what they lack. Its configuration is valid, so the checkpoint is not at
+/// fault; sizes are named by the field of `config.json`.
+pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let mixer = match &layer.mixer {
+            MixerSpec::Attention(spec) => attention(spec),
+            MixerSpec::GatedDelta(spec) => delta(spec),
+        };
+        mixer?;
+        let lacks = match &layer.feed_forward {
+            FeedForwardSpec::Dense(spec) => ffn(spec),
+            FeedForwardSpec::Moe { router: spec, expert, shared } => {
+                router(spec).or(ffn(expert)).or(shared.as_ref().and_then(ffn))
+            }
+        };
+        if let Some(what) = lacks {
+            return Err(ModelError::Unsupported(format!(
+                "layer {index}: this build's kernels have no {what}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn whole_vectors(field: &str, size: usize) -> Result<(), ModelError> {
+    if size.is_multiple_of(LANES) {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported(format!(
+        "config.json: `{field}` is {size}; this build needs a multiple of {LANES}"
+    )))
+}
+
+fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
+    whole_vectors("head_dim", spec.head_dim)?;
+    let lacks = [
+        (spec.sinks, "attention sinks"),
+        (spec.softcap.is_some(), "soft cap of attention scores"),
+        (spec.bias, "biases in attention"),
+        (spec.k_as_v, "attention whose values are its keys"),
+        (spec.rope.kind != RopeKind::Half, "rotary embedding of this kind"),
+    ];
+    match lacks.into_iter().find(|(lacking, _)| *lacking) {
+        Some((_, what)) => Err(ModelError::Unsupported(format!("this build's kernels have no {what}"))),
+        None => Ok(()),
+    }
+}
+
+fn delta(spec: &DeltaSpec) -> Result<(), ModelError> {
+    whole_vectors("linear_key_head_dim", spec.key_dim)?;
+    whole_vectors("linear_value_head_dim", spec.value_dim)
+}
+
+fn router(spec: &RouterSpec) -> Option<&'static str> {
+    let lacks = [
+        (spec.score != ScoreFunction::Softmax, "router with scores of this kind"),
+        (spec.bias, "bias in routers"),
+        (spec.scale != 1.0, "scale of routed weights"),
+        (spec.hashed, "routing by token"),
+    ];
+    lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
+}
+
+fn ffn(spec: &FfnSpec) -> Option<&'static str> {
+    let lacks = [
+        (spec.gate != GateFunction::Silu, "activation of this kind"),
+        (spec.clamp.is_some(), "clamp of activations"),
+        (spec.bias, "biases in networks"),
+    ];
+    lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
+}
+
+#[cfg(test)]
+mod tests {
+    use mach_models::device::{LayerSpec, Mask, RopeSpec};
+
+    use super::*;
+
+    fn plain() -> ModelSpec {
+        let attention = AttentionSpec {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 32,
+            rope: RopeSpec { theta: 1e4, rotary_dim: 32, kind: RopeKind::Half },
+            mask: Mask::CAUSAL,
+            gated: false,
+            qk_norm: None,
+            scale: None,
+            softcap: None,
+            sinks: false,
+            bias: false,
+            k_as_v: false,
+            plain_cache: false,
+        };
+        let router = RouterSpec {
+            experts: 4,
+            top_k: 2,
+            score: ScoreFunction::Softmax,
+            bias: false,
+            normalise: true,
+            scale: 1.0,
+            hashed: false,
+        };
+        let layer = LayerSpec {
+            mixer: MixerSpec::Attention(attention),
+            feed_forward: FeedForwardSpec::Moe { router, expert: FfnSpec::swiglu(64), shared: None },
+        };
+        ModelSpec {
+            hidden: 64,
+            vocab: 32,
+            eps: 1e-6,
+            embedding_scale: 1.0,
+            softcap: None,
+            layers: vec![layer],
+        }
+    }
+
+    /// Every thing that a spec can say and the kernels cannot do is refused by name; nothing else is.
+    #[test]
+    fn what_kernels_lack_is_refused_by_name() {
+        check(&plain()).unwrap();
+        let attention: [(fn(&mut AttentionSpec), &str); 6] = [
+            (|a| a.head_dim = 24, "`head_dim` is 24"),
+            (|a| a.sinks = true, "sinks"),
+            (|a| a.softcap = Some(50.0), "soft cap"),
+            (|a| a.bias = true, "biases"),
+            (|a| a.k_as_v = true, "values are its keys"),
+            (|a| a.rope.kind = RopeKind::Interleaved, "rotary"),
+        ];
+        for (change, word) in attention {
+            let mut spec = plain();
+            let MixerSpec::Attention(a) = &mut spec.layers[0].mixer else { unreachable!() };
+            change(a);
+            let error = check(&spec).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let rest: [(fn(&mut RouterSpec, &mut FfnSpec), &str); 7] = [
+            (|r, _| r.score = ScoreFunction::Sigmoid, "scores"),
+            (|r, _| r.bias = true, "bias in routers"),
+            (|r, _| r.scale = 2.5, "scale"),
+            (|r, _| r.hashed = true, "routing by token"),
+            (|_, f| f.gate = GateFunction::GeluTanh, "activation"),
+            (|_, f| f.clamp = Some(7.0), "clamp"),
+            (|_, f| f.bias = true, "biases"),
+        ];
+        for (change, word) in rest {
+            let mut spec = plain();
+            let FeedForwardSpec::Moe { router, expert, .. } = &mut spec.layers[0].feed_forward else {
+                unreachable!()
+            };
+            change(router, expert);
+            let error = check(&spec).unwrap_err().to_string();
+            assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
+        }
+        let mut spec = plain();
+        let AttentionSpec { mask, qk_norm, scale, gated, .. } = match &mut spec.layers[0].mixer {
+            MixerSpec::Attention(a) => a,
+            MixerSpec::GatedDelta(_) => unreachable!(),
+        };
+        (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
+        (*scale, *gated) = (Some(0.5), true);
+        check(&spec).unwrap();
+    }
+}

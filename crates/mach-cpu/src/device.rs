@@ -1,0 +1,596 @@
+//! The CPU as a device: `mach-kernels` behind [`Device`]. Operations run as they are recorded.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mach_checkpoint::Tensors;
+use mach_experts::{HotExperts, MatrixView, StreamingStats};
+use mach_kernels::Cores;
+use mach_kernels::attention::turbo::TurboQuant;
+use mach_kernels::attention::{AttentionScratch, attend, attend_ranges};
+use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
+use mach_kernels::elementwise::{self, Heads, Rope};
+use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
+use mach_kernels::linear::{MatRef, Product, multiply};
+use mach_kernels::math::exp64;
+use mach_kernels::quantize::Operand;
+use mach_models::device::{
+    AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
+    LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, Tap,
+};
+use mach_models::{Activations, DeviceCard, ModelError};
+
+use crate::experts::{Experts, RowKind};
+use crate::footprint::state_bytes_of;
+use crate::placement::{CpuPlacement, Matrix, Stores};
+use crate::state::CpuState;
+use crate::{check, fill, kv, numerics_of, order_of};
+
+/// Rows of activations.
+#[derive(Debug, Default)]
+pub struct Buf {
+    pub(crate) data: Vec<f32>,
+    pub(crate) width: usize,
+}
+
+impl Buf {
+    fn shape(&mut self, rows: usize, width: usize) {
+        self.width = width;
+        self.data.resize(rows * width, 0.0);
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.data.len() / self.width.max(1)
+    }
+}
+
+/// Which experts each row goes to.
+#[derive(Debug, Clone, Default)]
+pub struct Routing {
+    /// `[rows, top_k]`, by falling weight.
+    pub(crate) experts: Vec<u32>,
+    /// `[rows, top_k]`, what multiplies the experts' outputs.
+    pub(crate) weights: Vec<f32>,
+    /// `[rows]`, what multiplies the shared expert's output; empty without one.
+    pub(crate) shared: Vec<f32>,
+}
+
+/// The device: compute threads, weights, working memory.
+#[derive(Debug)]
+pub struct Cpu {
+    pub(crate) cores: Cores,
+    activations: Activations,
+    turboquant_kv: Option<TurboQuant>,
+    pub(crate) stores: Stores,
+    /// Bytes of the model's weights, experts and padding not counted.
+    resident_bytes: u64,
+    pub(crate) experts: Experts,
+    /// What each row of the pass is, for streaming.
+    pub(crate) rows: Vec<RowKind>,
+    spans: Vec<Span>,
+    /// Angles of the rows of this pass, for each kind of rotation that it has met.
+    angles: Vec<Angles>,
+    readback: Pending,
+    pub(crate) scratch: Scratch,
+}
+
+/// A rotation, and its angles at the rows of a pass.
+#[derive(Debug)]
+struct Angles {
+    spec: RopeSpec,
+    rope: Rope,
+    angles: Vec<f32>,
+    /// Whether `angles` are those of this pass.
+    fresh: bool,
+}
+
+/// What the next `finish` returns.
+#[derive(Debug, Default)]
+struct Pending {
+    outputs: Vec<Vec<f32>>,
+    taps: Vec<(Tap, Vec<f32>)>,
+    routing: Vec<(usize, Vec<u32>, Vec<f32>)>,
+    experts_took: Duration,
+}
+
+/// Working memory that passes reuse.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    operands: Vec<Operand>,
+    heads: [Vec<f32>; 3],
+    ranges: Vec<(usize, usize)>,
+    attention: AttentionScratch,
+    delta: DeltaScratch,
+    pub(crate) ffn: FfnScratch,
+    pub(crate) lists: Vec<Vec<u32>>,
+    pub(crate) all_rows: Vec<u32>,
+    pub(crate) pairs: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
+    pub(crate) places: Vec<u32>,
+    routes: [Buf; 2],
+}
+
+impl Cpu {
+    /// A device without weights.
+    pub fn new(cores: Cores, activations: Activations, turboquant_kv: Option<TurboQuant>) -> Self {
+        Cpu {
+            cores,
+            activations,
+            turboquant_kv,
+            stores: Stores::default(),
+            resident_bytes: 0,
+            experts: Experts::None,
+            rows: Vec::new(),
+            spans: Vec::new(),
+            angles: Vec::new(),
+            readback: Pending::default(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// The routed experts of the model whose weights were filled first.
+    pub(crate) fn give_experts(&mut self, experts: Experts) {
+        self.experts = experts;
+    }
+
+    /// The place of a rotation in `angles`, filled for this pass.
+    fn rotation(&mut self, spec: &RopeSpec) -> usize {
+        let at = self.angles.iter().position(|a| a.spec == *spec).unwrap_or_else(|| {
+            let rope = Rope::new(spec.theta, spec.rotary_dim);
+            self.angles.push(Angles { spec: *spec, rope, angles: Vec::new(), fresh: false });
+            self.angles.len() - 1
+        });
+        if let Some(rotation) = self.angles.get_mut(at).filter(|rotation| !rotation.fresh) {
+            rotation.angles.clear();
+            for span in &self.spans {
+                for position in span.position..span.position + span.rows {
+                    rotation.rope.angles(position, &mut rotation.angles);
+                }
+            }
+            rotation.fresh = true;
+        }
+        at
+    }
+
+    /// Norms and rotates heads of `x`, `head_stride` apart, into scratch `to`.
+    fn prepare_heads(
+        &mut self,
+        spec: &AttentionSpec,
+        heads: usize,
+        head_stride: usize,
+        norm: Option<&Vec<f32>>,
+        x: &Buf,
+        to: usize,
+    ) {
+        let at = self.rotation(&spec.rope);
+        let heads = Heads {
+            heads,
+            head_dim: spec.head_dim,
+            head_stride,
+            norm: norm.map(Vec::as_slice),
+            eps: spec.qk_norm.unwrap_or(0.0),
+            rotary_dim: spec.rope.rotary_dim,
+        };
+        let out = &mut self.scratch.heads[to];
+        out.resize(x.rows() * heads.heads * heads.head_dim, 0.0);
+        elementwise::prepare_heads(&mut self.cores, heads, &x.data, &self.angles[at].angles, out);
+    }
+}
+
+pub(crate) fn view(m: MatrixView<'_>) -> MatRef<'_> {
+    MatRef::new(m.layout, m.data)
+}
+
+/// The kernels' form of the sizes.
+pub(crate) fn delta_shape(spec: &DeltaSpec) -> DeltaShape {
+    DeltaShape {
+        key_heads: spec.key_heads,
+        value_heads: spec.value_heads,
+        key_dim: spec.key_dim,
+        value_dim: spec.value_dim,
+        taps: spec.taps,
+    }
+}
+
+fn delta_weights<'a>(spec: &DeltaSpec, weights: &'a DeltaWeights<Vec<f32>>) -> delta::DeltaWeights<'a> {
+    delta::DeltaWeights {
+        conv: &weights.conv,
+        dt_bias: &weights.dt_bias,
+        neg_exp_a: &weights.neg_exp_a,
+        norm: &weights.norm,
+        eps: spec.eps,
+    }
+}
+
+pub(crate) fn network<'a>(stores: &'a Stores, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
+    ExpertRef { gate: stores.get(&mlp.gate), up: stores.get(&mlp.up), down: stores.get(&mlp.down) }
+}
+
+/// By plain arithmetic, absolute error about 1e-16.
+fn tanh(x: f64) -> f64 {
+    1.0 - 2.0 / (exp64(2.0 * x) + 1.0)
+}
+
+impl Device for Cpu {
+    type Buf = Buf;
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Routing = Routing;
+    type LayerState = CpuState;
+    type Placement<'a> = CpuPlacement<'a>;
+
+    fn numerics(&self) -> String {
+        numerics_of(self.activations, self.turboquant_kv)
+    }
+
+    fn card(&self) -> DeviceCard {
+        let (weights, experts) = (self.stores.bytes(), self.experts.allocated_bytes());
+        let huge = self.stores.huge_bytes().zip(self.experts.huge_bytes()).map(|(a, b)| a + b);
+        DeviceCard {
+            isa: self.cores.isa().to_string(),
+            threads: self.cores.threads(),
+            activations: self.activations,
+            kv: kv::format(self.activations, self.turboquant_kv),
+            resident_weight_bytes: self.resident_bytes,
+            huge_page_share: huge.map(|huge| huge as f64 / (weights + experts).max(1) as f64),
+            experts: self.experts.card(),
+        }
+    }
+
+    fn check(&self, spec: &ModelSpec) -> Result<(), ModelError> {
+        check::check(spec)
+    }
+
+    fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {
+        self.experts.streaming_stats()
+    }
+
+    fn bring_hot(&mut self, hot: &HotExperts) {
+        self.experts.bring(hot);
+    }
+
+    fn placement<'a>(&self, tensors: &'a Tensors) -> CpuPlacement<'a> {
+        CpuPlacement::new(tensors, order_of(self.activations), self.stores.0.len())
+    }
+
+    fn fill(
+        &mut self,
+        placement: CpuPlacement<'_>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Placed, ModelError> {
+        let memory = fill::fill(&placement, self.cores.threads(), progress)?;
+        let bytes = mach_models::device::Placement::weight_bytes(&placement);
+        progress(bytes);
+        let placed = Placed(self.stores.0.len());
+        if placed == Placed(0) {
+            self.resident_bytes = bytes;
+        }
+        self.stores.0.push(Some(memory));
+        Ok(placed)
+    }
+
+    fn release(&mut self, Placed(store): Placed) {
+        if let Some(store) = self.stores.0.get_mut(store) {
+            *store = None;
+        }
+    }
+
+    fn new_state(&self, layer: &LayerSpec) -> CpuState {
+        match &layer.mixer {
+            MixerSpec::Attention(spec) => {
+                let format = kv::format(self.activations, self.turboquant_kv);
+                CpuState::attention(kv::shape(spec, format), spec.mask)
+            }
+            MixerSpec::GatedDelta(spec) => CpuState::delta(delta_shape(spec)),
+        }
+    }
+
+    fn state_bytes(&self, spec: &ModelSpec, tokens: usize) -> usize {
+        state_bytes_of(spec, kv::format(self.activations, self.turboquant_kv), tokens)
+    }
+
+    fn begin(&mut self, spans: &[Span]) {
+        self.spans.clear();
+        self.spans.extend_from_slice(spans);
+        self.angles.iter_mut().for_each(|rotation| rotation.fresh = false);
+        self.readback = Pending::default();
+        self.begin_pass(spans);
+    }
+
+    fn finish(&mut self) -> Result<Finish, ModelError> {
+        let Pending { outputs, taps, routing, experts_took } = std::mem::take(&mut self.readback);
+        Ok(Finish::Done(Readback { outputs: outputs.into_iter(), taps, routing, experts_took }))
+    }
+
+    fn bring(&mut self, layer: usize, _: &[usize]) -> Result<(), ModelError> {
+        Err(ModelError::Device(format!("layer {layer}: this device waits for experts and stops for none")))
+    }
+
+    fn output(&mut self, x: &mut Buf) {
+        self.readback.outputs.push(std::mem::take(&mut x.data));
+    }
+
+    fn reuse(&mut self, values: Vec<f32>, buf: &mut Buf) {
+        if values.capacity() > buf.data.capacity() {
+            buf.data = values;
+        }
+    }
+
+    fn tap(&mut self, tap: Tap, x: &Buf) {
+        self.readback.taps.push((tap, x.data.clone()));
+    }
+
+    fn tap_routing(&mut self, layer: usize, routing: &Routing) {
+        self.readback.routing.push((layer, routing.experts.clone(), routing.weights.clone()));
+    }
+
+    fn write(&mut self, rows: &[f32], width: usize, out: &mut Buf) {
+        out.width = width;
+        out.data.clear();
+        out.data.extend_from_slice(rows);
+    }
+
+    fn embed(&mut self, table: &Matrix, ids: &[u32], scale: f32, out: &mut Buf) {
+        out.shape(ids.len(), table.layout.cols);
+        let table = self.stores.get(table);
+        for (row, &id) in out.data.chunks_exact_mut(out.width.max(1)).zip(ids) {
+            table.decode_row(id as usize, row);
+        }
+        if scale != 1.0 {
+            out.data.iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+
+    fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {
+        out.shape(rows.len(), x.width);
+        for (to, &row) in out.data.chunks_exact_mut(x.width.max(1)).zip(rows) {
+            to.copy_from_slice(&x.data[row * x.width..(row + 1) * x.width]);
+        }
+    }
+
+    fn norm(&mut self, x: &Buf, weight: &Vec<f32>, eps: f32, out: &mut Buf) {
+        out.shape(x.rows(), x.width);
+        elementwise::rms_norm(&mut self.cores, &x.data, weight, eps, &mut out.data);
+    }
+
+    fn add(&mut self, x: &mut Buf, y: &Buf) {
+        elementwise::add(&mut self.cores, &mut x.data, &y.data);
+    }
+
+    fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
+        self.experts.pump();
+        let rows = x.rows();
+        // One operand for each kind of weights, then all products in one go.
+        let operands = &mut self.scratch.operands;
+        let mut kinds = 0;
+        for m in matrices {
+            if !operands[..kinds].iter().any(|o| o.suits(&m.layout)) {
+                if operands.len() == kinds {
+                    operands.push(Operand::default());
+                }
+                operands[kinds].prepare(&mut self.cores, &m.layout, &x.data, x.width, rows);
+                kinds += 1;
+            }
+        }
+        let mut products = Vec::with_capacity(matrices.len());
+        for (m, out) in matrices.iter().zip(out.iter_mut()) {
+            out.shape(rows, m.layout.rows);
+            let Some(operand) = operands[..kinds].iter().find(|o| o.suits(&m.layout)) else { continue };
+            let matrix = self.stores.get(m);
+            products.push(Product { matrix, operand, out: &mut out.data, stride: m.layout.rows });
+        }
+        multiply(&mut self.cores, &mut products);
+    }
+
+    fn gate(&mut self, _: &FfnSpec, gate: &mut Buf, up: &Buf) {
+        // `check` lets no other activation through.
+        elementwise::silu_mul(&mut self.cores, &mut gate.data, &up.data);
+    }
+
+    fn cap(&mut self, x: &mut Buf, scale: f32, cap: Option<f32>) {
+        if scale != 1.0 {
+            x.data.iter_mut().for_each(|v| *v *= scale);
+        }
+        if let Some(cap) = cap {
+            x.data.iter_mut().for_each(|v| *v = (f64::from(cap) * tanh(f64::from(*v / cap))) as f32);
+        }
+    }
+
+    fn convolve(&mut self, spec: &ConvolutionSpec, base: &Vec<f32>, dynamic: &Buf, x: &Buf, out: &mut Buf) {
+        out.shape(x.rows(), x.width);
+        convolve(spec, base, dynamic, x, &mut out.data);
+    }
+
+    fn margins(&mut self, x: &Buf, out: &mut Buf) {
+        out.shape(x.rows(), 1);
+        elementwise::margins(&mut self.cores, &x.data, x.width, &mut out.data);
+    }
+
+    fn top_k(&mut self, x: &Buf, k: usize, out: &mut Routing) {
+        *out = Routing::default();
+        let mut best = Vec::new();
+        for row in x.data.chunks_exact(x.width.max(1)) {
+            elementwise::top_k(row, k, &mut best);
+            out.weights.extend(best.iter().map(|&i| row[i as usize]));
+            out.experts.append(&mut best);
+        }
+    }
+
+    fn attention(
+        &mut self,
+        spec: &AttentionSpec,
+        weights: &AttentionWeights<Vec<f32>>,
+        q: &Buf,
+        k: &Buf,
+        v: &Buf,
+        states: &mut [&mut CpuState],
+        out: &mut Buf,
+    ) {
+        self.experts.pump();
+        let (rows, width, kv_width) = (q.rows(), spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let head_stride = q.width / spec.heads;
+        self.prepare_heads(spec, spec.heads, head_stride, weights.q_norm.as_ref(), q, 0);
+        self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        let [queries, keys, gate] = &mut self.scratch.heads;
+        out.shape(rows, width);
+        let scale = spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt());
+        for (span, state) in self.spans.iter().zip(states.iter_mut()) {
+            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let at = |w: usize| span.start * w..(span.start + span.rows) * w;
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            let (scratch, queries) = (&mut self.scratch.attention, &queries[at(width)]);
+            let out = &mut out.data[at(width)];
+            if mask.causal && mask.window.is_none() {
+                attend(&mut self.cores, scratch, cache, queries, spec.heads, span.rows, scale, out);
+            } else {
+                let (ranges, end) = (&mut self.scratch.ranges, span.position + span.rows);
+                ranges.clear();
+                ranges.extend((span.position..end).map(|position| mask.range(position, end)));
+                out.fill(0.0);
+                attend_ranges(&mut self.cores, scratch, cache, queries, spec.heads, ranges, scale, out);
+            }
+        }
+        if spec.gated {
+            gate.clear();
+            for head in q.data.chunks_exact(head_stride) {
+                gate.extend_from_slice(&head[spec.head_dim..]);
+            }
+            elementwise::sigmoid_mul(&mut self.cores, &mut out.data, gate);
+        }
+    }
+
+    fn append(
+        &mut self,
+        spec: &AttentionSpec,
+        weights: &AttentionWeights<Vec<f32>>,
+        k: &Buf,
+        v: &Buf,
+        states: &mut [&mut CpuState],
+    ) {
+        let kv_width = spec.kv_heads * spec.head_dim;
+        self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        let keys = &self.scratch.heads[1];
+        for (span, state) in self.spans.iter().zip(states.iter_mut()) {
+            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let at = |w: usize| span.start * w..(span.start + span.rows) * w;
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.forget_before(mask.first_needed(span.position + span.rows));
+        }
+    }
+
+    fn gated_delta(
+        &mut self,
+        spec: &DeltaSpec,
+        weights: &DeltaWeights<Vec<f32>>,
+        inputs: [&Buf; 4],
+        states: &mut [&mut CpuState],
+        out: &mut Buf,
+    ) {
+        self.experts.pump();
+        let [u, z, b, a] = inputs;
+        let width = spec.value_heads * spec.value_dim;
+        out.shape(u.rows(), width);
+        let weights = delta_weights(spec, weights);
+        for (span, state) in self.spans.iter().zip(states.iter_mut()) {
+            let CpuState::Delta { state, shape } = &mut **state else { continue };
+            let at = |w: usize| span.start * w..(span.start + span.rows) * w;
+            let inputs = DeltaInputs {
+                u: &u.data[at(u.width)],
+                z: &z.data[at(width)],
+                b: &b.data[at(b.width)],
+                a: &a.data[at(a.width)],
+            };
+            let (out, scratch) = (&mut out.data[at(width)], &mut self.scratch.delta);
+            delta::gated_delta(&mut self.cores, shape, &weights, state, scratch, &inputs, span.rows, out);
+        }
+    }
+
+    fn rewind_delta(
+        &mut self,
+        spec: &DeltaSpec,
+        weights: &DeltaWeights<Vec<f32>>,
+        state: &mut CpuState,
+        keep: usize,
+    ) {
+        let CpuState::Delta { state, shape } = state else { return };
+        let (weights, scratch) = (delta_weights(spec, weights), &mut self.scratch.delta);
+        delta::rewind(&mut self.cores, shape, &weights, state, scratch, keep);
+    }
+
+    fn route(
+        &mut self,
+        spec: &RouterSpec,
+        x: &Buf,
+        router: &Matrix,
+        shared_gate: Option<&Matrix>,
+        out: &mut Routing,
+    ) {
+        let [mut scores, mut gates] = std::mem::take(&mut self.scratch.routes);
+        match shared_gate {
+            Some(gate) => self.linear(x, &[*router, *gate], &mut [&mut scores, &mut gates]),
+            None => self.linear(x, &[*router], &mut [&mut scores]),
+        }
+        let rows = x.rows();
+        out.experts.clear();
+        out.experts.resize(rows * spec.top_k, 0);
+        out.weights.clear();
+        out.weights.resize(rows * spec.top_k, 0.0);
+        let (experts, weights) = (&mut out.experts, &mut out.weights);
+        elementwise::route(&mut self.cores, &mut scores.data, scores.width, spec.normalise, experts, weights);
+        out.shared.clear();
+        if shared_gate.is_some() {
+            out.shared.resize(rows, 1.0);
+            elementwise::sigmoid_mul(&mut self.cores, &mut out.shared, &gates.data);
+        }
+        self.scratch.routes = [scores, gates];
+    }
+
+    fn experts(
+        &mut self,
+        layer: usize,
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix>>,
+        h: &mut Buf,
+    ) -> Result<(), ModelError> {
+        let started = Instant::now();
+        let ran = self.run_experts(layer, x, routing, shared, h);
+        self.readback.experts_took += started.elapsed();
+        ran
+    }
+
+    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+        let Scratch { all_rows, pairs, ffn, .. } = &mut self.scratch;
+        all_rows.clear();
+        all_rows.extend(0..x.rows() as u32);
+        pairs.resize(x.data.len(), 0.0);
+        let job = ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair: 0 };
+        expert_ffn(&mut self.cores, ffn, &x.data, &[job], pairs);
+        elementwise::add(&mut self.cores, &mut h.data, pairs);
+    }
+}
+
+/// See [`ConvolutionSpec`]: rows of a block, offsets ascending.
+fn convolve(spec: &ConvolutionSpec, base: &[f32], dynamic: &Buf, x: &Buf, out: &mut [f32]) {
+    let (n, groups) = (x.width, x.width / spec.group.max(1));
+    out.fill(0.0);
+    let rows = out.chunks_exact_mut(n.max(1)).zip(dynamic.data.chunks_exact(dynamic.width.max(1)));
+    for (i, (out, d)) in rows.enumerate() {
+        for offset in 0..spec.kernel.min(i + 1) {
+            let tap = spec.which * spec.kernel + offset;
+            let (Some(x), Some(base), Some(d)) = (
+                x.data.get((i - offset) * n..(i - offset + 1) * n),
+                base.get(tap * n..(tap + 1) * n),
+                d.get(tap * groups..(tap + 1) * groups),
+            ) else {
+                continue;
+            };
+            let channels = out.chunks_exact_mut(spec.group).zip(x.chunks_exact(spec.group));
+            for (((out, x), base), d) in channels.zip(base.chunks_exact(spec.group)).zip(d) {
+                for ((out, x), base) in out.iter_mut().zip(x).zip(base) {
+                    *out += (base + d) * x;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What a model needs of memory, before anything is allocated.
+
+use mach_checkpoint::{Checkpoint, ModelConfig};
+use mach_experts::{RecordLayout, Sidecar};
+use mach_kernels::attention::PAGE;
+use mach_models::device::{CheckpointLoader, MixerSpec, ModelSpec};
+use mach_models::{Activations, KvFormat, ModelError, StreamingSource, TurboQuant};
+
+use crate::device::delta_shape;
+use crate::load::{expert_bytes, slices};
+use crate::placement::CpuPlacement;
+use crate::{kv, order_of};
+
+/// Sizes that follow from a checkpoint and an activation path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights outside the experts.
+    pub resident_bytes: usize,
+    /// Weights of all experts, padding not counted.
+    pub expert_weight_bytes: u64,
+    /// One expert in memory.
+    pub slot_bytes: usize,
+    /// Routed experts of all layers.
+    pub experts: usize,
+    /// Experts that one token uses in all layers together.
+    pub working_set: usize,
+    /// Experts of one layer.
+    pub layer_experts: usize,
+}
+
+/// Measures a checkpoint. `source` is what experts would be streamed from; `None` if all are to be in memory.
+pub fn footprint(
+    checkpoint: &Checkpoint,
+    activations: Activations,
+    source: Option<StreamingSource>,
+) -> Result<Footprint, ModelError> {
+    let order = order_of(activations);
+    let placement = CpuPlacement::new(checkpoint.tensors(), order, 0);
+    let mut loader = CheckpointLoader::new(checkpoint, placement);
+    mach_models::place(&mut loader)?;
+    let config = checkpoint.config();
+    let sidecar = match source {
+        Some(StreamingSource::Sidecar) => Some(Sidecar::open(checkpoint)?),
+        None if checkpoint.resident_index().is_some() => Some(Sidecar::open(checkpoint)?),
+        _ => None,
+    };
+    let (expert_weight_bytes, slot_bytes) = match (source, &sidecar) {
+        (Some(StreamingSource::Bf16 | StreamingSource::Diagnostic), _) => {
+            let slices = slices(checkpoint, source.unwrap_or_default(), order)?;
+            (slices.weight_bytes(), slices.slot_bytes())
+        }
+        (_, Some(sidecar)) => {
+            let records = sidecar.manifest().layers.iter().map(|e| e.record());
+            let slots = records.map(|r| r.stride().max(r.in_order(order).stride()));
+            (expert_bytes(checkpoint, Some(sidecar), order)?, slots.max().unwrap_or(0))
+        }
+        _ => {
+            let mut most = 0;
+            for layer in (0..config.layers.len()).filter(|&l| config.moe_layers[l]) {
+                if let Some(first) = checkpoint.experts(layer)?.first() {
+                    most = most.max(RecordLayout::of(first, order)?.stride());
+                }
+            }
+            (expert_bytes(checkpoint, None, order)?, most)
+        }
+    };
+    let moe_layers = config.moe_layers.iter().filter(|&&m| m).count();
+    Ok(Footprint {
+        resident_bytes: loader.placement.bytes(),
+        expert_weight_bytes,
+        slot_bytes,
+        experts: moe_layers * config.moe.num_experts,
+        working_set: moe_layers * config.moe.top_k,
+        layer_experts: config.moe.num_experts,
+    })
+}
+
+impl Footprint {
+    /// Slots of an arena that keeps a drive busy while a step computes: about 256 MiB, at least what a few steps need, at
+    /// most two layers.
+    pub fn arena_slots(&self, depth: usize) -> usize {
+        const BYTES: usize = 256 << 20;
+        let fitting = BYTES / self.slot_bytes.max(1);
+        fitting.max(2 * depth.clamp(4, 16)).min((2 * self.layer_experts).max(8))
+    }
+}
+
+/// Bytes of state that a sequence of `tokens` tokens takes.
+pub fn state_bytes(
+    config: &ModelConfig,
+    activations: Activations,
+    turboquant_kv: Option<TurboQuant>,
+    tokens: usize,
+) -> usize {
+    state_bytes_of(&mach_models::spec(config), kv::format(activations, turboquant_kv), tokens)
+}
+
+/// As [`state_bytes`], of a model in numbers.
+pub(crate) fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) -> usize {
+    let pages = tokens.div_ceil(PAGE);
+    let bytes = spec.layers.iter().map(|layer| match &layer.mixer {
+        MixerSpec::GatedDelta(spec) => delta_shape(spec).state_bytes(),
+        MixerSpec::Attention(spec) => kv::shape(spec, format).page_bytes() * pages,
+    });
+    bytes.sum()
+}
+
+/// Bytes of working memory of passes over `rows` rows: activations, what experts read and write, logits of one row. The
+/// buffers are those of the CPU backend; each stays as large as its largest use.
+pub fn scratch_bytes(config: &ModelConfig, rows: usize, threads: usize) -> usize {
+    let (hidden, moe) = (config.hidden_size, &config.moe);
+    let heads = config.num_heads * config.head_dim;
+    let kv = config.num_kv_heads * config.head_dim;
+    let (delta_in, delta_out) = config.gdn.as_ref().map_or((0, 0), |g| {
+        let values = g.value_heads * g.value_dim;
+        (2 * g.key_heads * g.key_dim + values, values)
+    });
+    let gated = if config.gdn.is_some() { 2 } else { 1 };
+    let ranks = moe.top_k + usize::from(moe.shared_intermediate_size.is_some());
+    let width = moe.intermediate_size.max(moe.shared_intermediate_size.unwrap_or(0));
+    // Residual stream, normed input, output; the four projections; the mixer's output.
+    let activations =
+        3 * hidden + (gated * heads).max(delta_in) + kv.max(delta_out) + kv + heads.max(delta_out);
+    // Queries once more, where they are rotated.
+    let prepared = 3 * heads + kv + delta_in;
+    let pairs = ranks * (hidden + width);
+    // Activations quantized for the widest product, and each thread's gathered rows.
+    let widest = hidden.max(heads).max(delta_out);
+    let operands = 2 * widest + threads * (hidden + width);
+    let floats = rows * (activations + prepared + pairs + operands) + 4 * config.vocab_size;
+    4 * floats
+}

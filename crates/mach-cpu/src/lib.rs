@@ -1,0 +1,48 @@
+//! The CPU as a [`Device`](mach_models::device::Device): `mach-kernels` on compute threads, weights in memory, routed
+//! experts in memory or streamed from the drive while others compute.
+//!
+//! [`load`] makes a model of a checkpoint; [`footprint`] and [`state_bytes`] tell beforehand what it will need.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod device;
+mod experts;
+mod fill;
+mod footprint;
+mod kv;
+mod load;
+mod placement;
+mod quantize;
+mod state;
+
+use mach_models::{Activations, LoadOptions, TURBOQUANT_VERSION, TurboQuant};
+use mach_quant::Order;
+
+pub use device::{Buf, Cpu, Routing};
+pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
+pub use load::load;
+pub use placement::{CpuPlacement, Matrix};
+pub use state::CpuState;
+
+/// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
+pub const NUMERICS_VERSION: u32 = 1;
+
+/// Name of the arithmetic that a model is loaded for, as in `mach-1-int8` or `mach-1-int8-kv4v3.1`: with equal names, equal
+/// tokens lead to equal logits and states, bit for bit.
+pub fn numerics(options: &LoadOptions) -> String {
+    numerics_of(options.activations, options.turboquant_kv)
+}
+
+pub(crate) fn numerics_of(activations: Activations, turboquant_kv: Option<TurboQuant>) -> String {
+    let kv = turboquant_kv.map(|kv| format!("-{kv}.{TURBOQUANT_VERSION}")).unwrap_or_default();
+    format!("mach-{NUMERICS_VERSION}-{activations}{kv}")
+}
+
+/// Order of weights that meets an activation path.
+pub(crate) fn order_of(activations: Activations) -> Order {
+    match activations {
+        Activations::Int8 => Order::Tiles,
+        Activations::F32 => Order::Rows,
+    }
+}

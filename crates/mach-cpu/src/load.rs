@@ -1,0 +1,184 @@
+//! From a checkpoint to a model on this machine's CPU.
+
+use std::sync::Arc;
+
+use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_experts::{
+    Bank, BankError, BankOptions, ExpertFiles, RecordLayout, Sidecar, SlicePool, SliceSource, StreamingBank,
+};
+use mach_io::ReaderOptions;
+use mach_io::faults::Faults;
+use mach_kernels::{Cores, Isa};
+use mach_models::device::{CheckpointLoader, Device, Placement};
+use mach_models::{
+    Decoder, ExpertMode, LoadOptions, LoadProgress, Model, ModelError, StreamingOptions, StreamingSource,
+};
+use mach_quant::Order;
+
+use crate::device::Cpu;
+use crate::experts::Experts;
+use crate::{check, kv, order_of};
+
+fn bank_error(error: BankError) -> ModelError {
+    match error {
+        BankError::Checkpoint(e) => ModelError::Checkpoint(e),
+        BankError::Sidecar(e) => ModelError::Sidecar(e),
+        other => ModelError::Memory(other.to_string()),
+    }
+}
+
+/// Loads a checkpoint. What the kernels cannot run is refused before anything is read.
+pub fn load(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Model>, ModelError> {
+    let spec = mach_models::spec(checkpoint.config());
+    check::check(&spec)?;
+    kv::check(&spec, options.activations, options.turboquant_kv)?;
+    let isa = match &options.isa {
+        Some(name) => name.parse().map_err(ModelError::Unsupported)?,
+        None => Isa::best(),
+    };
+    let order = order_of(options.activations);
+    let cpu = Cpu::new(Cores::new(options.threads, isa), options.activations, options.turboquant_kv);
+    match &options.experts {
+        ExpertMode::Resident => resident(checkpoint, cpu, order, progress),
+        ExpertMode::Streaming(streaming) => {
+            // What cannot be streamed is found out before weights are read.
+            let bank = streaming_bank(checkpoint, streaming, order)?;
+            let bytes_total = weight_bytes(checkpoint, &cpu)?;
+            let mut decoder = Decoder::load(checkpoint, cpu, &mut |bytes_done| {
+                progress(LoadProgress { bytes_done, bytes_total });
+            })?;
+            decoder.device_mut().give_experts(Experts::Streaming(Box::new(bank)));
+            Ok(Box::new(decoder))
+        }
+    }
+}
+
+/// Weights, then all experts.
+fn resident(
+    checkpoint: &Checkpoint,
+    cpu: Cpu,
+    order: Order,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Model>, ModelError> {
+    // A converted checkpoint has its experts in the sidecar only.
+    let sidecar = match checkpoint.resident_index() {
+        Some(_) => Some(Sidecar::open(checkpoint)?),
+        None => None,
+    };
+    let threads = cpu.cores.threads();
+    let weights = weight_bytes(checkpoint, &cpu)?;
+    let bytes_total = weights + expert_bytes(checkpoint, sidecar.as_ref(), order)?;
+    let mut decoder = Decoder::load(checkpoint, cpu, &mut |bytes_done| {
+        progress(LoadProgress { bytes_done, bytes_total });
+    })?;
+    let mut done = |bytes| progress(LoadProgress { bytes_done: weights + bytes, bytes_total });
+    let bank = match sidecar {
+        Some(sidecar) => {
+            let mut reader = sidecar.reader(&ReaderOptions::default())?;
+            Bank::from_sidecar(&sidecar, order, &mut reader, &mut done)
+        }
+        None => Bank::resident(checkpoint, order, threads, &mut done),
+    };
+    decoder.device_mut().give_experts(Experts::Resident(bank.map_err(bank_error)?));
+    Ok(Box::new(decoder))
+}
+
+/// Bytes of the weights outside the experts.
+fn weight_bytes(checkpoint: &Checkpoint, cpu: &Cpu) -> Result<u64, CheckpointError> {
+    let mut loader = CheckpointLoader::new(checkpoint, cpu.placement(checkpoint.tensors()));
+    mach_models::place(&mut loader)?;
+    Ok(loader.placement.weight_bytes())
+}
+
+/// Threads that read slices of safetensors.
+const SLICE_THREADS: usize = 4;
+
+fn streaming_bank(
+    checkpoint: &Checkpoint,
+    options: &StreamingOptions,
+    order: Order,
+) -> Result<StreamingBank, ModelError> {
+    let files = match options.source {
+        StreamingSource::Sidecar => {
+            let sidecar = Sidecar::open(checkpoint)?;
+            let defaults = ReaderOptions::default();
+            let reader = sidecar.reader(&ReaderOptions {
+                submission: options.submission,
+                caching: options.caching,
+                depth: if options.depth == 0 { defaults.depth } else { options.depth },
+                registered: Vec::new(),
+            })?;
+            let reader = match &options.faults {
+                Some(Faults(plan)) => reader.with_faults(Arc::clone(plan)),
+                None => reader,
+            };
+            ExpertFiles::Records { sidecar, reader }
+        }
+        StreamingSource::Bf16 | StreamingSource::Diagnostic => {
+            let source = slices(checkpoint, options.source, order)?;
+            let pool =
+                SlicePool::new(source, SLICE_THREADS).map_err(|e| ModelError::Memory(e.to_string()))?;
+            ExpertFiles::Slices(pool)
+        }
+    };
+    let bank = StreamingBank::new(
+        files,
+        BankOptions {
+            bank_slots: options.bank_slots,
+            arena_slots: options.arena_slots,
+            top_k: checkpoint.config().moe.top_k,
+            order,
+            eviction: options.eviction,
+            probed_bandwidth: options.probed_bandwidth,
+        },
+    )?;
+    Ok(bank)
+}
+
+/// The experts inside the checkpoint's own tensors.
+pub(crate) fn slices(
+    checkpoint: &Checkpoint,
+    source: StreamingSource,
+    order: Order,
+) -> Result<SliceSource, ModelError> {
+    if checkpoint.resident_index().is_some() {
+        return Err(ModelError::Unsupported(format!(
+            "{}: written by `mach convert`: its experts are in the sidecar only, not in its safetensors",
+            checkpoint.dir().display()
+        )));
+    }
+    let slices = SliceSource::of(checkpoint, order)?;
+    if source == StreamingSource::Bf16 && !slices.is_bf16() {
+        return Err(ModelError::Unsupported(format!(
+            "{}: its experts are not plain bfloat16, which is what bf16_streaming is for",
+            checkpoint.dir().display()
+        )));
+    }
+    Ok(slices)
+}
+
+/// Bytes of all experts' weights: the sidecar's, or from the first record of each layer.
+pub(crate) fn expert_bytes(
+    checkpoint: &Checkpoint,
+    sidecar: Option<&Sidecar>,
+    order: Order,
+) -> Result<u64, CheckpointError> {
+    let mut total = 0;
+    if let Some(sidecar) = sidecar {
+        let experts = sidecar.manifest().num_experts as u64;
+        let records = sidecar.manifest().layers.iter().map(|e| e.record().in_order(order));
+        return Ok(records.map(|r| r.weight_bytes() as u64 * experts).sum());
+    }
+    for layer in (0..checkpoint.config().layers.len()).filter(|&l| checkpoint.config().moe_layers[l]) {
+        let experts = checkpoint.experts(layer)?;
+        if let Some(first) = experts.first() {
+            let record = RecordLayout::of(first, order)?;
+            total += (record.weight_bytes() * experts.len()) as u64;
+        }
+    }
+    Ok(total)
+}

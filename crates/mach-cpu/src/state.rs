@@ -1,0 +1,178 @@
+//! The state of a layer in the host's memory.
+
+use std::any::Any;
+use std::borrow::Cow;
+
+use mach_kernels::attention::{KvCache, KvShape};
+use mach_kernels::delta::{DeltaShape, DeltaState};
+use mach_models::ModelError;
+use mach_models::device::{LayerState, Mask, StateSink, StateSource};
+
+/// What one layer carries from token to token.
+#[derive(Debug, Clone)]
+pub enum CpuState {
+    /// Keys and values of softmax attention.
+    Attention {
+        /// Their pages.
+        cache: KvCache,
+        /// Which of them later queries may see.
+        mask: Mask,
+    },
+    /// Convolution rows and recurrent matrices of Gated DeltaNet.
+    Delta {
+        /// The state.
+        state: DeltaState,
+        /// Its sizes.
+        shape: DeltaShape,
+    },
+}
+
+impl CpuState {
+    /// No keys and values yet.
+    pub fn attention(shape: KvShape, mask: Mask) -> Self {
+        CpuState::Attention { cache: KvCache::new(shape), mask }
+    }
+
+    /// Zeros.
+    pub fn delta(shape: DeltaShape) -> Self {
+        CpuState::Delta { state: DeltaState::new(&shape), shape }
+    }
+}
+
+fn delta_bytes(state: &DeltaState) -> usize {
+    4 * (state.conv.len() + state.state.len())
+}
+
+impl LayerState for CpuState {
+    fn copy(&self) -> Box<dyn LayerState> {
+        Box::new(self.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            CpuState::Attention { cache, .. } => cache.bytes(),
+            CpuState::Delta { state, .. } => delta_bytes(state),
+        }
+    }
+
+    fn own_bytes(&self) -> usize {
+        match self {
+            CpuState::Attention { .. } => 0,
+            CpuState::Delta { state, .. } => delta_bytes(state),
+        }
+    }
+
+    fn pages(&self, tell: &mut dyn FnMut(usize, usize)) {
+        if let CpuState::Attention { cache, .. } = self {
+            cache.pages().for_each(|(page, bytes)| tell(page, bytes));
+        }
+    }
+
+    fn begin_block(&mut self) {
+        if let CpuState::Delta { state, .. } = self {
+            state.begin_block();
+        }
+    }
+
+    fn truncate(&mut self, position: usize) {
+        if let CpuState::Attention { cache, .. } = self {
+            cache.truncate(position);
+        }
+    }
+
+    fn copy_after(&mut self, rows: &[usize]) {
+        if let CpuState::Delta { state, .. } = self {
+            state.copy_after(rows);
+        }
+    }
+
+    fn take_copies(&mut self, positions: &[usize]) -> Vec<Box<dyn LayerState>> {
+        match self {
+            CpuState::Attention { cache, mask } => {
+                let copy = |&position| {
+                    let mut cache = cache.clone();
+                    cache.truncate(position);
+                    Box::new(CpuState::Attention { cache, mask: *mask }) as Box<dyn LayerState>
+                };
+                positions.iter().map(copy).collect()
+            }
+            CpuState::Delta { state, shape } => {
+                let shape = *shape;
+                let boxed = |state| Box::new(CpuState::Delta { state, shape }) as Box<dyn LayerState>;
+                state.take_copies().into_iter().map(boxed).collect()
+            }
+        }
+    }
+
+    fn cut(&self, position: usize) -> Option<Box<dyn LayerState>> {
+        match self {
+            CpuState::Attention { cache, mask } if cache.start() == 0 => {
+                let mut cache = cache.clone();
+                cache.truncate(position);
+                Some(Box::new(CpuState::Attention { cache, mask: *mask }))
+            }
+            _ => None,
+        }
+    }
+
+    fn can_be_cut(&self) -> bool {
+        matches!(self, CpuState::Attention { cache, .. } if cache.start() == 0)
+    }
+
+    fn recurrent(&self) -> Option<(Vec<f32>, Vec<f32>)> {
+        let CpuState::Delta { state, shape } = self else { return None };
+        let (channels, rows) = (shape.channels(), shape.taps - 1);
+        let conv = (0..channels * rows).map(|i| state.conv[i % rows * channels + i / rows]).collect();
+        Some((conv, state.matrices(shape)))
+    }
+
+    fn blank(&self, position: usize) -> Box<dyn LayerState> {
+        Box::new(match self {
+            CpuState::Attention { cache, mask } => {
+                let cache = KvCache::with_len(cache.shape(), mask.first_needed(position), position);
+                CpuState::Attention { cache, mask: *mask }
+            }
+            CpuState::Delta { .. } => self.clone(),
+        })
+    }
+
+    fn exported_bytes(&self) -> usize {
+        match self {
+            CpuState::Attention { cache, .. } => cache.sections().iter().map(|part| 4 * part.len()).sum(),
+            CpuState::Delta { state, .. } => delta_bytes(state),
+        }
+    }
+
+    fn export<'a>(&'a self, sink: StateSink<'_, 'a>) -> Result<(), ModelError> {
+        match self {
+            CpuState::Attention { cache, .. } => {
+                cache.sections().into_iter().for_each(|part| sink(Cow::Borrowed(bytemuck::cast_slice(part))));
+            }
+            CpuState::Delta { state, .. } => {
+                sink(Cow::Borrowed(bytemuck::cast_slice(&state.conv)));
+                sink(Cow::Borrowed(bytemuck::cast_slice(&state.state)));
+            }
+        }
+        Ok(())
+    }
+
+    fn import<'a>(&'a mut self, source: StateSource<'_, 'a>) {
+        match self {
+            CpuState::Attention { cache, .. } => {
+                cache.sections_mut().into_iter().for_each(|part| source(bytemuck::cast_slice_mut(part)));
+            }
+            CpuState::Delta { state, .. } => {
+                source(bytemuck::cast_slice_mut(&mut state.conv));
+                source(bytemuck::cast_slice_mut(&mut state.state));
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Copies, cuts and bytes of a state: whatever way it was brought back, the logits that follow are the same.
+
+mod common;
+
+use common::{all_logits, model};
+use mach_models::{Activations, LogitRows, Model, NoObserver, Segment, SequenceState};
+
+const CHECKPOINTS: [&str; 2] = ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit"];
+
+fn prompt(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * 7919 + 13) % 320).collect()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|v| v.to_bits()).collect()
+}
+
+fn run(model: &mut dyn Model, state: &mut SequenceState, tokens: &[u32]) {
+    let segment = Segment::prompt(state, tokens, LogitRows::None);
+    model.forward(&mut [segment], &mut NoObserver).expect("forward");
+}
+
+/// Logits of the next 20 tokens.
+fn after(model: &mut dyn Model, mut state: SequenceState, tokens: &[u32]) -> Vec<u32> {
+    let from = state.position();
+    bits(&all_logits(model, &mut state, &tokens[from..from + 20], 7))
+}
+
+#[test]
+fn copies_inside_a_pass_are_the_states_of_shorter_passes() {
+    let tokens = prompt(600);
+    for path in CHECKPOINTS {
+        for activations in [Activations::Int8, Activations::F32] {
+            let mut m = model(path, activations, 2, None);
+            let mut state = m.new_state();
+            run(&mut *m, &mut state, &tokens[..3]);
+            // 3 and 700 lie outside the pass.
+            state.copy_at(&[3, 4, 255, 256, 300, 580, 700]);
+            run(&mut *m, &mut state, &tokens[3..580]);
+            let copies = state.take_copies();
+            let positions: Vec<_> = copies.iter().map(SequenceState::position).collect();
+            assert_eq!(positions, [4, 255, 256, 300, 580]);
+            assert!(state.take_copies().is_empty());
+            // The sequence goes on and must not write into its copies.
+            run(&mut *m, &mut state, &tokens[580..]);
+            for copy in copies {
+                let mut fresh = m.new_state();
+                run(&mut *m, &mut fresh, &tokens[..copy.position()]);
+                assert_eq!(fresh.export().unwrap(), copy.export().unwrap(), "{path} at {}", copy.position());
+                assert_eq!(after(&mut *m, copy, &tokens), after(&mut *m, fresh, &tokens));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_comes_back_from_its_bytes() {
+    let tokens = prompt(330);
+    for path in CHECKPOINTS {
+        let mut m = model(path, Activations::Int8, 1, None);
+        for position in [1, 256, 300] {
+            let mut state = m.new_state();
+            run(&mut *m, &mut state, &tokens[..position]);
+            let mut restored = m.new_state().blank(position);
+            let bytes: Vec<Vec<u8>> =
+                state.export().unwrap().into_iter().map(|piece| piece.into_owned()).collect();
+            let mut targets = restored.import();
+            assert_eq!(targets.len(), bytes.len());
+            for (target, bytes) in targets.iter_mut().zip(&bytes) {
+                target.copy_from_slice(bytes);
+            }
+            restored.imported().unwrap();
+            assert_eq!(
+                after(&mut *m, restored, &tokens),
+                after(&mut *m, state, &tokens),
+                "{path} {position}"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_attention_can_be_cut() {
+    let tokens = prompt(400);
+    let mut m = model("fixtures/qwen3_moe/mlx-4bit", Activations::Int8, 1, None);
+    let mut state = m.new_state();
+    run(&mut *m, &mut state, &tokens);
+    assert!(state.can_be_cut() && state.cut(401).is_none());
+    for position in [1, 256, 380] {
+        let mut fresh = m.new_state();
+        run(&mut *m, &mut fresh, &tokens[..position]);
+        let cut = state.cut(position).expect("a cut");
+        assert_eq!(after(&mut *m, cut, &tokens), after(&mut *m, fresh, &tokens));
+    }
+    let mut m = model("fixtures/qwen3_5_moe/mlx-4bit", Activations::Int8, 1, None);
+    let mut state = m.new_state();
+    run(&mut *m, &mut state, &tokens);
+    assert!(!state.can_be_cut() && state.cut(399).is_none() && state.cut(400).is_some());
+}

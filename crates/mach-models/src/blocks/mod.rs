@@ -1,0 +1,45 @@
+//! The blocks that families are put together from.
+
+mod attention;
+mod feed_forward;
+mod gated_delta;
+mod layer;
+
+pub(crate) use attention::Attention;
+pub(crate) use feed_forward::FeedForward;
+pub(crate) use gated_delta::GatedDelta;
+pub(crate) use layer::{Layer, Mixer};
+
+use crate::device::Device;
+
+/// Buffers that a forward pass reuses.
+#[derive(Debug)]
+pub(crate) struct Workspace<D: Device> {
+    /// Residual stream.
+    pub(crate) h: D::Buf,
+    /// Normed input of a block.
+    pub(crate) x: D::Buf,
+    /// Output of a block.
+    pub(crate) y: D::Buf,
+    /// Projections.
+    pub(crate) p: [D::Buf; 4],
+    /// What the mixer hands to its output projection.
+    pub(crate) mixed: D::Buf,
+    /// Logits on their way out; by itself, for it is large.
+    pub(crate) logits: D::Buf,
+    pub(crate) routing: D::Routing,
+}
+
+impl<D: Device> Default for Workspace<D> {
+    fn default() -> Self {
+        Workspace {
+            h: D::Buf::default(),
+            x: D::Buf::default(),
+            y: D::Buf::default(),
+            p: Default::default(),
+            mixed: D::Buf::default(),
+            logits: D::Buf::default(),
+            routing: D::Routing::default(),
+        }
+    }
+}

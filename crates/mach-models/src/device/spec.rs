@@ -1,0 +1,256 @@
+//! What is computed, in numbers: a family describes its layers with these, and a device says from them, before anything
+//! is loaded, whether it can run the model.
+
+/// How pairs of elements are chosen and how fast each turns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeKind {
+    /// Element `i` pairs with `i + rotary_dim / 2`; frequency `theta^(-2 i / rotary_dim)`.
+    Half,
+    /// Element `2 i` pairs with `2 i + 1`.
+    Interleaved,
+    /// As `Half`, low frequencies divided by `factor` (Peng et al., "YaRN", 2023).
+    Yarn {
+        /// By how much the context is stretched.
+        factor: f64,
+        /// Positions that the model was made for at first.
+        original: usize,
+        /// Rotations over those positions above which a frequency stays as it is.
+        beta_fast: f64,
+        /// Rotations below which it is divided in full.
+        beta_slow: f64,
+    },
+    /// As `Half` over the whole head, but only the leading `rotary_dim` of the frequencies turn.
+    Proportional,
+}
+
+/// Rotary embedding of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Leading elements of a head that are rotated.
+    pub rotary_dim: usize,
+    /// Pairs and frequencies.
+    pub kind: RopeKind,
+}
+
+/// Which keys a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mask {
+    /// Only keys nearer than this many positions.
+    pub window: Option<usize>,
+    /// Only keys up to the query's own position; without it, all rows of the pass.
+    pub causal: bool,
+}
+
+impl Mask {
+    /// Every key up to the query's own position.
+    pub const CAUSAL: Mask = Mask { window: None, causal: true };
+
+    /// The first position that a query right behind `len` positions may see.
+    pub fn first_needed(&self, len: usize) -> usize {
+        self.window.map_or(0, |window| (len + 1).saturating_sub(window))
+    }
+
+    /// Positions `(first, end)` that a query at `position` sees of `0..end`.
+    ///
+    /// ```
+    /// use mach_models::device::Mask;
+    /// let sliding = Mask { window: Some(4), causal: true };
+    /// assert_eq!(sliding.range(10, 13), (7, 11));
+    /// assert_eq!(Mask { causal: false, ..sliding }.range(10, 13), (7, 13));
+    /// ```
+    pub fn range(&self, position: usize, end: usize) -> (usize, usize) {
+        let window = self.window.unwrap_or(usize::MAX);
+        let first = (position + 1).saturating_sub(window);
+        let last = if self.causal { position + 1 } else { position.saturating_add(window).min(end) };
+        (first, last)
+    }
+}
+
+/// Softmax attention over cached keys and values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; query head `h` reads key/value head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rotary embedding.
+    pub rope: RopeSpec,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// Whether the query projection holds, after each head's query, a gate for its output.
+    pub gated: bool,
+    /// Epsilon of the RMS norms of queries and keys, if they are normed.
+    pub qk_norm: Option<f32>,
+    /// Multiplies scores; `head_dim^(-1/2)` if not given.
+    pub scale: Option<f32>,
+    /// Caps scores: `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Whether each query head has a learned score that takes part in the softmax and has no value.
+    pub sinks: bool,
+    /// Whether the four projections have biases.
+    pub bias: bool,
+    /// Whether values are the keys before their norm and rotation, so that there is no value projection.
+    pub k_as_v: bool,
+    /// Whether keys and values are kept as the activations ask even where a device was told to quantize them.
+    pub plain_cache: bool,
+}
+
+/// Gated DeltaNet (Yang et al., "Gated Delta Networks", 2024).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DeltaSpec {
+    /// Query/key heads.
+    pub key_heads: usize,
+    /// Value heads, a multiple of `key_heads`.
+    pub value_heads: usize,
+    /// Width of a query/key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+    /// Taps of the causal convolution.
+    pub taps: usize,
+    /// Epsilon of the gated norm.
+    pub eps: f32,
+}
+
+impl DeltaSpec {
+    /// Channels of the convolution: queries, keys, values.
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    }
+}
+
+/// From a router's logits to scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoreFunction {
+    /// Over all experts.
+    Softmax,
+    /// Over the chosen ones.
+    SoftmaxOfChosen,
+    /// Of each by itself.
+    Sigmoid,
+    /// `sqrt(softplus(x))` of each by itself.
+    SqrtSoftplus,
+}
+
+/// How rows choose experts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterSpec {
+    /// Routed experts.
+    pub experts: usize,
+    /// Experts of a row.
+    pub top_k: usize,
+    /// From logits to scores.
+    pub score: ScoreFunction,
+    /// Whether a learned bias is added to what is chosen by, and not to the weights.
+    pub bias: bool,
+    /// Whether the chosen weights are divided by their sum.
+    pub normalise: bool,
+    /// Multiplies the weights in the end.
+    pub scale: f32,
+    /// Whether experts follow from the token's id alone, by a table.
+    pub hashed: bool,
+}
+
+/// How gate and up are combined.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GateFunction {
+    /// `silu(gate) * up`.
+    Silu,
+    /// `gelu_tanh(gate) * up`.
+    GeluTanh,
+    /// `gate * sigmoid(alpha * gate) * (up + 1)`.
+    SigmoidPlusOne {
+        /// Slope of the sigmoid.
+        alpha: f32,
+    },
+}
+
+/// A gated network `down (act(gate x) * up x)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FfnSpec {
+    /// Rows of gate and up.
+    pub width: usize,
+    /// How they are combined.
+    pub gate: GateFunction,
+    /// Bounds gate from above and up from both sides before that.
+    pub clamp: Option<f32>,
+    /// Whether the three projections have biases.
+    pub bias: bool,
+}
+
+impl FfnSpec {
+    /// SwiGLU without biases.
+    pub fn swiglu(width: usize) -> Self {
+        FfnSpec { width, gate: GateFunction::Silu, clamp: None, bias: false }
+    }
+}
+
+/// What mixes tokens in a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MixerSpec {
+    /// Softmax attention.
+    Attention(AttentionSpec),
+    /// Gated DeltaNet.
+    GatedDelta(DeltaSpec),
+}
+
+/// What works on each token by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FeedForwardSpec {
+    /// One network for all tokens.
+    Dense(FfnSpec),
+    /// Routed experts.
+    Moe {
+        /// How they are chosen.
+        router: RouterSpec,
+        /// Each of them.
+        expert: FfnSpec,
+        /// The expert that every token shares, times the sigmoid of a gate.
+        shared: Option<FfnSpec>,
+    },
+}
+
+/// One layer; layers of a model may differ in every size but the hidden one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSpec {
+    /// Mixes tokens.
+    pub mixer: MixerSpec,
+    /// Works on each token.
+    pub feed_forward: FeedForwardSpec,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Rows of embedding and head.
+    pub vocab: usize,
+    /// Epsilon of the norms between blocks.
+    pub eps: f32,
+    /// Multiplies embeddings.
+    pub embedding_scale: f32,
+    /// Caps logits: `cap * tanh(logit / cap)`.
+    pub softcap: Option<f32>,
+    /// The layers.
+    pub layers: Vec<LayerSpec>,
+}
+
+impl ModelSpec {
+    /// Whether the layer at `index` has routed experts.
+    pub fn is_moe(&self, index: usize) -> bool {
+        self.router(index).is_some()
+    }
+
+    /// The router of the layer at `index`, if it has one.
+    pub fn router(&self, index: usize) -> Option<&RouterSpec> {
+        match &self.layers.get(index)?.feed_forward {
+            FeedForwardSpec::Moe { router, .. } => Some(router),
+            FeedForwardSpec::Dense(_) => None,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! DFlash: a block-diffusion draft. A small transformer that fills a block of masked positions in one pass, from features
+//! taken inside the target (Chen et al., "DFlash: Block Diffusion for Flash Speculative Decoding", 2026), first and
+//! second generation.
+//!
+//! The draft has no embedding and no head: it borrows the target's, and runs on its device. What it draws from the target's
+//! features depends on nothing but the position, so it is projected once and kept as keys and values of the context: a
+//! [`SequenceState`] of the draft's layers, whose position is the number of positions taken in.
+
+mod config;
+mod error;
+mod forward;
+mod selector;
+mod weights;
+
+use std::sync::Arc;
+
+pub use config::{DraftConfig, SecondConfig};
+pub use error::DraftError;
+pub use forward::DraftRows;
+pub use selector::Selector;
+pub(crate) use weights::DraftWeights;
+
+use crate::{Logits, SequenceState};
+
+/// How to load a draft.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DraftOptions {
+    /// Quantize unquantized matrices to 4 or 8 bits, in groups of 64.
+    pub quantize_bits: Option<u8>,
+}
+
+/// What is known of a draft that a model has loaded; shared by all sequences. The weights are the model's.
+#[derive(Debug)]
+pub struct DFlash {
+    pub(crate) config: DraftConfig,
+    pub(crate) empty: SequenceState,
+    pub(crate) selector: Option<Arc<Selector>>,
+    pub(crate) weight_bytes: usize,
+}
+
+impl DFlash {
+    /// Its settings.
+    pub fn config(&self) -> &DraftConfig {
+        &self.config
+    }
+
+    /// Bytes of its matrices.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// How tokens are chosen from its rows, if it is of the second generation.
+    pub fn selector(&self) -> Option<&Selector> {
+        self.selector.as_deref()
+    }
+
+    /// The context of a sequence of which nothing was taken in.
+    pub fn new_context(&self) -> SequenceState {
+        self.empty.clone()
+    }
+
+    /// A context of `len` positions to be imported into.
+    pub fn blank_context(&self, len: usize) -> SequenceState {
+        self.empty.blank(len)
+    }
+}
+
+/// Runs a loaded draft on the target's device.
+pub trait DraftHost {
+    /// Takes in the features `[rows, taps, hidden]` of the positions that follow the context.
+    fn extend(&mut self, context: &mut SequenceState, features: &[f32]) -> Result<(), DraftError>;
+    /// One pass over a block of `rows` rows: the anchor, then masks. Its position is that behind the context, which stays
+    /// as it is.
+    fn block(
+        &mut self,
+        context: &mut SequenceState,
+        anchor: u32,
+        rows: usize,
+    ) -> Result<DraftRows, DraftError>;
+    /// Takes back logits that are done with.
+    fn return_logits(&mut self, logits: Logits);
+}

@@ -1,0 +1,43 @@
+//! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
+//! the registry of [`mach_checkpoint`].
+
+mod qwen3_5_moe;
+mod qwen3_moe;
+
+use mach_checkpoint::{CheckpointError, Family, ModelConfig};
+
+use crate::blocks::Layer;
+use crate::device::{Loader, ModelSpec};
+
+/// A family's weights.
+#[derive(Debug)]
+pub(crate) struct Parts<M, V> {
+    pub(crate) embedding: M,
+    pub(crate) layers: Vec<Layer<M, V>>,
+    pub(crate) final_norm: V,
+    pub(crate) head: M,
+}
+
+/// The layers of a model in numbers.
+pub fn spec(config: &ModelConfig) -> ModelSpec {
+    match config.family {
+        Family::Qwen3Moe => qwen3_moe::spec(config),
+        Family::Qwen3_5Moe => qwen3_5_moe::spec(config),
+    }
+}
+
+/// Asks `from` for every weight beside the experts.
+pub(crate) fn load<L: Loader>(
+    from: &mut L,
+    spec: &ModelSpec,
+) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
+    match from.config().family {
+        Family::Qwen3Moe | Family::Qwen3_5Moe => qwen3_moe::load(from, spec),
+    }
+}
+
+/// Gives every weight of a checkpoint, experts aside, its place: to learn what they need.
+pub fn place<L: Loader>(from: &mut L) -> Result<(), CheckpointError> {
+    let spec = spec(from.config());
+    load(from, &spec).map(drop)
+}
