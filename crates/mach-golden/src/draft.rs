@@ -105,7 +105,8 @@ pub(crate) fn check(
     let mut acceptance = Acceptance::default();
     for trace in traces.iter().flat_map(|t| &t.cases) {
         let name = format!("{name} `{}`", trace.name);
-        let produced = check_trace(&draft, trace, &name, stored, model, tell).with_context(|| name.clone())?;
+        let produced =
+            check_trace(&draft, trace, &name, stored, model, tell).with_context(|| name.clone())?;
         acceptance.add(&trace.produced_per_cycle, &produced);
     }
     if stored && acceptance.tokens > 0 {
@@ -141,8 +142,7 @@ impl Acceptance {
     fn check(&self, name: &str) -> Check {
         let lost = self.cycles as f32 / self.expected_cycles.max(1) as f32 - 1.0;
         let per = |cycles: usize| self.tokens as f32 / cycles.max(1) as f32;
-        let detail =
-            format!("{:.3} tokens a cycle for {:.3}", per(self.cycles), per(self.expected_cycles));
+        let detail = format!("{:.3} tokens a cycle for {:.3}", per(self.cycles), per(self.expected_cycles));
         Check::compared(name.to_owned(), lost.max(0.0), Self::TOLERANCE, detail)
     }
 }
