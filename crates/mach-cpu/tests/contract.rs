@@ -320,3 +320,30 @@ fn a_foreign_state_is_refused() {
     let error = model.forward(&mut [segment], &mut Seen::default()).unwrap_err();
     assert!(matches!(error, ModelError::ForeignState { layer: 0 }), "{error}");
 }
+
+/// A router's choice whose expert is not in memory is an error, never a sum without it.
+#[test]
+fn an_expert_that_is_not_there_fails_the_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = project("fixtures/qwen3_moe/mlx-4bit");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let config = dir.path().join("config.json");
+    let fewer = |text: &str| {
+        let mut config: serde_json::Value = serde_json::from_str(text).unwrap();
+        let layers = config["num_hidden_layers"].as_u64().unwrap();
+        // The last layer is dense in this file's eyes: its experts are not loaded.
+        config["mlp_only_layers"] = serde_json::json!([layers - 1]);
+        config.to_string()
+    };
+    std::fs::write(&config, fewer(&std::fs::read_to_string(&config).unwrap())).unwrap();
+    let whole = Checkpoint::open(&source).unwrap();
+    let mut model = Decoder::load(&whole, Halting::new([]), &mut |_| ()).unwrap();
+    let partial = Checkpoint::open(dir.path()).unwrap();
+    model.device_mut().cpu.load_experts(&partial, &ExpertMode::Resident).unwrap();
+    let mut state = model.new_state();
+    let segment = Segment::prompt(&mut state, &[1, 2, 3], LogitRows::Last);
+    let error = model.forward(&mut [segment], &mut Seen::default()).unwrap_err().to_string();
+    assert!(error.contains("is not in memory"), "{error}");
+}
