@@ -3,14 +3,12 @@
 //! [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
 //! receive [`Event`]s; dropping the receiver cancels the request before the next step.
 
-mod admission;
 mod engine;
 pub mod grammar;
 mod metrics;
 mod prefix;
 mod queue;
 mod request;
-mod room;
 pub mod sampling;
 mod scheduler;
 mod sequence;

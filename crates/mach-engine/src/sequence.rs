@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::grammar::{Guide, Lost};
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
+use crate::scheduler::Active;
 use crate::text::TextStream;
 use crate::{
     EngineError, EngineMetrics, Event, FinishReason, GenerateRequest, RequestStats, TextTokenizer,
@@ -146,6 +147,27 @@ impl Sequence {
             guided_tokens: self.guide.as_ref().map_or(0, |guide| guide.tokens),
             guide_time: self.guide.as_ref().map_or(Duration::ZERO, |guide| guide.took),
             ..self.stats
+        }
+    }
+
+    /// What the plan needs to know of it.
+    pub(crate) fn planned(&self) -> Active {
+        Active {
+            request: self.request,
+            choice: self.choice,
+            tokens: self.tokens.len(),
+            unseen: self.tokens.len().saturating_sub(self.state.position()),
+            limit: self.limit,
+            decoding: self.decoding(),
+            warm: self.reuse.warm,
+            suspect: self.suspect,
+        }
+    }
+
+    /// Shows a draft what the model made of tokens that are there to stay.
+    pub(crate) fn observe(&mut self, model: &mut dyn Model, features: &[f32]) {
+        if !self.speculator.taps().is_empty() {
+            self.speculator.observe(model, features);
         }
     }
 

@@ -1,12 +1,20 @@
-//! Which proposers a sequence gets.
+//! Which proposers a sequence gets, and a cycle of one that decodes alone: propose, verify in one pass, keep what the sequence
+//! itself chose.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use mach_models::Model;
-use mach_specdec::policy::{Blocks, DEFAULT_BLOCK, Experience, GuardSpec, PolicySpec};
-use mach_specdec::{CopyProposer, Draft, LabelProposer, Lane, Proposer, Speculator};
+use mach_models::{Model, SequenceState};
+use mach_specdec::policy::{Blocks, Cycle, DEFAULT_BLOCK, Experience, GuardSpec, PolicySpec};
+use mach_specdec::{
+    Choice, CopyProposer, Draft, LabelProposer, Lane, Proposal, Proposer, Speculator, Taps, VerifyError,
+    verify,
+};
+use tracing::warn;
 
-use crate::{GenerateRequest, Preset};
+use crate::scheduler::from_model;
+use crate::sequence::Sequence;
+use crate::{EngineError, EngineStats, GenerateRequest, Preset, TextTokenizer};
 
 /// Settings of speculation.
 #[derive(Debug, Clone)]
@@ -32,25 +40,21 @@ impl Speculation {
     }
 }
 
-/// What the sequences of an engine share.
+/// Makes the proposers of sequences; what they have learned of blocks is shared.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Proposers {
     settings: Speculation,
     experience: Arc<Mutex<Experience>>,
 }
 
-impl Shared {
+impl Proposers {
     pub(crate) fn new(settings: Speculation) -> Self {
-        Shared { settings, experience: Arc::default() }
+        Proposers { settings, experience: Arc::default() }
     }
 
     /// Target layers that the draft wants to see.
     pub(crate) fn taps(&self) -> &[usize] {
         self.settings.draft.as_ref().map_or(&[], |draft| draft.taps())
-    }
-
-    pub(crate) fn undo_bytes(&self, model: &dyn Model) -> usize {
-        self.settings.undo_bytes(model)
     }
 
     /// The proposers of one choice: the preset's first, for it is silent unless it has something to go by. Choices that start
@@ -83,5 +87,62 @@ impl Shared {
             lanes.push(lane(Arc::clone(draft).proposer(), most));
         }
         Speculator::new(lanes)
+    }
+}
+
+/// What a cycle brought.
+pub(crate) struct Cycled {
+    /// The last token was chosen.
+    pub(crate) finished: bool,
+    /// Tokens chosen.
+    pub(crate) emitted: usize,
+    proposal: Proposal,
+    cycle: Cycle,
+    took: Duration,
+}
+
+/// One pass over a sequence with whatever is proposed for it. `shown` says whether the draft is shown a sequence that ends,
+/// because its state is kept. After an error the sequence's state is unusable.
+pub(crate) fn cycle(
+    model: &mut dyn Model,
+    sequence: &mut Sequence,
+    taps: &mut Taps,
+    tokenizer: &TextTokenizer,
+    shown: bool,
+) -> Result<Option<Cycled>, EngineError> {
+    let Some(&anchor) = sequence.tokens.last() else { return Ok(None) };
+    let started = Instant::now();
+    let proposal = sequence.propose(model);
+    let verifying = Instant::now();
+    let mut state = std::mem::replace(&mut sequence.state, SequenceState::without_layers());
+    let mut choose = |row: &mut [f32]| {
+        let last = sequence.advance(row, tokenizer)?;
+        Ok(Choice { token: sequence.tokens.last().copied().unwrap_or_default(), last })
+    };
+    let verified = verify(model, &mut state, anchor, &proposal.tokens, taps, &mut choose);
+    let verified = verified.map_err(|error| match error {
+        VerifyError::Model(error) => from_model(error),
+        VerifyError::Choose(error) => error,
+    })?;
+    let verify_time = verifying.elapsed();
+    sequence.state = state;
+    if !verified.finished || shown {
+        sequence.observe(model, taps.rows(0..verified.emitted));
+    }
+    let cycle = sequence.speculator.record(&proposal, &verified, verify_time);
+    sequence.stats.record(&cycle);
+    if let Some(reason) = sequence.speculator.take_failure() {
+        warn!(reason, "a proposer is given up for this request");
+    }
+    let (finished, emitted) = (verified.finished, verified.emitted);
+    Ok(Some(Cycled { finished, emitted, proposal, cycle, took: started.elapsed() }))
+}
+
+impl Cycled {
+    /// Counts it.
+    pub(crate) fn count(&self, stats: &mut EngineStats) {
+        let Proposal { proposer, low, held, .. } = &self.proposal;
+        stats.specdec.record(*proposer, *low, *held, &self.cycle);
+        stats.decoded(self.emitted, self.took);
     }
 }

@@ -58,6 +58,12 @@ pub struct RequestStats {
 }
 
 impl EngineStats {
+    /// Counts a decode pass.
+    pub(crate) fn decoded(&mut self, tokens: usize, took: Duration) {
+        self.decode_tokens += tokens as u64;
+        self.decode_time += took;
+    }
+
     /// Counts a choice that has ended.
     pub(crate) fn ended(&mut self, choice: RequestStats) {
         self.finished += 1;
