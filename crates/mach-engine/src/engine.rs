@@ -15,7 +15,7 @@ use crate::queue::{Job, Queue};
 use crate::scheduler::{Commons, Scheduler};
 use crate::{
     DecodeMode, EngineError, EngineMetrics, EngineStats, Event, Events, FinishReason, GenerateRequest,
-    Speculation, Started, TextTokenizer, Timings,
+    Generator, GeneratorFacts, Speculation, Started, TextTokenizer, Timings,
 };
 
 /// Settings of the engine.
@@ -150,21 +150,6 @@ impl Engine {
         })
     }
 
-    /// Checks a request and puts it in the queue.
-    pub fn submit(&self, request: GenerateRequest) -> Result<Events, EngineError> {
-        self.submit_job(request, None)
-    }
-
-    /// As [`submit`](Self::submit); the second value resolves when the request leaves the queue, to an error if it never
-    /// does.
-    pub fn submit_and_tell(
-        &self,
-        request: GenerateRequest,
-    ) -> Result<(Events, oneshot::Receiver<Started>), EngineError> {
-        let (sender, started) = oneshot::channel();
-        Ok((self.submit_job(request, Some(sender))?, started))
-    }
-
     fn submit_job(
         &self,
         request: GenerateRequest,
@@ -218,65 +203,68 @@ impl Engine {
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }
+}
 
-    /// Counters and histograms.
-    pub fn metrics(&self) -> &EngineMetrics {
-        &self.commons.metrics
+impl Generator for Engine {
+    fn submit_and_tell(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<(Events, oneshot::Receiver<Started>), EngineError> {
+        let (sender, started) = oneshot::channel();
+        Ok((self.submit_job(request, Some(sender))?, started))
     }
 
-    /// The tokenizer.
-    pub fn tokenizer(&self) -> &Arc<TextTokenizer> {
+    fn facts(&self) -> GeneratorFacts {
+        GeneratorFacts {
+            context: self.context,
+            vocab: self.vocab,
+            kv: self.kv,
+            continuous_batching: self.config.continuous_batching,
+        }
+    }
+
+    fn tokenizer(&self) -> &Arc<TextTokenizer> {
         &self.tokenizer
     }
 
-    /// Requests in the queue.
-    pub fn waiting(&self) -> usize {
+    fn waiting(&self) -> usize {
         self.commons.queue.waiting()
     }
 
-    /// Whether something is being generated.
-    pub fn busy(&self) -> bool {
+    fn busy(&self) -> bool {
         self.commons.queue.busy()
     }
 
-    /// What streaming experts from the drive does; `None` if all are in memory.
-    pub fn streaming(&self) -> Option<Arc<StreamingSummary>> {
-        self.streaming.as_ref().map(|stats| stats.snapshot())
-    }
-
-    /// How keys and values are kept; `None` if the model keeps none.
-    pub fn kv(&self) -> Option<KvFormat> {
-        self.kv
-    }
-
-    /// What was done since the start.
-    pub fn stats(&self) -> EngineStats {
-        self.commons.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The prefix cache.
-    pub fn prefix(&self) -> Option<&Arc<PrefixCache>> {
-        self.prefix.as_ref()
-    }
-
-    /// Whether the engine thread lives.
-    pub fn running(&self) -> bool {
+    fn running(&self) -> bool {
         self.running.load(Ordering::Acquire)
     }
 
-    /// Takes no more requests; those accepted are finished.
-    pub fn close(&self) {
+    fn stats(&self) -> EngineStats {
+        self.commons.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn metrics(&self) -> &EngineMetrics {
+        &self.commons.metrics
+    }
+
+    fn streaming(&self) -> Option<Arc<StreamingSummary>> {
+        self.streaming.as_ref().map(|stats| stats.snapshot())
+    }
+
+    fn prefix(&self) -> Option<&Arc<PrefixCache>> {
+        self.prefix.as_ref()
+    }
+
+    fn close(&self) {
         self.commons.queue.close();
     }
 
-    /// Fails everything that waits or runs.
-    pub fn abort(&self) {
+    fn abort(&self) {
         self.commons.queue.abort();
     }
 
-    /// Waits for the thread to end, after [`close`](Self::close) or [`abort`](Self::abort).
-    pub fn join(&self) {
-        let thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic of the thread itself has been reported by the panic hook.
             let _ = thread.join();

@@ -1,9 +1,10 @@
 //! Sessions, the generation loop and sampling.
 //!
-//! [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
+//! [`Generator`] is what a server uses; [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
 //! receive [`Event`]s; dropping the receiver cancels the request before the next step.
 
 mod engine;
+mod generator;
 pub mod grammar;
 mod metrics;
 mod prefix;
@@ -18,6 +19,7 @@ mod text;
 mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
+pub use generator::{Generator, GeneratorFacts};
 pub use mach_models::KvFormat;
 pub use metrics::EngineMetrics;
 pub use request::{

@@ -11,7 +11,7 @@ use mach_checkpoint::Checkpoint;
 use mach_cpu::load;
 use mach_engine::{
     CacheHints, DecodeMode, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
-    OutputControl, Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
+    Generator as _, OutputControl, Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
 use mach_prefix::PrefixConfig;

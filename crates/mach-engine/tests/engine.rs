@@ -9,7 +9,7 @@ use std::time::Duration;
 use double::Double;
 use mach_engine::{
     CacheHints, Engine, EngineConfig, EngineError, Event, Events, FinishReason, GenerateRequest,
-    OutputControl, Preset, SamplingParams, StartError, TextTokenizer, TokenLogprob,
+    Generator as _, OutputControl, Preset, SamplingParams, StartError, TextTokenizer, TokenLogprob,
 };
 
 const VOCAB: usize = 16384;

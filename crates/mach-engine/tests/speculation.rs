@@ -8,8 +8,8 @@ use double::Double;
 use mach_checkpoint::Checkpoint;
 use mach_cpu::load;
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, OutputControl, Preset,
-    SamplingParams, Speculation, TextTokenizer, TokenLogprob,
+    CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generator as _, OutputControl,
+    Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
 use mach_specdec::policy::{GuardSpec, PolicySpec};

@@ -89,8 +89,8 @@ pub fn capabilities(model: &ChatModel) -> Value {
             "decode_path": decoding.path.to_string(),
             "effective_decode_path": decoding.gate.effective.to_string(),
             "effective_decode_path_reason": decoding.gate.reason,
-            "continuous_batching": model.engine.config().continuous_batching,
-            "turboquant_kv": matches!(model.engine.kv(), Some(mach_engine::KvFormat::TurboQuant(_))),
+            "continuous_batching": model.engine.facts().continuous_batching,
+            "turboquant_kv": matches!(model.engine.facts().kv, Some(mach_engine::KvFormat::TurboQuant(_))),
             "decode_policy": {"mode": policy, "engine_mode": engine},
             "speculation": {
                 "supported_presets": presets,

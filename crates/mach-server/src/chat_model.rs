@@ -11,7 +11,8 @@ use mach_api::{ApiError, ChatTemplate, ErrorKind, ModelCard, TemplateError};
 use mach_checkpoint::{Checkpoint, CheckpointError};
 use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, OwnText};
 use mach_engine::{
-    CacheHints, Engine, GenerateRequest, OutputControl, Preset, SamplingParams, TextTokenizer, TokenizerError,
+    CacheHints, GenerateRequest, Generator, OutputControl, Preset, SamplingParams, TextTokenizer,
+    TokenizerError,
 };
 use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, Gate};
@@ -87,8 +88,8 @@ impl Templates {
 /// A served model.
 #[derive(Debug)]
 pub struct ChatModel {
-    /// The engine.
-    pub engine: Engine,
+    /// What generates.
+    pub engine: Box<dyn Generator>,
     /// Templates; without them only plain prompts work.
     pub templates: Option<Templates>,
     /// Sampling defaults.
@@ -140,16 +141,16 @@ pub struct Prepared {
 impl ChatModel {
     /// Puts the parts together. `names` must not be empty.
     pub fn new(
-        engine: Engine,
+        engine: impl Generator + 'static,
         templates: Option<Templates>,
         defaults: SamplingParams,
         stop_ids: Vec<u32>,
         names: Vec<String>,
         decoding: Decoding,
     ) -> Self {
-        let grammars = GrammarCompiler::new(Arc::clone(engine.tokenizer()), engine.vocab(), &stop_ids);
+        let grammars = GrammarCompiler::new(Arc::clone(engine.tokenizer()), engine.facts().vocab, &stop_ids);
         Self {
-            engine,
+            engine: Box::new(engine),
             grammars,
             templates,
             defaults,
@@ -193,7 +194,7 @@ impl ChatModel {
 
     /// Model cards, one a name.
     pub fn cards(&self) -> impl Iterator<Item = ModelCard> {
-        let context = self.engine.context();
+        let context = self.engine.facts().context;
         self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
     }
 
@@ -244,7 +245,7 @@ impl ChatModel {
                 self.prepare_plain(tokens, &turn.settings)
             }
             Input::Tokens(ids) => {
-                let vocab = self.engine.vocab();
+                let vocab = self.engine.facts().vocab;
                 if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
                     let reason = format!("token id {id} is outside the vocabulary of {vocab}");
                     return Err(ApiError::field("prompt", reason));
@@ -319,7 +320,7 @@ impl ChatModel {
 
     /// What the engine is asked, grammar and hints for the cache aside.
     fn generate(&self, request: &Settings, prompt: Vec<u32>) -> Result<GenerateRequest, ApiError> {
-        let vocab = self.engine.vocab();
+        let vocab = self.engine.facts().vocab;
         let outside = |id: u32| id as usize >= vocab;
         if let Some(&(id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| outside(*id)) {
             let reason = format!("is outside the vocabulary of {vocab} tokens");

@@ -48,7 +48,7 @@ impl ChatModel {
 
     /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
     pub(crate) fn check_length(&self, text: &str, field: &str) -> Result<(), ApiError> {
-        let context = self.engine.context();
+        let context = self.engine.facts().context;
         if !self.engine.tokenizer().exceeds(text, context) {
             return Ok(());
         }

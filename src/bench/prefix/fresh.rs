@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use mach_engine::{Engine, EngineConfig, SamplingParams, TextTokenizer};
+use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, TextTokenizer};
 use mach_models::Model;
 use mach_prefix::{PrefixConfig, chain};
 use serde::Serialize;

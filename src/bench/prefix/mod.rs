@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mach_engine::{
-    CacheHints, Engine, EngineConfig, Event, GenerateRequest, OutputControl, Preset, SamplingParams,
-    TextTokenizer,
+    CacheHints, Engine, EngineConfig, Event, GenerateRequest, Generator as _, OutputControl, Preset,
+    SamplingParams, TextTokenizer,
 };
 use mach_models::{Model, SequenceState};
 use mach_prefix::{Blank, Image, Kind, PrefixCache, PrefixConfig, Snapshot, chain, read_speed};

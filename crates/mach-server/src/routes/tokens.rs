@@ -70,7 +70,7 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, 
     let text = |&id: &u32| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
     Ok(Tokenized {
         count: tokens.len(),
-        max_model_len: model.engine.context(),
+        max_model_len: model.engine.facts().context,
         token_strs: request.return_token_strs.then(|| tokens.iter().map(text).collect()),
         tokens,
     })
@@ -78,7 +78,7 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, 
 
 fn text_of(model: &ChatModel, request: &DetokenizeRequest) -> Result<Detokenized, ApiError> {
     model.check_name(request.model.as_deref())?;
-    let vocab = model.engine.vocab();
+    let vocab = model.engine.facts().vocab;
     if let Some(i) = request.tokens.iter().position(|&id| id as usize >= vocab) {
         let reason = format!("is outside the vocabulary of {vocab} tokens");
         return Err(ApiError::field(format!("tokens[{i}]"), reason));
