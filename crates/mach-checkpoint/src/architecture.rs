@@ -1,5 +1,6 @@
 //! The architecture registry: what distinguishes the families on disk. A family is added by adding a row.
 
+use mach_quant::Bits;
 use serde::Serialize;
 
 use crate::Family;
@@ -45,7 +46,7 @@ pub struct Architecture {
     /// Whether checkpoints may hold a layer's experts as one stacked tensor.
     pub stacked: bool,
     /// What experts are quantized to unless told otherwise: bits, and columns that share a scale.
-    pub default_quantization: (u8, usize),
+    pub default_quantization: (Bits, usize),
     /// What a sequence keeps.
     pub kv_cache_kind: &'static str,
     /// The generation of drafts that it can be sped up by.
@@ -68,7 +69,7 @@ pub struct ArchitectureCard {
     /// Module that computes it.
     pub model_module: &'static str,
     /// Bits that experts are quantized to unless told otherwise.
-    pub default_bits: u8,
+    pub default_bits: Bits,
     /// Columns that share a scale then.
     pub default_group_size: usize,
     /// What a sequence keeps: `standard` keys and values, or `hybrid_gdn` where recurrent layers alternate with attention.
@@ -131,7 +132,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         module: "mach_models::qwen3_5_moe",
         unbatchable: None,
         stacked: true,
-        default_quantization: (4, 64),
+        default_quantization: (Bits::B4, 64),
         kv_cache_kind: "hybrid_gdn",
         specdec_kind: "specdec_v7",
     },
@@ -150,7 +151,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         module: "mach_models::qwen3_moe",
         unbatchable: None,
         stacked: true,
-        default_quantization: (4, 64),
+        default_quantization: (Bits::B4, 64),
         kv_cache_kind: "standard",
         specdec_kind: "specdec_v7",
     },
