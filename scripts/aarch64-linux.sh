@@ -15,8 +15,8 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 
 # The logits of every checkpoint in the project, as digests of their bits.
 digests() {
-    cargo run --release -q -p mach-models --example digest "$@" -- fixtures/qwen3*_moe/*/ &&
-        cargo run --release -q -p mach-models --example digest "$@" -- --vector demo
+    cargo run --release -q -p mach-cpu --example digest "$@" -- fixtures/qwen3*_moe/*/ &&
+        cargo run --release -q -p mach-cpu --example digest "$@" -- --vector demo
 }
 here=$(mktemp)
 there=$(mktemp)
@@ -30,7 +30,7 @@ for cpu in max cortex-a76; do
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L /usr/aarch64-linux-gnu"
     # Of the models, whole test suites take too long in emulation; the digests below stand for them.
     cargo test --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" -p mach-quant -p mach-kernels --lib --tests
-    cargo test --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" -p mach-models --lib
+    cargo test --release ${std_flags[@]+"${std_flags[@]}"} --target "$target" -p mach-cpu --lib
     echo "== digests of logits under qemu, cpu $cpu"
     digests ${std_flags[@]+"${std_flags[@]}"} --target "$target" >"$there"
     if ! diff "$here" "$there"; then

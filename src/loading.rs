@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
-use mach_checkpoint::{Architecture, Checkpoint, architecture};
+use mach_checkpoint::{Checkpoint, OutputConvention};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{LoadProgress, Model};
 use mach_prefix::PrefixConfig;
@@ -63,17 +63,13 @@ impl Opened {
 
     /// Whether requests share passes, or why they cannot.
     pub(crate) fn batching(&self, asked: Option<bool>) -> Result<bool, String> {
-        self.architecture().map_or(Ok(asked.unwrap_or(true)), |arch| arch.batching(asked))
+        self.checkpoint.family().batching(asked)
     }
 
     /// What bounds the context where memory does not.
     fn context_bound(&self) -> &'static str {
         let model = self.checkpoint.config().max_position_embeddings;
         if self.config.max_context.is_some_and(|asked| asked < model) { "max-context" } else { "model" }
-    }
-
-    fn architecture(&self) -> Option<&'static Architecture> {
-        architecture(&self.checkpoint.config().model_type)
     }
 
     /// Whether chats can be rendered.
@@ -84,7 +80,11 @@ impl Opened {
     /// How the model writes its answers, by its chat template.
     pub(crate) fn output_format(&self) -> OutputFormat {
         let template = self.templates.as_ref().map_or("", Templates::source);
-        OutputFormat::detect(&self.checkpoint.config().model_type, template)
+        // Exhaustive: a family that its templates do not show names its convention here.
+        let usual = match self.checkpoint.family().output {
+            OutputConvention::AsTemplate => OutputFormat::default(),
+        };
+        OutputFormat::detect(template, usual)
     }
 
     /// Loads the weights and starts the engine.
@@ -134,7 +134,7 @@ impl Opened {
         }
         let facts = model.card().pairs();
         let numerics = model.numerics();
-        let family = self.architecture();
+        let family = self.checkpoint.family();
         let architecture = model.config().model_type.clone();
         let engine_config = engine.clone();
         let context_bound = self.context_bound();
@@ -161,7 +161,7 @@ impl Opened {
                 .with("max_queue", engine_config.queue_capacity)
                 .with("max_batch", engine_config.max_batch)
                 .with("continuous_batching", engine_config.continuous_batching);
-            if let Some(reason) = family.and_then(|arch| arch.unbatchable) {
+            if let Some(reason) = family.batching.reason() {
                 signal = signal.with("continuous_batching_reason", reason);
             }
             if let Some(bytes) = engine_config.state_budget {
@@ -189,7 +189,7 @@ impl Opened {
                 .emit();
         }
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
-        let arch = family.map(|arch| arch.card());
+        let arch = Some(family.card());
         let serving = Serving { backend: "production", arch, residency: prepared.residency };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
         Ok(model.with_serving(serving).with_numerics(numerics))

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use mach_checkpoint::{ARCHITECTURES, ArchitectureCard, Checkpoint, architecture};
+use mach_checkpoint::{Checkpoint, FAMILIES, FamilyCard};
 
 use crate::Exit;
 
@@ -25,13 +25,11 @@ pub fn run(args: &ArchsArgs) -> Result<(), Exit> {
     let text = match &args.checkpoint {
         Some(path) => {
             let checkpoint = Checkpoint::open(path).map_err(Exit::input)?;
-            let model_type = &checkpoint.config().model_type;
-            let family = architecture(model_type)
-                .ok_or_else(|| Exit::input(format!("{}: unknown family `{model_type}`", path.display())))?;
-            if args.json { json(&family.card())? } else { table(&[family.card()]) }
+            let card = checkpoint.family().card();
+            if args.json { json(&card)? } else { table(&[card]) }
         }
         None => {
-            let cards: Vec<_> = ARCHITECTURES.iter().map(|a| a.card()).collect();
+            let cards: Vec<_> = FAMILIES.iter().map(|row| row.card()).collect();
             if args.json { json(&cards)? } else { table(&cards) }
         }
     };
@@ -44,7 +42,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, Exit> {
     serde_json::to_string_pretty(value).map_err(Exit::failure)
 }
 
-fn table(cards: &[ArchitectureCard]) -> String {
+fn table(cards: &[FamilyCard]) -> String {
     let mut out =
         format!("{:<14} {:<12} {:<12} {:<12} module\n", "model_type", "cache", "speculation", "batching");
     for card in cards {

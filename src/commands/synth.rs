@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use mach_checkpoint::synth::{self, Routing, SHAPES, SynthError, SynthOptions};
+use mach_checkpoint::synth::{self, Routing, Shape, SynthError, SynthOptions};
 
 use crate::Exit;
 
@@ -32,7 +32,7 @@ pub struct SynthArgs {
 /// Runs `mach synth`.
 pub fn run(args: SynthArgs) -> Result<(), Exit> {
     let routing: Routing = args.routing.parse().map_err(|e: SynthError| Exit::input(e))?;
-    let all = SHAPES.iter().find(|s| s.name == args.shape).map_or(1, |s| s.layers);
+    let all = Shape::all().map(|(_, shape)| shape).find(|s| s.name == args.shape).map_or(1, |s| s.layers);
     let options = SynthOptions {
         shape: args.shape,
         layers: args.layers.unwrap_or(all),

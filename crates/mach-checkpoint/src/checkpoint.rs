@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::architecture::Architecture;
 use crate::config::parse::parse_config;
+use crate::families::Row;
 use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
 use crate::tensors::{Tensors, finite_floats};
@@ -37,7 +37,7 @@ pub struct Checkpoint {
     config_bytes: Vec<u8>,
     config: ModelConfig,
     generation: GenerationConfig,
-    architecture: &'static Architecture,
+    row: &'static Row,
     tensors: Tensors,
 }
 
@@ -50,19 +50,19 @@ impl Checkpoint {
         }
         let config_file = dir.join("config.json");
         let config_bytes = json::read_bytes(&config_file)?;
-        let (mut config, architecture, quantization) = parse_config(&config_file, &config_bytes)?;
+        let (mut config, row, quantization) = parse_config(&config_file, &config_bytes)?;
         let generation = GenerationConfig::read(dir, &config)?;
         let shards = Shards::open(dir)?;
         let embedding = |prefix: &str| format!("{prefix}embed_tokens.weight");
-        let naming = architecture.namings.iter().find(|n| shards.tensors.contains_key(&embedding(n.prefix)));
+        let naming = row.namings.iter().find(|n| shards.tensors.contains_key(&embedding(n.prefix)));
         let Some(naming) = naming else {
-            let tried: Vec<String> = architecture.namings.iter().map(|n| embedding(n.prefix)).collect();
+            let tried: Vec<String> = row.namings.iter().map(|n| embedding(n.prefix)).collect();
             return Err(CheckpointError::tensor(dir, &tried.join("` or `"), "missing from every shard"));
         };
         config.tensor_prefix = naming.prefix.to_owned();
         config.head_module = naming.head.to_owned();
         let tensors = Tensors { dir: dir.to_owned(), quantization, shards };
-        Ok(Self { config_bytes, config, generation, architecture, tensors })
+        Ok(Self { config_bytes, config, generation, row, tensors })
     }
 
     /// The directory.
@@ -81,8 +81,8 @@ impl Checkpoint {
     }
 
     /// The registry's row.
-    pub fn architecture(&self) -> &'static Architecture {
-        self.architecture
+    pub fn family(&self) -> &'static Row {
+        self.row
     }
 
     /// Whether the directory was written by [`synth`](crate::synth): random weights, meaningless text.
@@ -174,7 +174,7 @@ impl Checkpoint {
     /// What to add to the stored weights of the family's RMS norms (not `linear_attn.norm`, which is used as stored):
     /// 1 where the file holds weights minus one, else 0. The layout of a `conv1d` tells published files from MLX ones.
     pub fn norm_offset(&self) -> f32 {
-        if !self.architecture.norm_minus_one {
+        if !self.row.norm_minus_one {
             return 0.0;
         }
         let suffix = ".linear_attn.conv1d.weight";

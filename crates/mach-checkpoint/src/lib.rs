@@ -1,13 +1,13 @@
-//! What is on disk: `config.json`, the architecture registry, safetensors shards, tokenizer files.
+//! What is on disk: `config.json`, the registry of families, safetensors shards, tokenizer files.
 //!
 //! [`Checkpoint::open`] reads and validates everything that can be validated without touching tensor data;
 //! tensors are memory mapped and handed out as [`TensorView`]s. Errors name the file and, where there is one, the tensor.
 
-mod architecture;
 mod checkpoint;
 mod config;
 mod error;
 mod experts;
+mod families;
 mod finite;
 mod header;
 mod json;
@@ -20,13 +20,14 @@ mod tensors;
 mod tokenizer;
 mod weights;
 
-pub use architecture::{
-    ARCHITECTURES, Architecture, ArchitectureCard, Naming, architecture, known_model_types,
-};
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig};
 pub use error::CheckpointError;
 pub use experts::ExpertSource;
+pub use families::{
+    Batching, FAMILIES, FamilyCard, KvCacheKind, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant,
+    Synthetic,
+};
 pub use header::{Dtype, TensorEntry, parse_header};
 pub use quantized::{LinearSource, Packing};
 pub use resident::{

@@ -40,7 +40,13 @@ fn run(model: &mut dyn Model, chunk: usize) -> Result<Vec<u32>, ModelError> {
     let mut state = model.new_state();
     let mut out = Vec::new();
     let (prompt, rest) = tokens.split_at(34);
-    let parts = prompt.chunks(chunk).map(|part| (part, Purpose::Prompt));
+    // The same tokens as whatever a pass may be for.
+    let purpose = match chunk {
+        1 => Purpose::Decode,
+        2..=16 => Purpose::Verify,
+        _ => Purpose::Prompt,
+    };
+    let parts = prompt.chunks(chunk).map(|part| (part, purpose));
     for (tokens, purpose) in parts.chain(rest.chunks(1).map(|part| (part, Purpose::Decode))) {
         let mut segments = [Segment { state: &mut state, tokens, logits: LogitRows::All, purpose }];
         out.extend(model.forward(&mut segments, &mut NoObserver)?.data.iter().map(|v| v.to_bits()));
@@ -50,6 +56,30 @@ fn run(model: &mut dyn Model, chunk: usize) -> Result<Vec<u32>, ModelError> {
 
 fn sizes(dir: &Path, source: StreamingSource) -> Footprint {
     footprint(&Checkpoint::open(dir).unwrap(), Activations::Int8, Some(source)).unwrap()
+}
+
+/// What a pass is for is said, not guessed from its length: the tail of a prompt leaves a full bank as decoding has filled it.
+#[test]
+fn a_short_piece_of_a_prompt_evicts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("converted");
+    converted(&project("fixtures/qwen3_moe/mlx-4bit"), &out, None).unwrap();
+    let bank_slots = sizes(&out, StreamingSource::Sidecar).working_set;
+    let streaming = StreamingOptions { bank_slots, arena_slots: 8, ..StreamingOptions::default() };
+    let mut model = model(&out, Activations::Int8, ExpertMode::Streaming(streaming));
+    run(&mut *model, 1).unwrap();
+    let evictions = |model: &dyn Model| model.streaming_stats().unwrap().snapshot().total.evictions;
+    let before = evictions(&*model);
+    assert!(before > 0, "a bank of one token's experts is full by now");
+    let tokens: Vec<u32> = (0..10).map(|i| i * 29 % 300).collect();
+    for (purpose, keeps) in [(Purpose::Prompt, true), (Purpose::Decode, false)] {
+        let mut state = model.new_state();
+        for tokens in tokens.chunks(if keeps { 10 } else { 1 }) {
+            let segment = Segment { state: &mut state, tokens, logits: LogitRows::Last, purpose };
+            model.forward(&mut [segment], &mut NoObserver).unwrap();
+        }
+        assert_eq!(evictions(&*model) == before, keeps, "{purpose:?}");
+    }
 }
 
 #[test]
@@ -78,7 +108,7 @@ fn streaming_changes_no_logit() {
                         ..StreamingOptions::default()
                     };
                     let mut model = model(&out, activations, ExpertMode::Streaming(streaming.clone()));
-                    // The first is cold; 17 rows are a prompt, 16 and fewer a block of proposals.
+                    // The first is cold; 17 rows are run as a prompt, 16 as a block of proposals, single ones as decoded.
                     for chunk in [34, 17, 16, 1] {
                         let got = run(&mut *model, chunk).unwrap();
                         assert!(got == expected, "{name} {activations:?} chunk {chunk} {streaming:?}");

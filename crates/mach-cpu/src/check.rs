@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn what_kernels_lack_is_refused_by_name() {
         check(&plain()).unwrap();
-        let attention: [(fn(&mut AttentionSpec), &str); 6] = [
+        type Change<T> = fn(&mut T);
+        let attention: [(Change<AttentionSpec>, &str); 6] = [
             (|a| a.head_dim = 24, "`head_dim` is 24"),
             (|a| a.sinks = true, "sinks"),
             (|a| a.softcap = Some(50.0), "soft cap"),
@@ -145,7 +146,8 @@ mod tests {
             let error = check(&spec).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
-        let rest: [(fn(&mut RouterSpec, &mut FfnSpec), &str); 7] = [
+        type Both = fn(&mut RouterSpec, &mut FfnSpec);
+        let rest: [(Both, &str); 7] = [
             (|r, _| r.score = ScoreFunction::Sigmoid, "scores"),
             (|r, _| r.bias = true, "bias in routers"),
             (|r, _| r.scale = 2.5, "scale"),

@@ -59,7 +59,7 @@ pub struct Routing {
 #[derive(Debug)]
 pub struct Cpu {
     pub(crate) cores: Cores,
-    activations: Activations,
+    pub(crate) activations: Activations,
     turboquant_kv: Option<TurboQuant>,
     pub(crate) stores: Stores,
     /// Bytes of the model's weights, experts and padding not counted.
@@ -128,8 +128,7 @@ impl Cpu {
         }
     }
 
-    /// The routed experts of the model whose weights were filled first.
-    pub(crate) fn give_experts(&mut self, experts: Experts) {
+    pub(crate) fn give(&mut self, experts: Experts) {
         self.experts = experts;
     }
 

@@ -99,11 +99,21 @@ struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    fn job<'a>(&'a self, expert: usize, weights: ExpertView<'a>) -> Option<ExpertJob<'a>> {
-        let rows = self.lists.get(expert)?;
-        let expert_ref =
-            ExpertRef { gate: view(weights.gate), up: view(weights.up), down: view(weights.down) };
-        Some(ExpertJob { expert: expert_ref, rows, first_pair: *self.starts.get(expert)? as usize })
+    /// What an expert computes. One that is not in memory when it is to compute is an error: leaving it out would be a wrong
+    /// answer.
+    fn job<'a>(
+        &'a self,
+        layer: usize,
+        expert: usize,
+        weights: Option<ExpertView<'a>>,
+    ) -> Result<ExpertJob<'a>, ModelError> {
+        let (Some(weights), Some(rows), Some(&first)) =
+            (weights, self.lists.get(expert), self.starts.get(expert))
+        else {
+            return Err(ModelError::Device(format!("expert {expert} of layer {layer} is not in memory")));
+        };
+        let expert = ExpertRef { gate: view(weights.gate), up: view(weights.up), down: view(weights.down) };
+        Ok(ExpertJob { expert, rows, first_pair: first as usize })
     }
 }
 
@@ -179,9 +189,8 @@ impl Cpu {
         match &mut self.experts {
             Experts::None => return Err(ModelError::Device("no experts were loaded".into())),
             Experts::Resident(bank) => {
-                // A layer whose routing names it is a MoE layer and has a slot for each expert.
-                let jobs = used().filter_map(|e| groups.job(e, bank.expert(layer, e)?));
-                let jobs: Vec<_> = jobs.chain(shared).collect();
+                let jobs = used().map(|e| groups.job(layer, e, bank.expert(layer, e)));
+                let jobs = jobs.chain(shared.map(Ok)).collect::<Result<Vec<_>, _>>()?;
                 expert_ffn(&mut self.cores, ffn, &x.data, &jobs, pairs);
             }
             Experts::Streaming(bank) => {
@@ -254,8 +263,8 @@ fn stream(
     let mut shared = shared;
     let mut batch = bank.there(step, &mut |records| compute.checksums(records))?;
     loop {
-        let jobs = batch.iter().filter_map(|&e| groups.job(e, bank.expert(layer, e)?));
-        let jobs: Vec<_> = jobs.chain(shared.take()).collect();
+        let jobs = batch.iter().map(|&e| groups.job(layer, e, bank.expert(layer, e)));
+        let jobs = jobs.chain(shared.take().map(Ok)).collect::<Result<Vec<_>, _>>()?;
         expert_ffn(compute.cores, compute.ffn, compute.x, &jobs, compute.pairs);
         bank.done(&batch);
         match bank.ready(step, &mut |records| compute.checksums(records))? {

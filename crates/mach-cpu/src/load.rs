@@ -40,51 +40,72 @@ pub fn load(
         Some(name) => name.parse().map_err(ModelError::Unsupported)?,
         None => Isa::best(),
     };
-    let order = order_of(options.activations);
     let cpu = Cpu::new(Cores::new(options.threads, isa), options.activations, options.turboquant_kv);
-    match &options.experts {
-        ExpertMode::Resident => resident(checkpoint, cpu, order, progress),
-        ExpertMode::Streaming(streaming) => {
-            // What cannot be streamed is found out before weights are read.
-            let bank = streaming_bank(checkpoint, streaming, order)?;
-            let bytes_total = weight_bytes(checkpoint, &cpu)?;
-            let mut decoder = Decoder::load(checkpoint, cpu, &mut |bytes_done| {
-                progress(LoadProgress { bytes_done, bytes_total });
-            })?;
-            decoder.device_mut().give_experts(Experts::Streaming(Box::new(bank)));
-            Ok(Box::new(decoder))
-        }
-    }
-}
-
-/// Weights, then all experts.
-fn resident(
-    checkpoint: &Checkpoint,
-    cpu: Cpu,
-    order: Order,
-    progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Box<dyn Model>, ModelError> {
-    // A converted checkpoint has its experts in the sidecar only.
-    let sidecar = match checkpoint.resident_index() {
-        Some(_) => Some(Sidecar::open(checkpoint)?),
-        None => None,
-    };
-    let threads = cpu.cores.threads();
+    let files = Files::open(checkpoint, &options.experts, order_of(options.activations))?;
     let weights = weight_bytes(checkpoint, &cpu)?;
-    let bytes_total = weights + expert_bytes(checkpoint, sidecar.as_ref(), order)?;
+    let bytes_total = weights + files.bytes_in_memory(checkpoint)?;
     let mut decoder = Decoder::load(checkpoint, cpu, &mut |bytes_done| {
         progress(LoadProgress { bytes_done, bytes_total });
     })?;
     let mut done = |bytes| progress(LoadProgress { bytes_done: weights + bytes, bytes_total });
-    let bank = match sidecar {
-        Some(sidecar) => {
-            let mut reader = sidecar.reader(&ReaderOptions::default())?;
-            Bank::from_sidecar(&sidecar, order, &mut reader, &mut done)
-        }
-        None => Bank::resident(checkpoint, order, threads, &mut done),
-    };
-    decoder.device_mut().give_experts(Experts::Resident(bank.map_err(bank_error)?));
+    let experts = files.experts(checkpoint, decoder.device().cores.threads(), &mut done)?;
+    decoder.device_mut().give(experts);
     Ok(Box::new(decoder))
+}
+
+impl Cpu {
+    /// Brings the routed experts of the model whose weights this device holds.
+    pub fn load_experts(&mut self, checkpoint: &Checkpoint, mode: &ExpertMode) -> Result<(), ModelError> {
+        let files = Files::open(checkpoint, mode, order_of(self.activations))?;
+        let experts = files.experts(checkpoint, self.cores.threads(), &mut |_| ())?;
+        self.give(experts);
+        Ok(())
+    }
+}
+
+/// Where routed experts come from, opened and checked before anything is read.
+enum Files {
+    /// All to be read: from the sidecar of a converted checkpoint, which has them nowhere else, or from its tensors.
+    Resident(Option<Sidecar>, Order),
+    Streaming(Box<StreamingBank>),
+}
+
+impl Files {
+    fn open(checkpoint: &Checkpoint, mode: &ExpertMode, order: Order) -> Result<Self, ModelError> {
+        Ok(match mode {
+            ExpertMode::Resident => {
+                let converted = checkpoint.resident_index().is_some();
+                Files::Resident(if converted { Some(Sidecar::open(checkpoint)?) } else { None }, order)
+            }
+            ExpertMode::Streaming(options) => {
+                Files::Streaming(Box::new(streaming_bank(checkpoint, options, order)?))
+            }
+        })
+    }
+
+    fn bytes_in_memory(&self, checkpoint: &Checkpoint) -> Result<u64, CheckpointError> {
+        match self {
+            Files::Resident(sidecar, order) => expert_bytes(checkpoint, sidecar.as_ref(), *order),
+            Files::Streaming(_) => Ok(0),
+        }
+    }
+
+    fn experts(
+        self,
+        checkpoint: &Checkpoint,
+        threads: usize,
+        done: &mut dyn FnMut(u64),
+    ) -> Result<Experts, ModelError> {
+        let bank = match self {
+            Files::Streaming(bank) => return Ok(Experts::Streaming(bank)),
+            Files::Resident(Some(sidecar), order) => {
+                let mut reader = sidecar.reader(&ReaderOptions::default())?;
+                Bank::from_sidecar(&sidecar, order, &mut reader, done)
+            }
+            Files::Resident(None, order) => Bank::resident(checkpoint, order, threads, done),
+        };
+        bank.map(Experts::Resident).map_err(bank_error)
+    }
 }
 
 /// Bytes of the weights outside the experts.

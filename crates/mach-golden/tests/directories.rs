@@ -53,7 +53,7 @@ fn qwen3_moe() {
 fn demo() {
     expect_all(
         "demo",
-        &["top logits", "greedy tokens", "text", "decode equals one pass", "first draft", "cycles"],
+        &["top logits", "greedy tokens", "text", "decode equals one pass", "output", "acceptance"],
     );
 }
 

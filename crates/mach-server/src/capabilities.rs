@@ -1,6 +1,6 @@
 //! `GET /v1/capabilities`: what this server truly does, read from the running configuration.
 
-use mach_checkpoint::ArchitectureCard;
+use mach_checkpoint::FamilyCard;
 use mach_specdec::EffectivePath;
 use mach_specdec::policy::PolicySpec;
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ pub struct Serving {
     /// The back end: `production`.
     pub backend: &'static str,
     /// The model's family, if it is one of the registry.
-    pub arch: Option<ArchitectureCard>,
+    pub arch: Option<FamilyCard>,
     /// Where experts live.
     pub residency: Residency,
 }

@@ -142,8 +142,8 @@ pub struct OutputFormat {
 }
 
 impl OutputFormat {
-    /// What a chat template shows the model, or else what the family is known for.
-    pub fn detect(model_type: &str, template: &str) -> Self {
+    /// What a chat template shows the model, or else `usual`, what the family is known for.
+    pub fn detect(template: &str, usual: Self) -> Self {
         let says = |text: &str| template.contains(text);
         let tools = if says("<|channel|>") {
             Some(ToolFormat::Harmony)
@@ -156,20 +156,13 @@ impl OutputFormat {
         } else if says("<tool_call>") {
             Some(ToolFormat::Hermes)
         } else {
-            match model_type {
-                "gpt_oss" => Some(ToolFormat::Harmony),
-                "gemma4" | "gemma4_text" => Some(ToolFormat::Gemma4),
-                "deepseek_v4" => Some(ToolFormat::Dsml),
-                _ => None,
-            }
+            usual.tools
         };
         let reasoning = match tools {
             Some(ToolFormat::Harmony) => Some(ReasoningFormat::Harmony),
             Some(ToolFormat::Gemma4) => Some(ReasoningFormat::Gemma4),
-            _ if says("</think>") || says("<think>") || model_type == "deepseek_v4" => {
-                Some(ReasoningFormat::Think)
-            }
-            _ => None,
+            _ if says("</think>") || says("<think>") => Some(ReasoningFormat::Think),
+            _ => usual.reasoning,
         };
         Self { tools, reasoning }
     }

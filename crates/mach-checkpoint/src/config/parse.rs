@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig};
-use crate::architecture::{Architecture, architecture, known_model_types};
+use crate::families::Row;
 use crate::{CheckpointError, json};
 
 /// Bounds above any model, small enough that no product of two sizes overflows.
@@ -100,19 +100,19 @@ impl ModelConfig {
     }
 }
 
-/// The configuration, its architecture's row, and what the file says about quantization.
+/// The configuration, its family's row, and what the file says about quantization.
 pub(crate) fn parse_config(
     file: &Path,
     bytes: &[u8],
-) -> Result<(ModelConfig, &'static Architecture, Quantization), CheckpointError> {
+) -> Result<(ModelConfig, &'static Row, Quantization), CheckpointError> {
     let root: Value = json::parse(file, bytes)?;
     let fail = |reason: String| CheckpointError::invalid(file, reason);
     let envelope: Envelope = from_value(root.clone(), "").map_err(fail)?;
-    let Some(arch) = architecture(&envelope.model_type) else {
+    let Some(arch) = Row::named(&envelope.model_type) else {
         return Err(CheckpointError::UnknownArchitecture {
             file: file.to_owned(),
             model_type: envelope.model_type,
-            known: known_model_types(),
+            known: Row::known(),
         });
     };
     let quantization = Quantization::from_config(&root).map_err(fail)?;
@@ -141,7 +141,7 @@ fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Re
 }
 
 struct Builder<'a> {
-    arch: &'static Architecture,
+    arch: &'static Row,
     section: &'a str,
     text: &'a Text,
 }
@@ -179,7 +179,7 @@ impl Builder<'_> {
         } else {
             self.size("intermediate_size", t.intermediate_size, MAX_HIDDEN)?
         };
-        let naming = self.arch.namings.first().ok_or("architecture without naming")?;
+        let naming = self.arch.namings.first().ok_or("family without naming")?;
         Ok(ModelConfig {
             family: self.arch.family,
             model_type: self.arch.model_type.to_owned(),

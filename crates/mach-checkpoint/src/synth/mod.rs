@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 pub use routing::Routing;
-pub use shape::{SHAPES, Shape};
+pub use shape::Shape;
+pub(crate) use shape::{TAPS, extend};
 pub use spread::{LayerSpread, Spread, measure_spread};
 
 use crate::{Checkpoint, CheckpointError};
@@ -23,7 +24,7 @@ use crate::{Checkpoint, CheckpointError};
 /// What to write, and where.
 #[derive(Debug, Clone)]
 pub struct SynthOptions {
-    /// Name of a shape in [`SHAPES`].
+    /// Name of one of [`Shape::all`].
     pub shape: String,
     /// Layers, from 1 to those of the shape.
     pub layers: usize,
@@ -118,9 +119,9 @@ pub fn write(
     options: &SynthOptions,
     progress: &mut dyn FnMut(SynthProgress),
 ) -> Result<SynthReport, SynthError> {
-    let shape = Shape::named(&options.shape).ok_or_else(|| SynthError::Shape {
+    let (form, shape) = Shape::named(&options.shape).ok_or_else(|| SynthError::Shape {
         name: options.shape.clone(),
-        known: SHAPES.iter().map(|s| s.name).collect::<Vec<_>>().join(", "),
+        known: Shape::all().map(|(_, shape)| shape.name).collect::<Vec<_>>().join(", "),
     })?;
     if options.layers == 0 || options.layers > shape.layers {
         return Err(SynthError::Layers { layers: options.layers, shape: shape.name, most: shape.layers });
@@ -131,7 +132,8 @@ pub fn write(
         return Err(SynthError::NotEmpty(out.to_owned()));
     }
 
-    let (shards, bytes) = writer::write_shards(out, tensors::plan(shape, options), SHARD_BYTES, progress)?;
+    let (shards, bytes) =
+        writer::write_shards(out, tensors::plan(shape, form, options), SHARD_BYTES, progress)?;
     let put = |name: &str, contents: &[u8]| {
         let file = out.join(name);
         std::fs::write(&file, contents).map_err(SynthError::io(&file))
@@ -140,7 +142,7 @@ pub fn write(
     put("tokenizer_config.json", TOKENIZER_CONFIG)?;
     put("chat_template.jinja", CHAT_TEMPLATE)?;
     put("generation_config.json", GENERATION_CONFIG)?;
-    put("config.json", pretty(&shape.config(options.layers)).as_bytes())?;
+    put("config.json", pretty(&shape.config(form, options.layers)).as_bytes())?;
 
     let checkpoint = Checkpoint::open(out)?;
     let spread = measure_spread(&checkpoint, SAMPLE, options.seed)?;

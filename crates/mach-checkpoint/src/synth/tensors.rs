@@ -9,7 +9,7 @@ use super::SynthOptions;
 use super::content::{Content, Grid, Made, halves, normal, random, stream};
 use super::routing::{self, CARRIED, EMBEDDING_SCALE};
 use super::shape::{Shape, TAPS};
-use crate::Family;
+use crate::families::Synthetic;
 
 /// Token ids from here on have no text in the tokenizer that is written (or are special): the head never picks them.
 pub(super) const TEXT_TOKENS: usize = 16_368;
@@ -34,15 +34,15 @@ pub(super) struct Planned {
 }
 
 /// All tensors, in the order of a forward pass.
-pub(super) fn plan(shape: &'static Shape, options: &SynthOptions) -> Vec<Planned> {
+pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptions) -> Vec<Planned> {
     let mut plan = Plan { seed: options.seed, tensors: Vec::new() };
-    let prefix = shape.prefix();
+    let prefix = form.naming.prefix;
     plan.embedding(shape, &format!("{prefix}embed_tokens"));
     for layer in 0..options.layers {
         let base = format!("{prefix}layers.{layer}.");
         plan.ones(format!("{base}input_layernorm.weight"), shape.hidden);
         if shape.is_full(layer) {
-            plan.attention(shape, &format!("{base}self_attn."));
+            plan.attention(shape, form, &format!("{base}self_attn."));
         } else {
             plan.gated_delta(shape, &format!("{base}linear_attn."));
         }
@@ -50,7 +50,7 @@ pub(super) fn plan(shape: &'static Shape, options: &SynthOptions) -> Vec<Planned
         plan.moe(shape, &format!("{base}mlp."), options);
     }
     plan.ones(format!("{prefix}norm.weight"), shape.hidden);
-    plan.head(shape);
+    plan.head(shape, form.naming.head);
     plan.tensors
 }
 
@@ -145,8 +145,7 @@ impl Plan {
         self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
     }
 
-    fn head(&mut self, shape: &Shape) {
-        let module = shape.head();
+    fn head(&mut self, shape: &Shape, module: &str) {
         let seed = stream(self.seed, module);
         let codes = Content::Rows { seed, words: shape.hidden / 8, first: None, from: TEXT_TOKENS };
         let grid = Grid {
@@ -162,9 +161,9 @@ impl Plan {
         self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
     }
 
-    fn attention(&mut self, shape: &Shape, base: &str) {
+    fn attention(&mut self, shape: &Shape, form: &Synthetic, base: &str) {
         let (heads, kv_heads, dim) = shape.attention;
-        let gated = if shape.family == Family::Qwen3_5Moe { 2 } else { 1 };
+        let gated = if form.gated_attention { 2 } else { 1 };
         self.linear(&format!("{base}q_proj"), &[], heads * dim * gated, shape.hidden, Role::In);
         self.linear(&format!("{base}k_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
         self.linear(&format!("{base}v_proj"), &[], kv_heads * dim, shape.hidden, Role::In);

@@ -1,8 +1,8 @@
 //! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
-//! the registry of [`mach_checkpoint`].
+//! [`mach_checkpoint::FAMILIES`].
 
-mod qwen3_5_moe;
-mod qwen3_moe;
+pub mod qwen3_5_moe;
+pub mod qwen3_moe;
 
 use mach_checkpoint::{CheckpointError, Family, ModelConfig};
 

@@ -6,7 +6,8 @@ use mach_checkpoint::{GdnConfig, LayerKind, ModelConfig};
 use super::qwen3_moe;
 use crate::device::{DeltaSpec, LayerSpec, MixerSpec, ModelSpec};
 
-pub(super) fn spec(c: &ModelConfig) -> ModelSpec {
+/// The layers in numbers.
+pub fn spec(c: &ModelConfig) -> ModelSpec {
     let mixer = |kind: LayerKind| match (kind, &c.gdn) {
         (LayerKind::LinearAttention, Some(gdn)) => MixerSpec::GatedDelta(delta(gdn, c.rms_norm_eps)),
         _ => MixerSpec::Attention(qwen3_moe::attention(c, true)),

@@ -10,7 +10,8 @@ use crate::device::{
     RopeSpec, RouterSpec, ScoreFunction,
 };
 
-pub(super) fn spec(c: &ModelConfig) -> ModelSpec {
+/// The layers in numbers.
+pub fn spec(c: &ModelConfig) -> ModelSpec {
     let layer = |index| LayerSpec {
         mixer: MixerSpec::Attention(attention(c, false)),
         feed_forward: feed_forward(c, index),

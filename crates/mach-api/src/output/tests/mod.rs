@@ -295,11 +295,14 @@ fn reasoning_is_found_where_the_prompt_left_it() {
 
 #[test]
 fn formats_are_detected_and_named() {
-    let detect = |template| OutputFormat::detect("", template);
+    let detect = |template| OutputFormat::detect(template, OutputFormat::default());
     assert_eq!(detect("<tool_call>\\n<function=").tools, Some(ToolFormat::QwenXml));
     let qwen3 = detect("<think> <tool_call>{\"name\"");
     assert_eq!((qwen3.tools, qwen3.reasoning), (Some(ToolFormat::Hermes), Some(ReasoningFormat::Think)));
-    assert_eq!(OutputFormat::detect("gpt_oss", "").reasoning, Some(ReasoningFormat::Harmony));
+    // What a family is known for counts where its template shows nothing.
+    let usual = OutputFormat { tools: Some(ToolFormat::Dsml), reasoning: Some(ReasoningFormat::Think) };
+    assert_eq!(OutputFormat::detect("plain", usual), usual);
+    assert_eq!(OutputFormat::detect("<tool_call>\n<function=", usual).tools, Some(ToolFormat::QwenXml));
     assert_eq!(detect("plain"), OutputFormat::default());
     for tools in ALL {
         assert_eq!(tools.name().parse(), Ok(tools));

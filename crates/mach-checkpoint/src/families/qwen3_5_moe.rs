@@ -1,0 +1,98 @@
+//! Qwen3.5 and Qwen3.6 MoE on disk (architectures.md section 2).
+
+use mach_quant::Bits;
+use serde_json::{Value, json};
+
+use super::{
+    Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
+};
+use crate::Family;
+use crate::synth::{Shape, TAPS, extend};
+
+const MLX: Naming = Naming { prefix: "language_model.model.", head: "language_model.lm_head" };
+
+pub(super) static ROW: Row = Row {
+    model_type: "qwen3_5_moe",
+    family: Family::Qwen3_5Moe,
+    text_config: true,
+    namings: &[Naming { prefix: "model.language_model.", head: "lm_head" }, MLX, PUBLISHED],
+    norm_minus_one: true,
+    always_norm_topk: true,
+    partial_rotary_factor: 0.25,
+    full_attention_interval: Some(4),
+    shared_expert: true,
+    swiglu_variant: SwigluVariant::PlainSwiglu,
+    expert_bias: false,
+    stacked: true,
+    default_quantization: (Bits::B4, 64),
+    kv_cache_kind: KvCacheKind::HybridGdn,
+    specdec_kind: SpecdecKind::SpecdecV7,
+    batching: Batching::Able,
+    output: OutputConvention::AsTemplate,
+    module: "mach_models::qwen3_5_moe",
+    synthetic: Synthetic { naming: MLX, shapes: SHAPES, gated_attention: true, config },
+};
+
+static SHAPES: &[Shape] = &[
+    Shape {
+        name: "qwen3.6-35b-a3b",
+        family: Family::Qwen3_5Moe,
+        hidden: 2048,
+        layers: 40,
+        vocab: 248_320,
+        attention: (16, 2, 256),
+        experts: (256, 8, 512),
+        shared: 512,
+        gdn: (16, 32, 128),
+        interval: 4,
+        theta: 1e7,
+        positions: 262_144,
+    },
+    Shape {
+        name: "tiny-qwen3_5_moe",
+        family: Family::Qwen3_5Moe,
+        hidden: 256,
+        layers: 4,
+        vocab: 16_512,
+        attention: (4, 2, 64),
+        experts: (32, 4, 64),
+        shared: 64,
+        gdn: (2, 4, 64),
+        interval: 4,
+        theta: 1e7,
+        positions: 4096,
+    },
+];
+
+fn config(shape: &Shape, layers: usize, mut text: Value, mut root: Value) -> Value {
+    let (key_heads, value_heads, dim) = shape.gdn;
+    let kind = |n| if shape.is_full(n) { "full_attention" } else { "linear_attention" };
+    let kinds: Vec<&str> = (0..layers).map(kind).collect();
+    extend(
+        &mut text,
+        json!({
+            "attn_output_gate": true,
+            "full_attention_interval": shape.interval,
+            "layer_types": kinds,
+            "linear_conv_kernel_dim": TAPS,
+            "linear_key_head_dim": dim,
+            "linear_num_key_heads": key_heads,
+            "linear_num_value_heads": value_heads,
+            "linear_value_head_dim": dim,
+            "model_type": "qwen3_5_moe_text",
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": shape.theta, "partial_rotary_factor": 0.25,
+            },
+            "shared_expert_intermediate_size": shape.shared,
+        }),
+    );
+    extend(
+        &mut root,
+        json!({
+            "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+            "model_type": ROW.model_type,
+            "text_config": text,
+        }),
+    );
+    root
+}

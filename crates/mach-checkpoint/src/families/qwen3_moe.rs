@@ -1,0 +1,77 @@
+//! Qwen3 MoE on disk (architectures.md section 3).
+
+use mach_quant::Bits;
+use serde_json::{Value, json};
+
+use super::{Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic};
+use crate::Family;
+use crate::synth::{Shape, extend};
+
+pub(super) static ROW: Row = Row {
+    model_type: "qwen3_moe",
+    family: Family::Qwen3Moe,
+    text_config: false,
+    namings: &[PUBLISHED],
+    norm_minus_one: false,
+    always_norm_topk: false,
+    partial_rotary_factor: 1.0,
+    full_attention_interval: None,
+    shared_expert: false,
+    swiglu_variant: SwigluVariant::PlainSwiglu,
+    expert_bias: false,
+    stacked: true,
+    default_quantization: (Bits::B4, 64),
+    kv_cache_kind: KvCacheKind::Standard,
+    specdec_kind: SpecdecKind::SpecdecV7,
+    batching: Batching::Able,
+    output: OutputConvention::AsTemplate,
+    module: "mach_models::qwen3_moe",
+    synthetic: Synthetic { naming: PUBLISHED, shapes: SHAPES, gated_attention: false, config },
+};
+
+static SHAPES: &[Shape] = &[
+    Shape {
+        name: "qwen3-30b-a3b",
+        family: Family::Qwen3Moe,
+        hidden: 2048,
+        layers: 48,
+        vocab: 151_936,
+        attention: (32, 4, 128),
+        experts: (128, 8, 768),
+        shared: 0,
+        gdn: (0, 0, 0),
+        interval: 1,
+        theta: 1e6,
+        positions: 40_960,
+    },
+    Shape {
+        name: "tiny-qwen3_moe",
+        family: Family::Qwen3Moe,
+        hidden: 256,
+        layers: 3,
+        vocab: 16_512,
+        attention: (8, 2, 64),
+        experts: (32, 4, 128),
+        shared: 0,
+        gdn: (0, 0, 0),
+        interval: 1,
+        theta: 1e6,
+        positions: 4096,
+    },
+];
+
+fn config(shape: &Shape, _: usize, text: Value, mut root: Value) -> Value {
+    extend(&mut root, text);
+    extend(
+        &mut root,
+        json!({
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "decoder_sparse_step": 1,
+            "intermediate_size": 3 * shape.hidden,
+            "model_type": ROW.model_type,
+            "rope_scaling": null,
+            "rope_theta": shape.theta,
+        }),
+    );
+    root
+}

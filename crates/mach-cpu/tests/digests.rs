@@ -1,0 +1,30 @@
+//! Logits pinned by their digests, so that a change to all instruction sets at once is seen. A change that is meant changes
+//! `NUMERICS_VERSION` as well.
+
+#[path = "../examples/digest/logits.rs"]
+mod logits;
+
+use mach_kernels::Isa;
+use mach_models::Activations;
+
+#[test]
+fn logits_have_not_changed() {
+    let pinned = [
+        ("demo", Activations::Int8, None, 0xdbdc_4771_3e10_ed68),
+        ("demo", Activations::F32, None, 0x80b1_5231_696a_f379),
+        ("demo", Activations::Int8, Some("k4v3"), 0x72c3_4864_59f8_743c),
+        ("fixtures/qwen3_5_moe/bf16", Activations::Int8, None, 0x79b0_b9d8_e5dc_51f2),
+        ("fixtures/qwen3_5_moe/mlx-4bit", Activations::Int8, None, 0x635f_8862_9766_b40a),
+        ("fixtures/qwen3_5_moe/mlx-4bit", Activations::F32, None, 0xcce9_d755_7252_ac70),
+        ("fixtures/qwen3_moe/mlx-4bit", Activations::Int8, None, 0x0edd_7d33_4de8_5d12),
+        ("fixtures/qwen3_moe/mlx-8bit-g32", Activations::Int8, None, 0xe6bb_4b3a_b811_b90e),
+        ("fixtures/qwen3_moe/mlx-8bit-g32", Activations::F32, None, 0xd88f_a596_c693_2c72),
+        ("fixtures/qwen3_moe/mlx-mxfp4", Activations::Int8, None, 0xd588_a433_63e3_4240),
+        ("fixtures/qwen3_moe/mlx-mxfp4", Activations::F32, None, 0x48a7_9b68_0452_6352),
+    ];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (path, activations, kv, expected) in pinned {
+        let found = logits::digest(&root.join(path), activations, kv, Isa::best()).unwrap();
+        assert_eq!(found, Some(expected), "{path} {activations} {kv:?}: {:016x}", found.unwrap_or(0));
+    }
+}
