@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use mach_engine::EngineConfig;
 use mach_models::{Activations, LoadOptions, TurboQuant};
+use mach_quant::Bits;
 use mach_specdec::DecodePath;
 use mach_specdec::policy::{GuardSpec, PolicySpec};
 
@@ -134,7 +135,7 @@ pub struct ModelConfig {
     /// A draft that cannot be used is an error.
     pub require_draft: bool,
     /// Bits that the draft's unquantized matrices are quantized to.
-    pub draft_bits: Option<u8>,
+    pub draft_bits: Option<Bits>,
     /// Size of the blocks.
     pub policy: PolicySpec,
     /// What stands over it.
@@ -174,8 +175,8 @@ impl ModelArgs {
             draft_dir: speculation.draft_dir,
             require_draft: speculation.require_draft,
             draft_bits: match (speculation.draft_bits.as_deref(), self.activations) {
-                (Some("4"), _) => Some(4),
-                (Some("8"), _) | (None, ActivationsArg::Int8) => Some(8),
+                (Some("4"), _) => Some(Bits::B4),
+                (Some("8"), _) | (None, ActivationsArg::Int8) => Some(Bits::B8),
                 (Some(_), _) | (None, ActivationsArg::F32) => None,
             },
             policy: speculation.serving_adaptive_block_policy,

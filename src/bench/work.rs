@@ -71,9 +71,10 @@ impl TokenWork {
             let sidecar = Sidecar::open(checkpoint)?;
             let prefix = &checkpoint.config().tensor_prefix;
             for entry in &sidecar.manifest().layers {
-                for (part, layout) in [("gate", entry.gate), ("up", entry.up), ("down", entry.down)] {
-                    let name = format!("{prefix}layers.{}.mlp.experts.{part}_proj.weight", entry.layer);
-                    tensors.push(laid_out(name, &layout, Some(sidecar.manifest().num_experts)));
+                for part in entry.record.parts() {
+                    let projection = part.projection.name();
+                    let name = format!("{prefix}layers.{}.mlp.experts.{projection}_proj.weight", entry.layer);
+                    tensors.push(laid_out(name, &part.layout, Some(sidecar.manifest().num_experts)));
                 }
             }
         }

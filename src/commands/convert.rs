@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_checkpoint::Checkpoint;
 use mach_convert::{ConvertError, ConvertOptions, Progress, Quantize, Report};
+use mach_quant::Bits;
 use tracing::info;
 
 use crate::Exit;
@@ -21,9 +22,9 @@ pub struct ConvertArgs {
     /// Directory to make
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Quantize float weights to 4 or 8 bits; without it every bit is kept
+    /// Quantize float weights to 2, 3, 4, 5, 6 or 8 bits; without it every bit is kept
     #[arg(long, value_name = "BITS")]
-    bits: Option<u8>,
+    bits: Option<Bits>,
     /// Columns that share a scale, with --bits: 32, 64 or 128
     #[arg(long, value_name = "COLUMNS", default_value_t = 64, requires = "bits")]
     group: usize,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use mach_quant::Bits;
+
 use crate::checkpoint::TensorView;
 use crate::config::Scheme;
 use crate::{Checkpoint, CheckpointError, Dtype, Tensors, finite};
@@ -13,8 +15,8 @@ pub enum Packing {
     Dense(Dtype),
     /// MLX affine codes (quant-formats: value = code * scale + bias), scales and biases of type `scales`.
     Affine {
-        /// Bits a code: 4 or 8 (others are refused for now).
-        bits: u8,
+        /// Bits a code.
+        bits: Bits,
         /// Columns that share a scale.
         group: usize,
         /// F32, F16 or BF16.
@@ -31,7 +33,7 @@ impl Packing {
             Self::Dense(dtype) => (cols * dtype.size(), 0, 0),
             Self::Affine { bits, group, scales } => {
                 let scale_bytes = cols / group * scales.size();
-                (cols * usize::from(bits) / 8, scale_bytes, scale_bytes)
+                (cols * bits.get() / 8, scale_bytes, scale_bytes)
             }
             Self::Mxfp4 => (cols / 2, cols / 32, 0),
         }
@@ -217,8 +219,9 @@ impl Tensors {
         let mode = if scales.dtype == Dtype::U8 { "mxfp4" } else { "affine" };
         match mode {
             "mxfp4" if (bits, group) == (4, 32) => source.packing = Packing::Mxfp4,
-            "affine" if matches!((bits, group), (4 | 8, 32 | 64 | 128)) && scales.dtype.is_float() => {
-                source.packing = Packing::Affine { bits: bits as u8, group, scales: scales.dtype };
+            "affine" if matches!(group, 32 | 64 | 128) && scales.dtype.is_float() => {
+                let bits = Bits::try_from(bits as u64).map_err(|e| weight.error(e.to_string()))?;
+                source.packing = Packing::Affine { bits, group, scales: scales.dtype };
                 let biases = self.tensor(&format!("{module}.biases"))?;
                 if biases.shape != scales.shape || biases.dtype != scales.dtype {
                     return Err(biases.error("shape or type differs from the scales"));
@@ -227,7 +230,7 @@ impl Tensors {
             }
             _ => {
                 return Err(weight.error(format!(
-                    "{bits} bits in groups of {group} with {:?} scales is not supported for {cols} columns; known: affine 4 and 8 bit in groups of 32, 64, 128, and mxfp4",
+                    "{bits} bits in groups of {group} with {:?} scales is not supported for {cols} columns; known: affine 2, 3, 4, 5, 6 and 8 bit in groups of 32, 64, 128, and mxfp4",
                     scales.dtype
                 )));
             }

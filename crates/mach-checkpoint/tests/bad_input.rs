@@ -191,6 +191,61 @@ fn quantization_that_contradicts_the_config() {
     assert!(checkpoint.linear(embedding, 320, 64).is_ok(), "the shapes alone settle it");
 }
 
+/// Replaces the codes of a module by such of `bits` bits, in the file and in what the configuration says of it.
+fn with_width(module: &str, shape: [usize; 2], bits: usize) -> (Checkpoint, tempfile::TempDir) {
+    let copy = copy_of("qwen3_moe/mlx-4bit");
+    let path = copy.path().join("model.safetensors");
+    let (mut header, mut data) = read_shard(&path);
+    let [rows, cols] = shape;
+    let lead: Vec<_> = header[format!("{module}.scales")]["shape"].as_array().unwrap().clone();
+    let name = format!("{module}.weight");
+    // The old codes stay in the file under another name: data without a tensor would be an error of its own.
+    header["unused"] = header[&name].clone();
+    let start = data.len();
+    data.resize(start + rows * cols * bits / 8, 0x5A);
+    let words = [&lead[..lead.len() - 1], &[json!(cols * bits / 32)]].concat();
+    header[&name] = json!({"dtype": "U32", "shape": words, "data_offsets": [start, data.len()]});
+    write_shard(&path, &header, &data);
+    edit_json(&copy.path().join("config.json"), |c| {
+        c["quantization"][module] = json!({"bits": bits, "group_size": 64});
+    });
+    (Checkpoint::open(copy.path()).unwrap(), copy)
+}
+
+#[test]
+fn widths_that_nobody_knows() {
+    for bits in [1, 7, 9, 12, 16, 32] {
+        let words = format!("{bits} bits");
+        let (checkpoint, _dir) = with_width("lm_head", [320, 64], bits);
+        expect(
+            checkpoint.linear("lm_head", 320, 64),
+            &["model.safetensors", "lm_head.weight", &words, "2, 3, 4, 5, 6 and 8"],
+        );
+        let stack = "model.layers.1.mlp.switch_mlp.up_proj";
+        let (checkpoint, _dir) = with_width(stack, [8 * 64, 64], bits);
+        assert!(checkpoint.experts(0).is_ok());
+        expect(checkpoint.experts(1), &["model.layers.1.mlp.switch_mlp.up_proj.weight", &words]);
+    }
+    // The others are known, in any module beside 4 bits in the rest.
+    for bits in [2, 3, 5, 6, 8] {
+        let (checkpoint, _dir) = with_width("lm_head", [320, 64], bits);
+        let head = checkpoint.linear("lm_head", 320, 64).unwrap();
+        assert_eq!(head.weight.len(), 320 * 64 * bits / 8);
+        assert!(head.source().is_ok() && head.slice_rows(319, 1).is_some_and(|r| r.weight.len() == 8 * bits));
+        assert!(head.slice_rows(320, 1).is_none());
+        let stack = "model.layers.1.mlp.switch_mlp.up_proj";
+        let (checkpoint, dir) = with_width(stack, [8 * 64, 64], bits);
+        let experts = checkpoint.experts(1).unwrap();
+        assert!(experts.iter().all(|e| e.up.weight.len() == 64 * 64 * bits / 8));
+        assert!(experts.iter().all(|e| e.gate.weight.len() == 64 * 64 / 2));
+        // Said to be another one.
+        edit_json(&dir.path().join("config.json"), |c| c["quantization"][stack]["bits"] = json!(4));
+        let words = [format!("{bits} bits"), "says affine 4 bits".to_owned()];
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        expect(checkpoint.experts(1), &["switch_mlp.up_proj.weight", &words[0], &words[1]]);
+    }
+}
+
 #[test]
 fn values_that_are_not_finite() {
     let copy = copy_of("qwen3_moe/mlx-4bit");

@@ -4,15 +4,16 @@ mod common;
 
 use common::{demo, fixture};
 use mach_checkpoint::{Checkpoint, Dtype, Family, LayerKind, Packing, WeightSource};
+use mach_quant::Bits;
 
 #[test]
 fn every_fixture_opens_with_all_its_experts() {
     let forms = [
         ("qwen3_5_moe/bf16", Family::Qwen3_5Moe, "model.language_model.", Packing::Dense(Dtype::BF16), 1.0),
-        ("qwen3_5_moe/mlx-4bit", Family::Qwen3_5Moe, "language_model.model.", affine(4, 64), 0.0),
+        ("qwen3_5_moe/mlx-4bit", Family::Qwen3_5Moe, "language_model.model.", affine(Bits::B4, 64), 0.0),
         ("qwen3_moe/bf16", Family::Qwen3Moe, "model.", Packing::Dense(Dtype::BF16), 0.0),
-        ("qwen3_moe/mlx-4bit", Family::Qwen3Moe, "model.", affine(4, 64), 0.0),
-        ("qwen3_moe/mlx-8bit-g32", Family::Qwen3Moe, "model.", affine(8, 32), 0.0),
+        ("qwen3_moe/mlx-4bit", Family::Qwen3Moe, "model.", affine(Bits::B4, 64), 0.0),
+        ("qwen3_moe/mlx-8bit-g32", Family::Qwen3Moe, "model.", affine(Bits::B8, 32), 0.0),
         ("qwen3_moe/mlx-mxfp4", Family::Qwen3Moe, "model.", Packing::Mxfp4, 0.0),
     ];
     for (name, family, prefix, packing, norm_offset) in forms {
@@ -40,7 +41,7 @@ fn every_fixture_opens_with_all_its_experts() {
     }
 }
 
-fn affine(bits: u8, group: usize) -> Packing {
+fn affine(bits: Bits, group: usize) -> Packing {
     Packing::Affine { bits, group, scales: Dtype::BF16 }
 }
 
@@ -63,7 +64,7 @@ fn settings_of_the_demo() {
     // It is in the engine format: matrices are laid out, only their layout tells what they hold.
     let gate = checkpoint.weights("language_model.model.layers.0.mlp.gate", 32, 512).unwrap();
     let WeightSource::Packed(gate) = gate else { panic!("not laid out") };
-    assert!(matches!(gate.layout.codec, mach_quant::Codec::Affine { bits: 8, group: 64, .. }));
+    assert!(matches!(gate.layout.codec, mach_quant::Codec::Affine { bits: Bits::B8, group: 64, .. }));
     assert!(checkpoint.linear("language_model.model.layers.0.mlp.gate", 32, 512).is_err());
 }
 

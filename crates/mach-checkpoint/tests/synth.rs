@@ -2,6 +2,7 @@
 
 use mach_checkpoint::synth::{self, Routing, SynthError, SynthOptions, SynthReport};
 use mach_checkpoint::{Checkpoint, LayerKind, Packing};
+use mach_quant::Bits;
 use tempfile::TempDir;
 
 fn write(shape: &str, layers: usize, routing: Routing, seed: u64) -> (TempDir, SynthReport) {
@@ -38,7 +39,7 @@ fn a_synthetic_checkpoint_reads_like_a_real_one() {
             let experts = checkpoint.experts(layer).unwrap();
             assert_eq!(experts.len(), config.moe.num_experts);
             for part in experts.iter().flat_map(|e| [e.gate, e.up, e.down]) {
-                assert!(matches!(part.packing, Packing::Affine { bits: 4, group: 64, .. }));
+                assert!(matches!(part.packing, Packing::Affine { bits: Bits::B4, group: 64, .. }));
                 part.check_finite().unwrap();
             }
             // Output projections leave the carried dimensions alone.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::mpsc::{channel, sync_channel};
 
 use mach_checkpoint::{Checkpoint, CheckpointError};
-use mach_experts::{LayerEntry, RecordLayout};
+use mach_experts::{LayerEntry, Projection, RecordLayout};
 use mach_io::HugeBuf;
 use mach_quant::Order;
 
@@ -18,6 +18,7 @@ use crate::staging::write_file;
 /// Bytes of records that are packed before they are written; two such buffers exist.
 const BATCH: usize = 64 << 20;
 
+/// Gate, up, down.
 type Expert<'a> = [Conversion<'a>; 3];
 
 /// What the file of a layer will hold.
@@ -86,9 +87,7 @@ impl<'a> Layer<'a> {
             file: LayerEntry::file_name(self.layer),
             length: self.length(),
             stride: self.record.stride(),
-            gate: self.record.gate,
-            up: self.record.up,
-            down: self.record.down,
+            record: self.record,
             crc32c,
         }
     }
@@ -186,9 +185,11 @@ impl<'a> Layer<'a> {
     }
 
     fn pack(&self, expert: &Expert<'_>, record: &mut [u8]) -> Result<(), ConvertError> {
-        for (matrix, (_, out)) in expert.iter().zip(self.record.parts_mut(record)) {
+        for (matrix, projection) in expert.iter().zip([Projection::Gate, Projection::Up, Projection::Down]) {
             matrix.check_finite()?;
-            matrix.write(0, out)?;
+            if let Some(out) = self.record.matrix_mut(record, projection) {
+                matrix.write(0, out)?;
+            }
         }
         Ok(())
     }

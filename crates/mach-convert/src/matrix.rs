@@ -1,7 +1,7 @@
 //! One matrix on its way from the source's form to its layout.
 
 use mach_checkpoint::{CheckpointError, LinearSource, Packing};
-use mach_quant::{Codec, MatrixLayout, Order, Source, TILE_ROWS, affine};
+use mach_quant::{Bits, Codec, MatrixLayout, Order, Source, TILE_ROWS, affine};
 
 use crate::ConvertError;
 
@@ -9,8 +9,8 @@ use crate::ConvertError;
 /// stay as they are, and so do matrices whose width is no multiple of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantize {
-    /// Bits a code: 4 or 8.
-    pub bits: u8,
+    /// Bits a code.
+    pub bits: Bits,
     /// Columns that share scale and bias: 32, 64 or 128.
     pub group: usize,
 }
@@ -18,13 +18,10 @@ pub struct Quantize {
 impl Quantize {
     /// Refuses what cannot be laid out.
     pub(crate) fn check(self) -> Result<(), ConvertError> {
-        if !matches!(self.bits, 4 | 8) || !matches!(self.group, 32 | 64 | 128) {
-            return Err(ConvertError::Input(format!(
-                "{} bits in groups of {}: known are 4 and 8 bits in groups of 32, 64, 128",
-                self.bits, self.group
-            )));
+        match self.group {
+            32 | 64 | 128 => Ok(()),
+            group => Err(ConvertError::Input(format!("groups of {group} columns: known are 32, 64 and 128"))),
         }
-        Ok(())
     }
 }
 
@@ -84,7 +81,7 @@ impl<'a> Conversion<'a> {
             return Ok(());
         };
         let cols = self.source.cols;
-        let code_len = cols * usize::from(bits) / 8;
+        let code_len = cols * bits.get() / 8;
         let scale_len = cols / group * float.size();
         // The rows of one unit at a time become a small quantized matrix, which is laid out like any other.
         let unit_rows = if self.layout.order == Order::Tiles { TILE_ROWS } else { 1 };

@@ -51,7 +51,7 @@ fn damage_is_found_and_named() {
     fails_with(&out, &["no expert sidecar"]);
     let text = String::from_utf8(good_manifest.clone()).unwrap();
     for (from, to, words) in [
-        ("\"version\": 1", "\"version\": 2", "version 2 is not known"),
+        ("\"version\": 2", "\"version\": 3", "version 3 is not known"),
         ("qwen3_5_moe", "qwen3_moe", "made for `qwen3_moe`"),
         ("layer-001.experts", "../secret", "not a file name"),
         ("\"record_align\": 16384", "\"record_align\": 4096", "record_align"),

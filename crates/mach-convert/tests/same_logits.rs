@@ -8,7 +8,7 @@ use mach_convert::{Quantize, export_sidecar, verify};
 use mach_experts::{Bank, Sidecar};
 use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
-use mach_quant::Order;
+use mach_quant::{Bits, Order};
 
 const CHECKPOINTS: [&str; 6] = [
     "fixtures/qwen3_5_moe/bf16",
@@ -102,9 +102,9 @@ fn a_sidecar_beside_the_tensors_holds_the_same_experts() {
 fn quantized_experts_equal_those_of_mlx() {
     let dir = tempfile::tempdir().unwrap();
     for (family, mlx, quantize) in [
-        ("qwen3_moe", "mlx-4bit", Quantize { bits: 4, group: 64 }),
-        ("qwen3_5_moe", "mlx-4bit", Quantize { bits: 4, group: 64 }),
-        ("qwen3_moe", "mlx-8bit-g32", Quantize { bits: 8, group: 32 }),
+        ("qwen3_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
+        ("qwen3_5_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
+        ("qwen3_moe", "mlx-8bit-g32", Quantize { bits: Bits::B8, group: 32 }),
     ] {
         let (ours, theirs) =
             (dir.path().join(format!("{family}-{mlx}-ours")), dir.path().join(format!("{family}-{mlx}")));
@@ -126,7 +126,7 @@ fn quantized_experts_equal_those_of_mlx() {
     let bad = converted(
         &project("fixtures/qwen3_moe/bf16"),
         &dir.path().join("y"),
-        Some(Quantize { bits: 3, group: 64 }),
+        Some(Quantize { bits: Bits::B3, group: 48 }),
     );
-    assert!(bad.unwrap_err().to_string().contains("3 bits"));
+    assert!(bad.unwrap_err().to_string().contains("48 columns"));
 }

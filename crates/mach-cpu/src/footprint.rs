@@ -50,7 +50,7 @@ pub fn footprint(
             (slices.weight_bytes(), slices.slot_bytes())
         }
         (_, Some(sidecar)) => {
-            let records = sidecar.manifest().layers.iter().map(|e| e.record());
+            let records = sidecar.manifest().layers.iter().map(|e| e.record);
             let slots = records.map(|r| r.stride().max(r.in_order(order).stride()));
             (expert_bytes(checkpoint, Some(sidecar), order)?, slots.max().unwrap_or(0))
         }

@@ -191,7 +191,7 @@ pub(crate) fn expert_bytes(
     let mut total = 0;
     if let Some(sidecar) = sidecar {
         let experts = sidecar.manifest().num_experts as u64;
-        let records = sidecar.manifest().layers.iter().map(|e| e.record().in_order(order));
+        let records = sidecar.manifest().layers.iter().map(|e| e.record.in_order(order));
         return Ok(records.map(|r| r.weight_bytes() as u64 * experts).sum());
     }
     for layer in (0..checkpoint.config().layers.len()).filter(|&l| checkpoint.config().moe_layers[l]) {

@@ -6,7 +6,7 @@ use mach_io::HugeBuf;
 use mach_kernels::linear::MatRef;
 use mach_kernels::math::exp64;
 use mach_models::device::{Place, Placement};
-use mach_quant::{Codec, MatrixLayout, Order};
+use mach_quant::{Bits, Codec, MatrixLayout, Order};
 
 use crate::quantize::{GROUP, codec};
 
@@ -51,7 +51,7 @@ pub(crate) struct Item<'a> {
     pub(crate) source: WeightSource<'a>,
     pub(crate) matrix: Matrix,
     /// Bits to quantize it to first.
-    pub(crate) bits: Option<u8>,
+    pub(crate) bits: Option<Bits>,
 }
 
 /// Where each matrix goes.

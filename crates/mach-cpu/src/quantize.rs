@@ -1,7 +1,7 @@
 //! Affine quantization of float matrices while they are loaded.
 
 use mach_quant::affine::quantize_row;
-use mach_quant::{Codec, FloatType, Source};
+use mach_quant::{Bits, Codec, FloatType, Source};
 
 /// Columns that share a scale.
 pub(crate) const GROUP: usize = 64;
@@ -16,16 +16,16 @@ pub(crate) struct Quantized {
     biases: Vec<u8>,
 }
 
-/// The codec of `bits` (4 or 8) bits.
-pub(crate) fn codec(bits: u8) -> Codec {
+/// The codec of a width.
+pub(crate) fn codec(bits: Bits) -> Codec {
     Codec::Affine { bits, group: GROUP, scales: FloatType::F32 }
 }
 
 impl Quantized {
     /// Rounds as MLX does; `cols` is a multiple of [`GROUP`].
-    pub(crate) fn of(source: &Source<'_>, bits: u8) -> Self {
+    pub(crate) fn of(source: &Source<'_>, bits: Bits) -> Self {
         let (rows, cols) = (source.rows(), source.cols());
-        let (code_bytes, scale_bytes) = (cols * usize::from(bits) / 8, cols / GROUP * 4);
+        let (code_bytes, scale_bytes) = (cols * bits.get() / 8, cols / GROUP * 4);
         let mut codes = vec![0; rows * code_bytes];
         let (mut scales, mut biases) = (vec![0; rows * scale_bytes], vec![0; rows * scale_bytes]);
         let mut row = vec![0.0f32; cols];
@@ -55,7 +55,8 @@ mod tests {
         let values: Vec<f32> = (0..2 * 128).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let source = Source::new(Codec::Dense(FloatType::F32), 2, 128, &bytes, &[], &[]).unwrap();
-        for (bits, steps) in [(4, 15.0), (8, 255.0)] {
+        for bits in Bits::ALL {
+            let steps = bits.max_code() as f32;
             let quantized = Quantized::of(&source, bits);
             let back = quantized.source().unwrap();
             let mut row = vec![0.0; 128];

@@ -11,7 +11,7 @@ use mach_engine::{
     CacheHints, Engine, EngineConfig, Event, FinishReason, GenerateRequest, Generator as _, OutputControl,
     Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
-use mach_models::{ExpertMode, LoadOptions, StreamingOptions};
+use mach_models::{Bits, ExpertMode, LoadOptions, StreamingOptions};
 use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
 
@@ -131,13 +131,13 @@ fn policies_presets_and_drafts_change_nothing() {
         (None, "cost-aware", None),
         (Some(None), "fixed-16", None),
         (Some(None), "fixed-2", None),
-        (Some(Some(4)), "opencode-sampled-v1", None),
-        (Some(Some(8)), "cost-aware", None),
+        (Some(Some(Bits::B4)), "opencode-sampled-v1", None),
+        (Some(Some(Bits::B8)), "cost-aware", None),
         (Some(None), "off", None),
         // A quarter of the experts, one token's, none.
-        (Some(Some(8)), "fixed-16", Some(64)),
-        (Some(Some(8)), "cost-aware", Some(32)),
-        (Some(Some(4)), "opencode-sampled-v1", Some(0)),
+        (Some(Some(Bits::B8)), "fixed-16", Some(64)),
+        (Some(Some(Bits::B8)), "cost-aware", Some(32)),
+        (Some(Some(Bits::B4)), "opencode-sampled-v1", Some(0)),
     ] {
         let experts = slots.map_or(ExpertMode::Resident, |bank_slots| {
             ExpertMode::Streaming(StreamingOptions { bank_slots, ..StreamingOptions::default() })

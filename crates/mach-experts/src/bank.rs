@@ -96,15 +96,12 @@ impl Bank {
         let experts = sidecar.manifest().num_experts;
         let (mut layers, mut stride, mut rank, mut straight) = (Vec::new(), 0, 0, true);
         for entry in &sidecar.manifest().layers {
-            let stored = entry.record();
+            let stored = entry.record;
             let record = stored.in_order(order);
-            if !record.repacks_from(&stored) {
-                return Err(SidecarError::Invalid {
-                    file: sidecar.files().get(rank).cloned().unwrap_or_default(),
-                    reason: format!("records are row-major where {order:?} is needed; convert again"),
-                }
-                .into());
-            }
+            record.check_usable(&stored).map_err(|e| SidecarError::Invalid {
+                file: sidecar.files().get(rank).cloned().unwrap_or_default(),
+                reason: e.to_string(),
+            })?;
             straight &= record == stored;
             stride = stride.max(record.stride());
             layers.resize(entry.layer, None);
@@ -186,7 +183,7 @@ impl Bank {
         if expert >= self.experts {
             return None;
         }
-        Some(record.view(self.slots.get(rank * self.experts + expert)?))
+        record.view(self.slots.get(rank * self.experts + expert)?).swiglu()
     }
 
     /// The record layout of a layer.

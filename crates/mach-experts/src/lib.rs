@@ -1,6 +1,6 @@
 //! Expert residency: where the weights of routed experts are while the model runs.
 //!
-//! On disk experts lie in a [`Sidecar`], one file a layer, described by a [`Manifest`]. An expert is one contiguous record (gate, up, down) in a [`Bank`], the single allocation that holds experts. With
+//! On disk experts lie in a [`Sidecar`], one file a layer, described by a [`Manifest`]. An expert is one contiguous record ([`RecordLayout`]) in a [`Bank`], the single allocation that holds experts. With
 //! all experts resident every (layer, expert) has a slot of its own. A [`StreamingBank`] has fewer: experts are read into
 //! it when they are asked for, and an [`Eviction`] policy says which
 //! make room; what only one layer of one pass needs goes through a transient arena. [`StreamingStats`] tells other threads what happens.
@@ -34,7 +34,10 @@ pub use fetch::ExpertFiles;
 pub use heat::{Heat, HotExperts};
 pub use joined::{Join, Parts};
 pub use manifest::{LayerEntry, MANIFEST_FORMAT, Manifest, ManifestError};
-pub use record::{ExpertView, MatrixView, RECORD_ALIGN, RecordLayout};
+pub use record::{
+    BiasAt, BiasView, ExpertView, MatrixView, Part, Projection, RECORD_ALIGN, RecordError, RecordLayout,
+    RecordView,
+};
 pub use residency::{BankFull, LayerStats, Place, Reserved, Residency};
 pub use sidecar::{Location, Sidecar, SidecarError, source_id};
 pub use slices::{SlicePool, SliceSource};

@@ -6,10 +6,11 @@ use mach_checkpoint::ModelConfig;
 use mach_quant::MatrixLayout;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{RECORD_ALIGN, RecordLayout};
+use crate::record::{Projection, RECORD_ALIGN, RecordLayout};
 
-/// Format and version that this build reads and writes. The tile layout is part of it.
-pub const MANIFEST_FORMAT: (&str, u32) = ("mach-expert-sidecar", 1);
+/// Format and version that this build writes. It reads version 1 too, whose records are gate, up and down without biases
+/// and without being said where they begin. The tile layout is part of both.
+pub const MANIFEST_FORMAT: (&str, u32) = ("mach-expert-sidecar", 2);
 
 /// More layers than any model has.
 const MAX_LAYERS: usize = 1 << 16;
@@ -25,7 +26,7 @@ pub struct ManifestError(String);
 pub struct Manifest {
     /// [`MANIFEST_FORMAT`]'s name.
     pub format: String,
-    /// [`MANIFEST_FORMAT`]'s version.
+    /// The version that it was written in.
     pub version: u32,
     /// `model_type` of the checkpoint.
     pub architecture: String,
@@ -51,22 +52,14 @@ pub struct LayerEntry {
     pub length: u64,
     /// Bytes from one record to the next.
     pub stride: usize,
-    /// `[intermediate, hidden]`.
-    pub gate: MatrixLayout,
-    /// `[intermediate, hidden]`.
-    pub up: MatrixLayout,
-    /// `[hidden, intermediate]`.
-    pub down: MatrixLayout,
+    /// What a record holds, and where.
+    #[serde(rename = "projections")]
+    pub record: RecordLayout,
     /// CRC32C of each record, padding included.
     pub crc32c: Vec<u32>,
 }
 
 impl LayerEntry {
-    /// Where the matrices lie in a record of this file.
-    pub fn record(&self) -> RecordLayout {
-        RecordLayout::new(self.gate, self.up, self.down)
-    }
-
     /// Name of the file of a layer.
     pub fn file_name(layer: usize) -> String {
         format!("layer-{layer:03}.experts")
@@ -88,14 +81,17 @@ impl Manifest {
         // The version first, so that a later format is named as such whatever its fields are.
         let said: Version = parse_json(bytes)?;
         let (format, version) = MANIFEST_FORMAT;
-        if said.format.as_deref() != Some(format) || said.version != Some(version) {
-            return err(format!(
-                "format {} version {} is not known to this build, which reads {format} version {version}",
-                said.format.as_deref().unwrap_or("(none)"),
-                said.version.map_or("(none)".to_owned(), |v| v.to_string()),
-            ));
-        }
-        let manifest: Self = parse_json(bytes)?;
+        let manifest: Self = match (said.format.as_deref(), said.version) {
+            (Some(f), Some(1)) if f == format => parse_json::<version1::Manifest>(bytes)?.into_current()?,
+            (Some(f), Some(v)) if (f, v) == (format, version) => parse_json(bytes)?,
+            _ => {
+                return err(format!(
+                    "format {} version {} is not known to this build, which reads {format} versions 1 to {version}",
+                    said.format.as_deref().unwrap_or("(none)"),
+                    said.version.map_or("(none)".to_owned(), |v| v.to_string()),
+                ));
+            }
+        };
         if manifest.record_align != RECORD_ALIGN {
             return err(format!("`record_align` is {}; {RECORD_ALIGN} is needed", manifest.record_align));
         }
@@ -110,9 +106,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// As JSON.
+    /// As JSON, in the version that this build writes.
     pub fn to_json(&self) -> Result<Vec<u8>, ManifestError> {
-        serde_json::to_vec_pretty(self).map_err(|e| ManifestError(e.to_string()))
+        let current = Manifest { version: MANIFEST_FORMAT.1, ..self.clone() };
+        serde_json::to_vec_pretty(&current).map_err(|e| ManifestError(e.to_string()))
     }
 
     /// Compares with what `config.json` says.
@@ -137,15 +134,23 @@ impl Manifest {
             return err(format!("{} experts a layer, but config.json says {experts}", self.num_experts));
         }
         for entry in &self.layers {
-            for (name, found, wanted) in [
-                ("gate", &entry.gate, [width, hidden]),
-                ("up", &entry.up, [width, hidden]),
-                ("down", &entry.down, [hidden, width]),
-            ] {
-                if [found.rows, found.cols] != wanted {
+            entry.record.check_swiglu().map_err(|e| ManifestError(format!("layer {}: {e}", entry.layer)))?;
+            for part in entry.record.parts() {
+                let found = [part.layout.rows, part.layout.cols];
+                let wanted = match part.projection {
+                    Projection::Gate | Projection::Up => [width, hidden],
+                    Projection::GateUp => [2 * width, hidden],
+                    Projection::Down => [hidden, width],
+                };
+                if found != wanted {
                     return err(format!(
-                        "`{name}` of layer {} is {} x {}, but config.json implies {} x {}",
-                        entry.layer, found.rows, found.cols, wanted[0], wanted[1]
+                        "`{}` of layer {} is {} x {}, but config.json implies {} x {}",
+                        part.projection.name(),
+                        entry.layer,
+                        found[0],
+                        found[1],
+                        wanted[0],
+                        wanted[1]
                     ));
                 }
             }
@@ -165,10 +170,7 @@ impl LayerEntry {
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             return err(format!("layer {layer}: `{}` is not a file name", self.file));
         }
-        for (name, layout) in [("gate", &self.gate), ("up", &self.up), ("down", &self.down)] {
-            layout.validate().map_err(|e| ManifestError(format!("layer {layer}: `{name}`: {e}")))?;
-        }
-        let stride = self.record().stride();
+        let stride = self.record.stride();
         if self.stride != stride || stride == 0 {
             return err(format!(
                 "layer {layer}: `stride` is {}, but its matrices need {stride}",
@@ -186,6 +188,55 @@ impl LayerEntry {
             return err(format!("layer {layer}: {} checksums for {experts} experts", self.crc32c.len()));
         }
         Ok(())
+    }
+}
+
+/// What version 1 wrote. Its records lie as [`RecordLayout::new`] places them.
+mod version1 {
+    use super::{Deserialize, ManifestError, MatrixLayout, Projection, RecordLayout};
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Manifest {
+        format: String,
+        version: u32,
+        architecture: String,
+        source: String,
+        record_align: usize,
+        num_experts: usize,
+        layers: Vec<LayerEntry>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct LayerEntry {
+        layer: usize,
+        file: String,
+        length: u64,
+        stride: usize,
+        gate: MatrixLayout,
+        up: MatrixLayout,
+        down: MatrixLayout,
+        crc32c: Vec<u32>,
+    }
+
+    impl Manifest {
+        pub(super) fn into_current(self) -> Result<super::Manifest, ManifestError> {
+            let Self { format, version, architecture, source, record_align, num_experts, layers } = self;
+            let layers = layers.into_iter().map(LayerEntry::into_current).collect::<Result<_, _>>()?;
+            Ok(super::Manifest { format, version, architecture, source, record_align, num_experts, layers })
+        }
+    }
+
+    impl LayerEntry {
+        fn into_current(self) -> Result<super::LayerEntry, ManifestError> {
+            let Self { layer, file, length, stride, gate, up, down, crc32c } = self;
+            let matrices =
+                [(Projection::Gate, gate, None), (Projection::Up, up, None), (Projection::Down, down, None)];
+            let record =
+                RecordLayout::with(&matrices).map_err(|e| ManifestError(format!("layer {layer}: {e}")))?;
+            Ok(super::LayerEntry { layer, file, length, stride, record, crc32c })
+        }
     }
 }
 

@@ -127,7 +127,7 @@ impl Sidecar {
 
     /// The record layout of a layer; `None` if it has no experts.
     pub fn record(&self, layer: usize) -> Option<RecordLayout> {
-        self.entry(layer).map(|(_, entry)| entry.record())
+        self.entry(layer).map(|(_, entry)| entry.record)
     }
 
     /// Bytes of the largest record.

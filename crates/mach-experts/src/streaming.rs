@@ -199,13 +199,12 @@ impl StreamingBank {
         }
         let records = (0..layers).map(|l| Some(files.stored(l)?.in_order(options.order))).collect::<Vec<_>>();
         for layer in 0..layers {
-            if let (Some(stored), Some(Some(record))) = (files.stored(layer), records.get(layer))
-                && !record.repacks_from(&stored)
-            {
-                let reason =
-                    format!("records are row-major where {:?} is needed; convert again", options.order);
+            let (Some(stored), Some(Some(record))) = (files.stored(layer), records.get(layer)) else {
+                continue;
+            };
+            if let Err(error) = record.check_usable(&stored) {
                 let file = format!("expert_sidecar/layer {layer}").into();
-                let source = SidecarError::Invalid { file, reason };
+                let source = SidecarError::Invalid { file, reason: error.to_string() };
                 return Err(StreamingError::Expert { layer, expert: 0, source });
             }
         }
@@ -453,7 +452,7 @@ impl StreamingBank {
     /// The weights of an expert that [`ready`](Self::ready) has handed out and [`done`](Self::done) has not taken back, or that is
     /// in the bank.
     pub fn expert(&self, layer: usize, expert: usize) -> Option<ExpertView<'_>> {
-        Some(self.record(layer)?.view(self.slot(ExpertKey { layer, expert })?))
+        self.record(layer)?.view(self.slot(ExpertKey { layer, expert })?).swiglu()
     }
 
     /// Hits, misses and evictions of the bank by layer.

@@ -11,17 +11,18 @@ use mach_experts::{
 };
 use mach_io::ReaderOptions;
 use mach_io::faults::{Fault, FaultPlan};
-use mach_quant::{Codec, FloatType, MatrixLayout, Order};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order};
 use proptest::prelude::*;
 
 const LAYERS: usize = 3;
 const EXPERTS: usize = 8;
 
 fn bank(dir: &Path, slots: usize, faults: Option<FaultPlan>) -> (StreamingBank, Vec<Vec<u8>>) {
-    let codec = Codec::Affine { bits: 4, group: 64, scales: FloatType::Bf16 };
+    let codec = Codec::Affine { bits: Bits::B4, group: 64, scales: FloatType::Bf16 };
     let matrix = |rows, cols| MatrixLayout { rows, cols, codec, order: Order::Tiles };
     let (up, down) = (matrix(64, 128), matrix(128, 64));
-    let stride = RecordLayout::new(up, up, down).stride();
+    let record = RecordLayout::new(up, up, down);
+    let stride = record.stride();
     let (mut files, mut layers) = (Vec::new(), Vec::new());
     for layer in 0..LAYERS {
         let byte = |b: usize| ((b * 31 + b / 256 * 7 + layer * 13) % 251) as u8;
@@ -29,16 +30,7 @@ fn bank(dir: &Path, slots: usize, faults: Option<FaultPlan>) -> (StreamingBank, 
         let file = LayerEntry::file_name(layer);
         std::fs::write(dir.join(&file), &bytes).unwrap();
         let crc32c = bytes.chunks(stride).map(crc32c::crc32c).collect();
-        layers.push(LayerEntry {
-            layer,
-            file,
-            length: bytes.len() as u64,
-            stride,
-            gate: up,
-            up,
-            down,
-            crc32c,
-        });
+        layers.push(LayerEntry { layer, file, length: bytes.len() as u64, stride, record, crc32c });
         files.push(bytes);
     }
     let manifest = Manifest {

@@ -1,7 +1,7 @@
 //! A manifest is read back as written; any other bytes are an error or a manifest that holds together.
 
-use mach_experts::{LayerEntry, MANIFEST_FORMAT, Manifest, RECORD_ALIGN, RecordLayout};
-use mach_quant::{Codec, FloatType, MatrixLayout, Order};
+use mach_experts::{LayerEntry, MANIFEST_FORMAT, Manifest, Projection, RECORD_ALIGN, RecordLayout};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order};
 use proptest::prelude::*;
 
 fn codec() -> impl Strategy<Value = Codec> {
@@ -9,7 +9,11 @@ fn codec() -> impl Strategy<Value = Codec> {
         Just(Codec::Mxfp4),
         Just(Codec::Dense(FloatType::Bf16)),
         Just(Codec::Dense(FloatType::F32)),
-        (prop_oneof![Just(4u8), Just(8u8)], prop_oneof![Just(32usize), Just(64), Just(128)], any::<bool>())
+        (
+            prop::sample::select(&Bits::ALL[..]),
+            prop_oneof![Just(32usize), Just(64), Just(128)],
+            any::<bool>()
+        )
             .prop_map(|(bits, group, wide)| Codec::Affine {
                 bits,
                 group,
@@ -22,26 +26,39 @@ fn matrix(rows: usize, cols: usize, codec: Codec) -> MatrixLayout {
     MatrixLayout { rows, cols, codec, order: Order::Rows }.in_order(Order::Tiles)
 }
 
+/// Any set of projections, in any order, with or without biases.
+fn record() -> impl Strategy<Value = RecordLayout> {
+    let bias = prop_oneof![Just(None), Just(Some(FloatType::F32)), Just(Some(FloatType::Bf16))];
+    let part = (codec(), bias, 1usize..5, 1usize..5);
+    let projections = prop::sample::subsequence(&Projection::ALL[..], 1..=4).prop_shuffle();
+    (projections, prop::collection::vec(part, 4)).prop_map(|(projections, parts)| {
+        let matrices: Vec<_> = projections
+            .into_iter()
+            .zip(parts)
+            .map(|(projection, (codec, bias, rows, cols))| {
+                // Rows that do not fill a tile, vectors that do not fill a line.
+                (projection, matrix(rows * 24 + 1, cols * 128, codec), bias)
+            })
+            .collect();
+        RecordLayout::with(&matrices).unwrap()
+    })
+}
+
 prop_compose! {
     fn manifest()(
         experts in 0usize..6,
         layers in prop::collection::btree_set(0usize..200, 0..4),
-        codecs in prop::collection::vec((codec(), codec()), 4),
-        (hidden, width) in (1usize..5, 1usize..5),
+        records in prop::collection::vec(record(), 4),
         crc in any::<u32>(),
     ) -> Manifest {
-        let layers = layers.into_iter().zip(codecs).map(|(layer, (a, b))| {
-            let up = matrix(width * 128, hidden * 128, a);
-            let down = matrix(hidden * 128, width * 128, b);
-            let stride = RecordLayout::new(up, up, down).stride();
+        let layers = layers.into_iter().zip(records).map(|(layer, record)| {
+            let stride = record.stride();
             LayerEntry {
                 layer,
                 file: LayerEntry::file_name(layer),
                 length: (stride * experts) as u64,
                 stride,
-                gate: up,
-                up,
-                down,
+                record,
                 crc32c: (0..experts as u32).map(|e| crc.wrapping_mul(e)).collect(),
             }
         }).collect();
@@ -60,7 +77,16 @@ prop_compose! {
 fn holds_together(manifest: &Manifest) {
     for entry in &manifest.layers {
         assert_eq!(entry.stride % RECORD_ALIGN, 0);
-        assert!(entry.record().weight_bytes() <= entry.stride);
+        assert!(entry.record.weight_bytes() <= entry.stride);
+        let mut end = 0;
+        for part in entry.record.parts() {
+            let bias = part.bias.map(|b| (b.at, part.layout.rows * b.float.size()));
+            for (at, len) in [Some((part.at, part.layout.bytes())), bias].into_iter().flatten() {
+                assert!(at % 64 == 0 && at >= end && at + len <= entry.stride);
+                end = at + len;
+            }
+            assert_eq!(entry.record.part(part.projection), Some(part), "there once");
+        }
         assert_eq!(entry.length, (entry.stride * manifest.num_experts) as u64);
         assert_eq!(entry.crc32c.len(), manifest.num_experts);
         assert!(!entry.file.contains('/'));
@@ -88,11 +114,13 @@ proptest! {
     }
 
     #[test]
-    fn numbers_of_any_size_never_make_nonsense(manifest in manifest(), field in 0usize..9, value in any::<u64>()) {
+    fn numbers_of_any_size_never_make_nonsense(manifest in manifest(), field in 0usize..11, value in prop_oneof![any::<u64>(), 0u64..1 << 20]) {
         let mut json: serde_json::Value = serde_json::from_slice(&manifest.to_json().unwrap()).unwrap();
         let places = [
             "/num_experts", "/record_align", "/layers/0/layer", "/layers/0/length", "/layers/0/stride",
-            "/layers/0/gate/rows", "/layers/0/gate/cols", "/layers/0/down/rows", "/layers/0/down/cols",
+            "/layers/0/projections/0/layout/rows", "/layers/0/projections/0/layout/cols",
+            "/layers/0/projections/0/at", "/layers/0/projections/1/at", "/layers/0/projections/0/bias/at",
+            "/layers/0/projections/0/layout/codec/affine/bits",
         ];
         if let Some(place) = json.pointer_mut(places[field]) {
             *place = value.into();

@@ -9,7 +9,7 @@ use mach_experts::{
 };
 use mach_io::faults::Fault;
 use mach_io::{Reader, ReaderOptions, Submission};
-use mach_quant::{Codec, FloatType, MatrixLayout, Order};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order};
 use proptest::prelude::*;
 
 const LAYERS: [usize; 3] = [0, 2, 3];
@@ -21,10 +21,11 @@ fn sidecar(dir: &Path) -> (Sidecar, Vec<Vec<u8>>) {
     let mut layers = Vec::new();
     for (i, layer) in LAYERS.into_iter().enumerate() {
         let group = if i == 1 { 32 } else { 64 };
-        let codec = Codec::Affine { bits: 4, group, scales: FloatType::Bf16 };
+        let codec = Codec::Affine { bits: Bits::B4, group, scales: FloatType::Bf16 };
         let matrix = |rows, cols| MatrixLayout { rows, cols, codec, order: Order::Tiles };
         let (up, down) = (matrix(64, 128), matrix(128, 64));
-        let stride = RecordLayout::new(up, up, down).stride();
+        let record = RecordLayout::new(up, up, down);
+        let stride = record.stride();
         let bytes: Vec<u8> =
             (0..stride * EXPERTS).map(|b| ((b * 31 + b / 256 * 7 + layer * 13) % 251) as u8).collect();
         let entry = LayerEntry {
@@ -32,9 +33,7 @@ fn sidecar(dir: &Path) -> (Sidecar, Vec<Vec<u8>>) {
             file: LayerEntry::file_name(layer),
             length: bytes.len() as u64,
             stride,
-            gate: up,
-            up,
-            down,
+            record,
             crc32c: bytes.chunks(stride).map(crc32c::crc32c).collect(),
         };
         std::fs::write(dir.join(&entry.file), &bytes).unwrap();

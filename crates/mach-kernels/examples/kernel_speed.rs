@@ -11,9 +11,9 @@ use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaShape, DeltaState, Del
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
 use mach_kernels::{Cores, Isa};
-use mach_quant::{Codec, FloatType, MatrixLayout, Order};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order};
 
-fn affine(bits: u8) -> Codec {
+fn affine(bits: Bits) -> Codec {
     Codec::Affine { bits, group: 64, scales: FloatType::Bf16 }
 }
 
@@ -29,7 +29,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // One row: bound by memory. The matrix is far larger than the caches.
     let cols = 2048;
-    for (name, codec) in [("affine 4 bit", affine(4)), ("affine 8 bit", affine(8)), ("mxfp4", Codec::Mxfp4)] {
+    for (name, codec) in [
+        ("affine 4 bit", affine(Bits::B4)),
+        ("affine 2 bit", affine(Bits::B2)),
+        ("affine 3 bit", affine(Bits::B3)),
+        ("affine 5 bit", affine(Bits::B5)),
+        ("affine 6 bit", affine(Bits::B6)),
+        ("affine 8 bit", affine(Bits::B8)),
+        ("mxfp4", Codec::Mxfp4),
+    ] {
         if !wanted("row") {
             break;
         }
@@ -62,7 +70,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // Many rows: bound by the int8 units.
-    for (name, codec) in [("affine 4 bit", affine(4)), ("affine 8 bit", affine(8)), ("mxfp4", Codec::Mxfp4)] {
+    for (name, codec) in [
+        ("affine 4 bit", affine(Bits::B4)),
+        ("affine 2 bit", affine(Bits::B2)),
+        ("affine 3 bit", affine(Bits::B3)),
+        ("affine 5 bit", affine(Bits::B5)),
+        ("affine 6 bit", affine(Bits::B6)),
+        ("affine 8 bit", affine(Bits::B8)),
+        ("mxfp4", Codec::Mxfp4),
+    ] {
         for m in [2, 3, 4, 5, 7, 8, 16, 64, 512] {
             if !wanted("rows") {
                 break;

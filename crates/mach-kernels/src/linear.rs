@@ -4,6 +4,7 @@
 //! `y = fma(fma(scale, D, bias * S), sx, y)` with `S` the sum of the activation codes and `sx` their scale, groups
 //! ascending. Float path: weights widened (`fma(code, scale, bias)`), 16 partial sums by column modulo 16, then the tree.
 
+mod codes;
 mod float;
 mod int8;
 

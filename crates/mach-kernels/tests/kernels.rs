@@ -8,7 +8,7 @@ use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ff
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::quantize::Operand;
 use mach_kernels::{Cores, Isa};
-use mach_quant::{Codec, FloatType, MatrixLayout, Order, Source};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order, Source};
 use proptest::prelude::*;
 
 struct Random(u64);
@@ -48,7 +48,7 @@ impl Weights {
         let (weight, scales, biases) = match codec {
             Codec::Dense(t) => ((0..rows * cols).flat_map(|_| float(t, r.float())).collect(), vec![], vec![]),
             Codec::Affine { bits, scales, .. } => (
-                (0..rows * cols * bits as usize / 8).map(|_| r.next() as u8).collect::<Vec<u8>>(),
+                (0..rows * cols * bits.get() / 8).map(|_| r.next() as u8).collect::<Vec<u8>>(),
                 (0..n).flat_map(|_| float(scales, r.float() * 0.1)).collect::<Vec<u8>>(),
                 (0..n).flat_map(|_| float(scales, r.float())).collect::<Vec<u8>>(),
             ),
@@ -127,7 +127,7 @@ fn quantized() -> impl Strategy<Value = Codec> {
     let scales = prop_oneof![Just(FloatType::Bf16), Just(FloatType::F32)];
     prop_oneof![
         Just(Codec::Mxfp4),
-        (prop_oneof![Just(4u8), Just(8)], prop_oneof![Just(32usize), Just(64), Just(128)], scales)
+        (prop::sample::select(&Bits::ALL[..]), prop_oneof![Just(32usize), Just(64), Just(128)], scales)
             .prop_map(|(bits, group, scales)| Codec::Affine { bits, group, scales }),
     ]
 }

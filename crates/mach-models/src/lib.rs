@@ -26,7 +26,7 @@ pub use decoder::Decoder;
 pub use dflash::{DFlash, DraftConfig, DraftError, DraftHost, DraftOptions, DraftRows};
 pub use families::{place, qwen3_5_moe, qwen3_moe, spec};
 pub use inventory::{ResidentWeight, resident_weights};
-pub use mach_quant::{TURBOQUANT_VERSION, TurboQuant};
+pub use mach_quant::{Bits, TURBOQUANT_VERSION, TurboQuant};
 pub use model::{
     Hidden, LogitRows, Logits, Model, ModelError, NoObserver, Observer, Purpose, Segment, Wants,
 };

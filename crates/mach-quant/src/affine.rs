@@ -1,15 +1,17 @@
 //! Quantization to MLX affine codes, with the rounding of MLX: the value of larger magnitude at an edge of a group is hit
 //! exactly, and zero stays zero where the codes allow it.
 
+use crate::bits::Bits;
 use crate::codec::FloatType;
 
 /// Smallest step between codes.
 const MIN_SCALE: f32 = 1e-7;
 
-/// Quantizes one row. `values` has a multiple of `group` elements; codes of `bits` (4 or 8) go to `weight`, packed, one
-/// scale and bias of type `float` for each group to `scales` and `biases`.
+/// Quantizes one row. `values` has a multiple of `group` elements, `group` is a multiple of 8; codes of `bits` go to
+/// `weight`, packed as one little-endian bit string, one scale and bias of type `float` for each group to `scales` and
+/// `biases`.
 pub fn quantize_row(
-    bits: u8,
+    bits: Bits,
     group: usize,
     float: FloatType,
     values: &[f32],
@@ -17,8 +19,9 @@ pub fn quantize_row(
     scales: &mut [u8],
     biases: &mut [u8],
 ) {
-    let largest = ((1u32 << bits) - 1) as f32;
-    let bytes = group * bits as usize / 8;
+    let largest = bits.max_code() as f32;
+    let width = bits.get();
+    let bytes = group * width / 8;
     for (g, (values, weight)) in values.chunks_exact(group).zip(weight.chunks_exact_mut(bytes)).enumerate() {
         let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let min = values.iter().copied().fold(f32::INFINITY, f32::min);
@@ -33,13 +36,10 @@ pub fn quantize_row(
         float.write(scales, g, scale);
         float.write(biases, g, bias);
         let code = |v: f32| ((v - bias) / scale).round_ties_even().clamp(0.0, largest) as u8;
-        match bits {
-            8 => weight.iter_mut().zip(values).for_each(|(w, &v)| *w = code(v)),
-            _ => {
-                for (w, pair) in weight.iter_mut().zip(values.chunks_exact(2)) {
-                    *w = code(pair[0]) | (code(pair[1]) << 4);
-                }
-            }
+        // Eight codes are as many bytes as one has bits.
+        for (out, eight) in weight.chunks_exact_mut(width).zip(values.chunks_exact(8)) {
+            let packed = eight.iter().rev().fold(0u64, |all, &v| (all << width) | u64::from(code(v)));
+            out.copy_from_slice(&packed.to_le_bytes()[..width]);
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bits::Bits;
+use crate::source::SourceError;
+
 /// Floating point types of dense weights and of scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,11 +66,11 @@ impl FloatType {
 pub enum Codec {
     /// Plain floats.
     Dense(FloatType),
-    /// MLX affine: `value = code * scale + bias`, codes unsigned of `bits` 4 or 8.
+    /// MLX affine: `value = code * scale + bias`, codes unsigned.
     Affine {
         /// Bits a code.
-        bits: u8,
-        /// Columns that share scale and bias.
+        bits: Bits,
+        /// Columns that share scale and bias: 32, 64 or 128.
         group: usize,
         /// Type of scales and biases.
         scales: FloatType,
@@ -90,8 +93,30 @@ impl Codec {
     pub const fn bits(self) -> usize {
         match self {
             Codec::Dense(t) => 8 * t.size(),
-            Codec::Affine { bits, .. } => bits as usize,
+            Codec::Affine { bits, .. } => bits.get(),
             Codec::Mxfp4 => 4,
+        }
+    }
+
+    /// Width of the packed codes; `None` for dense weights.
+    pub const fn code_bits(self) -> Option<Bits> {
+        match self {
+            Codec::Dense(_) => None,
+            Codec::Affine { bits, .. } => Some(bits),
+            Codec::Mxfp4 => Some(Bits::B4),
+        }
+    }
+
+    /// Checks that groups are of a known width and divide `cols` columns.
+    pub(crate) fn check(self, cols: usize) -> Result<(), SourceError> {
+        match self {
+            Codec::Dense(_) => return Ok(()),
+            Codec::Affine { group: 32 | 64 | 128, .. } | Codec::Mxfp4 => {}
+            Codec::Affine { .. } => return Err(SourceError::Codec(self)),
+        }
+        match self.group() {
+            Some(group) if !cols.is_multiple_of(group) => Err(SourceError::Columns { cols, group }),
+            _ => Ok(()),
         }
     }
 

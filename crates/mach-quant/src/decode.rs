@@ -1,5 +1,6 @@
 //! Scalar reference decoders, one row at a time. Slow and obvious; the kernels are tested against them.
 
+use crate::bits::Bits;
 use crate::codec::FloatType;
 
 /// The eight magnitudes of e2m1 (OCP MX); bit 3 of a code is the sign.
@@ -28,18 +29,18 @@ pub fn e4m3(byte: u8) -> f32 {
     if byte & 0x80 != 0 { -magnitude } else { magnitude }
 }
 
-/// Code `j` of a row packed as one little-endian bit string, `bits` each (2, 3, 4, 5, 6 or 8).
+/// Code `j` of a row packed as one little-endian bit string, `bits` each.
 #[inline]
-pub fn code(packed: &[u8], bits: u8, j: usize) -> u32 {
-    let at = j * bits as usize;
+pub fn code(packed: &[u8], bits: Bits, j: usize) -> u32 {
+    let at = j * bits.get();
     let low = packed.get(at / 8).copied().unwrap_or(0);
     let high = packed.get(at / 8 + 1).copied().unwrap_or(0);
-    (u32::from(u16::from_le_bytes([low, high])) >> (at % 8)) & ((1 << bits) - 1)
+    (u32::from(u16::from_le_bytes([low, high])) >> (at % 8)) & bits.max_code()
 }
 
 /// MLX affine: `code * scale + bias`, one rounding.
 pub fn affine_row(
-    bits: u8,
+    bits: Bits,
     group: usize,
     float: FloatType,
     weight: &[u8],
@@ -56,7 +57,7 @@ pub fn affine_row(
 /// MLX and gpt_oss mxfp4: e2m1 times an e8m0 scale for 32 elements.
 pub fn mxfp4_row(weight: &[u8], scales: &[u8], out: &mut [f32]) {
     for (j, o) in out.iter_mut().enumerate() {
-        *o = E2M1[code(weight, 4, j) as usize] * scales.get(j / 32).map_or(0.0, |&s| e8m0(s));
+        *o = E2M1[code(weight, Bits::B4, j) as usize] * scales.get(j / 32).map_or(0.0, |&s| e8m0(s));
     }
 }
 
@@ -72,6 +73,6 @@ pub fn nvfp4_row(weight: &[u8], scales: &[u8], global: Option<f32>, out: &mut [f
     let factor = global.map_or(1.0, |g| g / 2688.0);
     for (j, o) in out.iter_mut().enumerate() {
         let scale = scales.get(j / 16).map_or(0.0, |&s| e4m3(s)) * factor;
-        *o = E2M1[code(weight, 4, j) as usize] * scale;
+        *o = E2M1[code(weight, Bits::B4, j) as usize] * scale;
     }
 }

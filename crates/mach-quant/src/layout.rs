@@ -40,21 +40,11 @@ impl MatrixLayout {
 
     /// Checks a layout that was read from a file: an encoding that layouts hold, whole groups, a size that can be counted.
     pub fn validate(&self) -> Result<(), SourceError> {
-        let supported = match self.codec {
-            Codec::Dense(t) => t.stored() == t && self.order == Order::Rows,
-            Codec::Affine { bits, group, scales } => {
-                matches!(bits, 4 | 8) && matches!(group, 32 | 64 | 128) && scales.stored() == scales
-            }
-            Codec::Mxfp4 => true,
-        };
-        if !supported {
+        let dense = self.codec.group().is_none();
+        if self.codec.stored() != self.codec || (dense && self.order == Order::Tiles) {
             return Err(SourceError::Codec(self.codec));
         }
-        if let Some(group) = self.codec.group()
-            && !self.cols.is_multiple_of(group)
-        {
-            return Err(SourceError::Columns { cols: self.cols, group });
-        }
+        self.codec.check(self.cols)?;
         // 16 bytes an element is more than any encoding takes.
         let countable = |rows: usize| rows.checked_mul(self.cols)?.checked_mul(16);
         match self.rows.checked_next_multiple_of(TILE_ROWS).and_then(countable) {

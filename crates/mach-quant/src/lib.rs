@@ -1,6 +1,6 @@
 //! Number formats of weights: what the bits of a stored matrix mean, and the layouts that the kernels read.
 //!
-//! * [`Codec`]: how elements are encoded (floats, MLX affine codes, MXFP4).
+//! * [`Codec`]: how elements are encoded (floats, MLX affine codes of [`Bits`], MXFP4).
 //! * [`decode`]: scalar reference decoders of every MLX format, the truth that everything else is tested against.
 //! * [`affine`]: quantization of floats to MLX affine codes.
 //! * [`Source`]: a matrix as a checkpoint stores it; [`MatrixLayout`]: a matrix as the kernels read it, in tiles of
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod affine;
+mod bits;
 mod codec;
 pub mod decode;
 mod layout;
@@ -18,6 +19,7 @@ mod source;
 mod tile;
 mod turbo;
 
+pub use bits::{Bits, UnknownBits};
 pub use codec::{Codec, FloatType};
 pub use layout::{MatrixLayout, Order};
 pub use source::{Source, SourceError};

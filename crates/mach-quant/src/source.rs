@@ -62,18 +62,7 @@ impl<'a> Source<'a> {
         scales: &'a [u8],
         biases: &'a [u8],
     ) -> Result<Self, SourceError> {
-        let supported = match codec {
-            Codec::Dense(_) | Codec::Mxfp4 => true,
-            Codec::Affine { bits, group, .. } => matches!(bits, 4 | 8) && matches!(group, 32 | 64 | 128),
-        };
-        if !supported {
-            return Err(SourceError::Codec(codec));
-        }
-        if let Some(group) = codec.group()
-            && !cols.is_multiple_of(group)
-        {
-            return Err(SourceError::Columns { cols, group });
-        }
+        codec.check(cols)?;
         let scale_len = |per: usize| codec.group().map_or(0, |g| rows * (cols / g) * per);
         let (s, b) = match codec {
             Codec::Dense(_) => (0, 0),

@@ -1,15 +1,42 @@
 //! The tile layout (design section 3): 16 rows x one group of columns, codes laid out so that one 64-byte line feeds
 //! 16 lanes of a byte dot product without horizontal sums.
 //!
-//! 4-bit codes: byte `4 r + c` of line `l` holds column `8 l + c` of row `r` in its low nibble and column `8 l + 4 + c`
-//! in its high nibble. 8-bit codes: byte `4 r + c` of line `l` holds column `4 l + c`. After a tile's lines come its
-//! 16 scales and (affine) 16 biases. Rows are padded to 16 with zeros.
+//! A tile's columns go in chunks of 32, of which each has as many lines as a code has bits. A chunk is eight quads, quad
+//! `k` its columns `4 k..4 k + 4`. Codes of 2, 4 and 8 bits are one plane, others two, the low bits first:
+//!
+//! | bits | planes | | bits | planes |
+//! |---|---|---|---|---|
+//! | 2 | 2 | | 5 | 4, 1 |
+//! | 3 | 2, 1 | | 6 | 4, 2 |
+//! | 4 | 4 | | 8 | 8 |
+//!
+//! A plane of `w` bits is `w` lines, and a line holds `8 / w` quads one above the other: byte `4 r + c` of line `l` of the
+//! plane has column `c` of quad `8 / w * l + q` of row `r` in its bits `w q..w q + w`. So a 4-bit code of column `8 l + c`
+//! is the low nibble of a byte, that of column `8 l + 4 + c` the high one, and an 8-bit code is byte `c` of line `k`.
+//!
+//! After a tile's lines come its 16 scales and (affine) 16 biases. Rows are padded to 16 with zeros.
 
+use crate::bits::Bits;
 use crate::codec::{Codec, FloatType};
 use crate::source::Source;
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 16;
+
+/// Columns of a chunk, and its quads of four columns.
+const CHUNK: usize = 32;
+const QUADS: usize = CHUNK / 4;
+
+/// Bytes of a line.
+const LINE: usize = 4 * TILE_ROWS;
+
+/// The planes of codes of `BITS` bits.
+const fn planes<const BITS: usize>() -> [(usize, usize); 2] {
+    match Bits::of(BITS) {
+        Some(bits) => bits.planes(),
+        None => panic!("no such width"),
+    }
+}
 
 /// Bytes of the code lines of one tile.
 pub(crate) const fn code_bytes(bits: usize, group: usize) -> usize {
@@ -24,18 +51,97 @@ pub(crate) const fn tile_bytes(codec: Codec) -> usize {
     }
 }
 
-/// Spreads four nibbles of the low 16 bits over four bytes.
+/// Four bytes, each `1`: times a byte, that byte in all four.
+const EACH: u32 = 0x0101_0101;
+
+/// Spreads four codes of the low bits over four bytes.
 #[inline]
-fn spread(x: u32) -> u32 {
-    let x = (x | (x << 8)) & 0x00FF_00FF;
-    (x | (x << 4)) & 0x0F0F_0F0F
+fn spread<const BITS: usize>(x: u64) -> u32 {
+    match BITS {
+        4 => {
+            let x = x as u32 & 0xFFFF;
+            let x = (x | (x << 8)) & 0x00FF_00FF;
+            (x | (x << 4)) & 0x0F0F_0F0F
+        }
+        8 => x as u32,
+        _ => (0..4).fold(0, |all, i| all | (((x >> (BITS * i)) as u32 & ((1 << BITS) - 1)) << (8 * i))),
+    }
 }
 
-/// Gathers the low nibbles of four bytes into 16 bits.
+/// The reverse of [`spread`].
 #[inline]
-fn gather(x: u32) -> u32 {
-    let x = (x | (x >> 4)) & 0x00FF_00FF;
-    (x | (x >> 8)) & 0x0000_FFFF
+fn gather<const BITS: usize>(x: u32) -> u64 {
+    match BITS {
+        4 => {
+            let x = (x | (x >> 4)) & 0x00FF_00FF;
+            u64::from((x | (x >> 8)) & 0xFFFF)
+        }
+        8 => u64::from(x),
+        _ => (0..4).fold(0, |all, i| all | (u64::from((x >> (8 * i)) & 0xFF) << (BITS * i))),
+    }
+}
+
+/// The eight quads of a row in a chunk, a byte a code, out of `4 * BITS` bytes of its packed codes; zeros if there are
+/// none.
+#[inline]
+fn unpack<const BITS: usize>(packed: &[u8]) -> [u32; QUADS] {
+    let mut quads = [0; QUADS];
+    for (two, eight) in quads.chunks_exact_mut(2).zip(packed.chunks_exact(BITS)) {
+        let mut bytes = [0u8; 8];
+        bytes[..BITS].copy_from_slice(eight);
+        let word = u64::from_le_bytes(bytes);
+        two[0] = spread::<BITS>(word);
+        two[1] = spread::<BITS>(word >> (4 * BITS));
+    }
+    quads
+}
+
+/// The reverse of [`unpack`].
+#[inline]
+fn pack<const BITS: usize>(quads: &[u32; QUADS], packed: &mut [u8]) {
+    for (two, eight) in quads.chunks_exact(2).zip(packed.chunks_exact_mut(BITS)) {
+        let word = gather::<BITS>(two[0]) | (gather::<BITS>(two[1]) << (4 * BITS));
+        eight.copy_from_slice(&word.to_le_bytes()[..BITS]);
+    }
+}
+
+/// Lays out the lines of a tile; each row's packed codes of this group, none for rows that are padding.
+fn write_lines<const BITS: usize>(rows: &[&[u8]; TILE_ROWS], lines: &mut [u8]) {
+    for (chunk, lines) in lines.chunks_exact_mut(BITS * LINE).enumerate() {
+        for (r, row) in rows.iter().enumerate() {
+            let at = chunk * 4 * BITS;
+            let quads = unpack::<BITS>(row.get(at..at + 4 * BITS).unwrap_or_default());
+            let mut line = 0;
+            for (width, first) in const { planes::<BITS>() } {
+                for quads in (0..width).map(|l| &quads[8 / width * l..8 / width * (l + 1)]) {
+                    let mask = EACH * ((1u32 << width) - 1);
+                    let word =
+                        quads.iter().rev().fold(0, |all, q| (all << (width % 8)) | ((q >> first) & mask));
+                    let at = line * LINE + 4 * r;
+                    lines[at..at + 4].copy_from_slice(&word.to_le_bytes());
+                    line += 1;
+                }
+            }
+        }
+    }
+}
+
+/// The reverse of [`write_lines`] for row `r`.
+fn read_lines<const BITS: usize>(lines: &[u8], r: usize, packed: &mut [u8]) {
+    for (lines, packed) in lines.chunks_exact(BITS * LINE).zip(packed.chunks_exact_mut(4 * BITS)) {
+        let mut quads = [0u32; QUADS];
+        let mut words = lines.chunks_exact(LINE).map(|line| word(line, r));
+        for (width, first) in const { planes::<BITS>() } {
+            for l in 0..width {
+                let mask = EACH * ((1u32 << width) - 1);
+                let word = words.next().unwrap_or(0);
+                for q in 0..8 / width {
+                    quads[8 / width * l + q] |= ((word >> (width * q)) & mask) << first;
+                }
+            }
+        }
+        pack::<BITS>(&quads, packed);
+    }
 }
 
 fn word(bytes: &[u8], i: usize) -> u32 {
@@ -55,25 +161,20 @@ pub(crate) fn pack_tile(source: &Source<'_>, row_tile: usize, group: usize, out:
     if rows < TILE_ROWS {
         tail.fill(0);
     }
-    // This group's codes of each row, as words; none for rows that are padding.
+    // This group's codes of each row; none for rows that are padding.
     let group_bytes = columns * codec.bits() / 8;
-    let codes: [&[[u8; 4]]; TILE_ROWS] = std::array::from_fn(|r| {
+    let codes: [&[u8]; TILE_ROWS] = std::array::from_fn(|r| {
         let row = if r < rows { source.weight_row(first + r) } else { &[] };
-        row.get(group * group_bytes..(group + 1) * group_bytes).unwrap_or_default().as_chunks().0
+        row.get(group * group_bytes..(group + 1) * group_bytes).unwrap_or_default()
     });
-    for (l, line) in lines.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        let mut words = [0u32; TILE_ROWS];
-        for (word, row) in words.iter_mut().zip(&codes) {
-            *word = row.get(l).map_or(0, |&bytes| u32::from_le_bytes(bytes));
-        }
-        if codec.bits() == 4 {
-            for word in &mut words {
-                *word = spread(*word & 0xFFFF) | (spread(*word >> 16) << 4);
-            }
-        }
-        for (out, word) in line.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            *out = word.to_le_bytes();
-        }
+    match codec.code_bits() {
+        None => {}
+        Some(Bits::B2) => write_lines::<2>(&codes, lines),
+        Some(Bits::B3) => write_lines::<3>(&codes, lines),
+        Some(Bits::B4) => write_lines::<4>(&codes, lines),
+        Some(Bits::B5) => write_lines::<5>(&codes, lines),
+        Some(Bits::B6) => write_lines::<6>(&codes, lines),
+        Some(Bits::B8) => write_lines::<8>(&codes, lines),
     }
     for r in 0..rows {
         match codec.stored() {
@@ -99,16 +200,15 @@ fn write_scale(float: FloatType, out: &mut [u8], i: usize, value: f32) {
 
 /// The codes of row `r` of a tile as one packed bit string, in the first `group * bits / 8` bytes.
 fn row_codes(codec: Codec, lines: &[u8], r: usize) -> [u8; 128] {
-    let words = codec.group().unwrap_or(1) * codec.bits() / 32;
     let mut packed = [0u8; 128];
-    for (l, out) in packed.chunks_exact_mut(4).enumerate().take(words) {
-        let w = word(lines, l * 16 + r);
-        let original = if codec.bits() == 4 {
-            gather(w & 0x0F0F_0F0F) | (gather((w >> 4) & 0x0F0F_0F0F) << 16)
-        } else {
-            w
-        };
-        out.copy_from_slice(&original.to_le_bytes());
+    match codec.code_bits() {
+        None => {}
+        Some(Bits::B2) => read_lines::<2>(lines, r, &mut packed),
+        Some(Bits::B3) => read_lines::<3>(lines, r, &mut packed),
+        Some(Bits::B4) => read_lines::<4>(lines, r, &mut packed),
+        Some(Bits::B5) => read_lines::<5>(lines, r, &mut packed),
+        Some(Bits::B6) => read_lines::<6>(lines, r, &mut packed),
+        Some(Bits::B8) => read_lines::<8>(lines, r, &mut packed),
     }
     packed
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mach_quant::{FloatType, affine};
+use mach_quant::{Bits, FloatType, affine};
 use safetensors::{Dtype, SafeTensors};
 
 #[test]
@@ -13,7 +13,7 @@ fn codes_scales_and_biases_equal_mlx() {
     let source = st.tensor("source").unwrap();
     let values: Vec<f32> = (0..24 * 256).map(|i| FloatType::Bf16.read(source.data(), i)).collect();
     let mut checked = 0;
-    for bits in [4u8, 8] {
+    for bits in Bits::ALL {
         for group in [32, 64, 128] {
             for (suffix, float) in [("", FloatType::Bf16), ("_f16", FloatType::F16), ("_f32", FloatType::F32)]
             {
@@ -46,5 +46,5 @@ fn codes_scales_and_biases_equal_mlx() {
             }
         }
     }
-    assert_eq!(checked, 8);
+    assert_eq!(checked, 20);
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mach_quant::{Codec, FloatType, MatrixLayout, Order, Source, decode};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order, Source, decode};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -28,7 +28,7 @@ fn affine_of_all_widths_equals_mlx() {
     let bytes = fixture();
     let st = SafeTensors::deserialize(&bytes).unwrap();
     let mut checked = 0;
-    for bits in [2u8, 3, 4, 5, 6, 8] {
+    for bits in Bits::ALL {
         for group in [32, 64, 128] {
             for suffix in ["", "_f16", "_f32"] {
                 let name = format!("affine_b{bits}_g{group}{suffix}");
@@ -62,6 +62,92 @@ fn affine_of_all_widths_equals_mlx() {
     assert_eq!(checked, 20);
 }
 
+/// What MLX reads out of its matrices comes out of both orders too, whichever row is asked for.
+#[test]
+fn layouts_of_all_widths_equal_mlx() {
+    let bytes = fixture();
+    let st = SafeTensors::deserialize(&bytes).unwrap();
+    for (bits, group) in Bits::ALL.into_iter().flat_map(|b| [32, 64, 128].map(|g| (b, g))) {
+        let name = format!("affine_b{bits}_g{group}");
+        let part = |suffix: &str| st.tensor(&format!("{name}.{suffix}")).unwrap();
+        let values = floats(part("values").data());
+        let codec = Codec::Affine { bits, group, scales: FloatType::Bf16 };
+        let (w, s, b) = (part("weight"), part("scales"), part("biases"));
+        let source = Source::new(codec, 24, 256, w.data(), s.data(), b.data()).unwrap();
+        for order in [Order::Tiles, Order::Rows] {
+            let layout = MatrixLayout::of(&source, order);
+            let mut data = vec![0xAA; layout.bytes()];
+            layout.pack(&source, 0, &mut data);
+            let mut out = vec![0.0; 256];
+            for row in 0..24 {
+                layout.decode_row(&data, row, &mut out);
+                assert!(out == values[row * 256..(row + 1) * 256], "{name} {order:?} row {row}");
+            }
+        }
+    }
+}
+
+/// Where the documentation of the tile layout says that each bit of each code lies. Files hold tiles, so this never
+/// changes without a new version of their formats.
+#[test]
+fn every_bit_lies_where_it_is_said_to() {
+    let planes = |bits| -> &[(usize, usize)] {
+        match bits {
+            Bits::B2 => &[(2, 0)],
+            Bits::B3 => &[(2, 0), (1, 2)],
+            Bits::B4 => &[(4, 0)],
+            Bits::B5 => &[(4, 0), (1, 4)],
+            Bits::B6 => &[(4, 0), (2, 4)],
+            Bits::B8 => &[(8, 0)],
+        }
+    };
+    for (bits, group) in Bits::ALL.into_iter().flat_map(|b| [32usize, 64, 128].map(|g| (b, g))) {
+        let (rows, cols) = (19, 2 * group);
+        let weight: Vec<u8> =
+            (0..rows * cols * bits.get() / 8).map(|i| (i * 73 + i / 7 * 31 + 5) as u8).collect();
+        let scales: Vec<u8> = (0..rows * 2 * 2).map(|i| i as u8).collect();
+        let biases: Vec<u8> = scales.iter().map(|b| b ^ 0x55).collect();
+        let codec = Codec::Affine { bits, group, scales: FloatType::Bf16 };
+        let source = Source::new(codec, rows, cols, &weight, &scales, &biases).unwrap();
+        let layout = MatrixLayout::of(&source, Order::Tiles);
+        let mut data = vec![0xAA; layout.bytes()];
+        layout.pack(&source, 0, &mut data);
+        let code_bytes = 16 * group * bits.get() / 8;
+        assert_eq!(layout.tile_bytes(), code_bytes + 16 * 2 * 2);
+        for row in 0..32 {
+            for col in 0..cols {
+                let tile = &data[(row / 16 * 2 + col / group) * layout.tile_bytes()..][..layout.tile_bytes()];
+                let (chunk, quad, c) = (col % group / 32, col % 32 / 4, col % 4);
+                let (mut line, mut code) = (chunk * bits.get(), 0);
+                for &(width, first) in planes(bits) {
+                    let per_line = 8 / width;
+                    let byte = tile[(line + quad / per_line) * 64 + 4 * (row % 16) + c];
+                    let value = u32::from(byte) >> (width * (quad % per_line)) & ((1 << width) - 1);
+                    code |= value << first;
+                    line += width;
+                }
+                let packed = |row: usize| &weight[row * cols * bits.get() / 8..];
+                let expected = if row < rows { decode::code(packed(row), bits, col) } else { 0 };
+                assert_eq!(code, expected, "{bits} bits, row {row}, column {col}");
+                let at = code_bytes + row % 16 * 2;
+                let stored = |part: &[u8]| if row < rows { part[(row * 2 + col / group) * 2] } else { 0 };
+                assert_eq!((tile[at], tile[at + 32]), (stored(&scales), stored(&biases)));
+            }
+        }
+    }
+}
+
+#[test]
+fn widths_are_known_or_named() {
+    for bits in 0..70u64 {
+        match Bits::try_from(bits) {
+            Ok(known) => assert_eq!((u64::from(known), known.to_string()), (bits, bits.to_string())),
+            Err(e) => assert!(e.to_string().starts_with(&format!("{bits} bits")), "{e}"),
+        }
+    }
+    assert_eq!(Bits::ALL.map(Bits::get), [2, 3, 4, 5, 6, 8]);
+}
+
 #[test]
 fn microscaling_formats_equal_mlx() {
     let bytes = fixture();
@@ -90,7 +176,7 @@ fn microscaling_formats_equal_mlx() {
 fn codec() -> impl Strategy<Value = Codec> {
     prop_oneof![
         Just(Codec::Mxfp4),
-        (prop_oneof![Just(4u8), Just(8u8)], prop_oneof![Just(32usize), Just(64), Just(128)], 0..3usize)
+        (prop::sample::select(&Bits::ALL[..]), prop_oneof![Just(32usize), Just(64), Just(128)], 0..3usize)
             .prop_map(|(bits, group, t)| Codec::Affine {
                 bits,
                 group,
@@ -148,7 +234,7 @@ proptest! {
     #[test]
     fn lengths_are_checked(extra in 1usize..100) {
         let weight = vec![0; 64 * 16 / 2 + extra];
-        let codec = Codec::Affine { bits: 4, group: 64, scales: FloatType::Bf16 };
+        let codec = Codec::Affine { bits: Bits::B4, group: 64, scales: FloatType::Bf16 };
         prop_assert!(Source::new(codec, 16, 64, &weight, &[0; 32], &[0; 32]).is_err());
     }
 }

@@ -4,6 +4,7 @@
 mod qwen3_5_moe;
 mod qwen3_moe;
 
+use mach_quant::Bits;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -137,7 +138,7 @@ pub struct Row {
     /// Whether checkpoints may hold a layer's experts as one stacked tensor.
     pub stacked: bool,
     /// What experts are quantized to unless told otherwise: bits, and columns that share a scale.
-    pub default_quantization: (u8, usize),
+    pub default_quantization: (Bits, usize),
     /// What a sequence keeps.
     pub kv_cache_kind: KvCacheKind,
     /// The generation of drafts that it can be sped up by.
@@ -174,7 +175,7 @@ pub struct FamilyCard {
     /// Module that computes it.
     pub model_module: &'static str,
     /// Bits that experts are quantized to unless told otherwise.
-    pub default_bits: u8,
+    pub default_bits: Bits,
     /// Columns that share a scale then.
     pub default_group_size: usize,
     /// What a sequence keeps.

@@ -1,5 +1,6 @@
 //! Qwen3 MoE on disk (architectures.md section 3).
 
+use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic};
@@ -19,7 +20,7 @@ pub(super) static ROW: Row = Row {
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,
     stacked: true,
-    default_quantization: (4, 64),
+    default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Standard,
     specdec_kind: SpecdecKind::SpecdecV7,
     batching: Batching::Able,

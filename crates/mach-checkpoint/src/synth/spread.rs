@@ -135,11 +135,7 @@ fn leading_values(source: &LinearSource<'_>, row: usize) -> Result<Vec<f32>, Che
     };
     (0..CARRIED)
         .map(|i| {
-            let code = match bits {
-                8 => row.weight.get(i).copied(),
-                _ => row.weight.get(i / 2).map(|b| (b >> (4 * (i % 2))) & 15),
-            };
-            let code = f32::from(code.ok_or_else(wrong)?);
+            let code = mach_quant::decode::code(row.weight, bits, i) as f32;
             Ok(code * half(row.scales, i / 64)? + half(row.biases, i / 64)?)
         })
         .collect()

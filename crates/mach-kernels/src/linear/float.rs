@@ -1,16 +1,20 @@
 //! The float path over rows.
 
 use mach_quant::decode::{E2M1, e8m0};
-use mach_quant::{Codec, FloatType, MatrixLayout};
+use mach_quant::{Bits, Codec, FloatType, MatrixLayout};
 
 use super::{STRIP, Strips, row_block};
 use crate::simd::Simd;
 
 const F32: u8 = 0;
 const BF16: u8 = 1;
-const AFFINE4: u8 = 2;
-const AFFINE8: u8 = 3;
-const MXFP4: u8 = 4;
+const AFFINE2: u8 = 2;
+const AFFINE3: u8 = 3;
+const AFFINE4: u8 = 4;
+const AFFINE5: u8 = 5;
+const AFFINE6: u8 = 6;
+const AFFINE8: u8 = 8;
+const MXFP4: u8 = 9;
 
 /// # Safety
 /// See [`Strips`].
@@ -20,9 +24,15 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
     unsafe {
         match job.matrix.layout.codec {
             Codec::Dense(FloatType::Bf16) => blocks::<S, BF16>(s, job),
-            Codec::Dense(_) => blocks::<S, F32>(s, job),
-            Codec::Affine { bits: 4, .. } => blocks::<S, AFFINE4>(s, job),
-            Codec::Affine { .. } => blocks::<S, AFFINE8>(s, job),
+            Codec::Dense(FloatType::F32 | FloatType::F16) => blocks::<S, F32>(s, job),
+            Codec::Affine { bits, .. } => match bits {
+                Bits::B2 => blocks::<S, AFFINE2>(s, job),
+                Bits::B3 => blocks::<S, AFFINE3>(s, job),
+                Bits::B4 => blocks::<S, AFFINE4>(s, job),
+                Bits::B5 => blocks::<S, AFFINE5>(s, job),
+                Bits::B6 => blocks::<S, AFFINE6>(s, job),
+                Bits::B8 => blocks::<S, AFFINE8>(s, job),
+            },
             Codec::Mxfp4 => blocks::<S, MXFP4>(s, job),
         }
     }
@@ -235,12 +245,16 @@ unsafe fn group_scale<S: Simd, const CODEC: u8>(
 /// 16 weights from column `at` on.
 #[inline(always)]
 unsafe fn widen<S: Simd, const CODEC: u8>(s: S, row: *const u8, at: usize, scale: (S::F, S::F)) -> S::F {
-    // SAFETY: the caller stays inside the row.
+    // SAFETY: the caller stays inside the row; 16 codes of any width are whole bytes.
     unsafe {
         match CODEC {
             F32 => s.load(row.cast::<f32>().add(at)),
             BF16 => s.load_bf16(row.cast::<u16>().add(at)),
+            AFFINE2 => s.fma(s.to_float(s.load_codes::<2>(row.add(at / 8 * 2))), scale.0, scale.1),
+            AFFINE3 => s.fma(s.to_float(s.load_codes::<3>(row.add(at / 8 * 3))), scale.0, scale.1),
             AFFINE4 => s.fma(s.to_float(s.load_nibbles(row.add(at / 2))), scale.0, scale.1),
+            AFFINE5 => s.fma(s.to_float(s.load_codes::<5>(row.add(at / 8 * 5))), scale.0, scale.1),
+            AFFINE6 => s.fma(s.to_float(s.load_codes::<6>(row.add(at / 8 * 6))), scale.0, scale.1),
             AFFINE8 => s.fma(s.to_float(s.load_u8(row.add(at))), scale.0, scale.1),
             _ => s.mul(s.lookup(&E2M1, s.load_nibbles(row.add(at / 2))), scale.0),
         }

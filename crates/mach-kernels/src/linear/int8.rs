@@ -1,17 +1,11 @@
 //! The int8 path over tiles.
 
-use mach_quant::{Codec, FloatType, TILE_ROWS};
+use mach_quant::{Bits, Codec, FloatType};
 
+use super::codes::{Affine, Codes, Mxfp4};
 use super::{STRIP, Strips, row_block};
 use crate::quantize::{PANEL, panel_width};
 use crate::simd::Simd;
-
-const AFFINE4: u8 = 0;
-const AFFINE8: u8 = 1;
-const MXFP4: u8 = 2;
-
-/// Twice the e2m1 values, plus 12, so that they are unsigned.
-const E2M1_TWICE_PLUS_12: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// # Safety
 /// See [`Strips`].
@@ -20,18 +14,33 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
     // SAFETY: forwarded.
     unsafe {
         match job.matrix.layout.codec {
-            Codec::Affine { bits: 4, scales: FloatType::Bf16, .. } => blocks::<S, AFFINE4, true>(s, job),
-            Codec::Affine { bits: 4, .. } => blocks::<S, AFFINE4, false>(s, job),
-            Codec::Affine { scales: FloatType::Bf16, .. } => blocks::<S, AFFINE8, true>(s, job),
-            Codec::Affine { .. } => blocks::<S, AFFINE8, false>(s, job),
-            Codec::Mxfp4 => blocks::<S, MXFP4, false>(s, job),
+            Codec::Affine { bits, scales: FloatType::Bf16, .. } => of_width::<S, true>(s, job, bits),
+            Codec::Affine { bits, scales: FloatType::F32 | FloatType::F16, .. } => {
+                of_width::<S, false>(s, job, bits);
+            }
+            Codec::Mxfp4 => blocks::<S, Mxfp4>(s, job),
             Codec::Dense(_) => unreachable!("tiles are quantized"),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn blocks<S: Simd, const CODEC: u8, const BF16: bool>(s: S, job: &Strips<'_>) {
+unsafe fn of_width<S: Simd, const BF16: bool>(s: S, job: &Strips<'_>, bits: Bits) {
+    // SAFETY: forwarded.
+    unsafe {
+        match bits {
+            Bits::B2 => blocks::<S, Affine<2, BF16>>(s, job),
+            Bits::B3 => blocks::<S, Affine<3, BF16>>(s, job),
+            Bits::B4 => blocks::<S, Affine<4, BF16>>(s, job),
+            Bits::B5 => blocks::<S, Affine<5, BF16>>(s, job),
+            Bits::B6 => blocks::<S, Affine<6, BF16>>(s, job),
+            Bits::B8 => blocks::<S, Affine<8, BF16>>(s, job),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn blocks<S: Simd, C: Codes>(s: S, job: &Strips<'_>) {
     let (layout, x) = (&job.matrix.layout, job.operand);
     let (rows, cols, groups) = (x.rows, x.cols, layout.groups());
     let block = row_block(cols, 8);
@@ -57,14 +66,14 @@ unsafe fn blocks<S: Simd, const CODEC: u8, const BF16: bool>(s: S, job: &Strips<
                     let out = out.add(row * job.stride);
                     let shape = Shape { groups, group: x.group, tile_bytes: layout.tile_bytes(), ahead };
                     match w {
-                        8 => part::<S, 8, 4, 4, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        7 => part::<S, 7, 4, 3, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        6 => part::<S, 6, 3, 3, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        5 => part::<S, 5, 3, 2, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        4 => few::<S, 4, 2, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        3 => few::<S, 3, 2, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        2 => few::<S, 2, 2, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
-                        _ => few::<S, 1, 4, CODEC, BF16>(s, tile, panel, shape, out, job.stride, width),
+                        8 => part::<S, C, 8, 4, 4>(s, tile, panel, shape, out, job.stride, width),
+                        7 => part::<S, C, 7, 4, 3>(s, tile, panel, shape, out, job.stride, width),
+                        6 => part::<S, C, 6, 3, 3>(s, tile, panel, shape, out, job.stride, width),
+                        5 => part::<S, C, 5, 3, 2>(s, tile, panel, shape, out, job.stride, width),
+                        4 => few::<S, C, 4, 2>(s, tile, panel, shape, out, job.stride, width),
+                        3 => few::<S, C, 3, 2>(s, tile, panel, shape, out, job.stride, width),
+                        2 => few::<S, C, 2, 2>(s, tile, panel, shape, out, job.stride, width),
+                        _ => few::<S, C, 1, 4>(s, tile, panel, shape, out, job.stride, width),
                     }
                     row += w;
                     turn += 1;
@@ -123,33 +132,30 @@ impl Ahead {
         Ahead { from, lines: if panels < 4 { 2 } else { 1 }, near: false }
     }
 
-    /// Called for each four lines.
+    /// Called for each `lines` lines that are read, a constant.
     #[inline(always)]
-    fn step<S: Simd>(&mut self, s: S) {
+    fn step<S: Simd>(&mut self, s: S, lines: usize) {
         if self.near {
-            for l in 0..4 {
+            for l in 0..lines {
                 s.prefetch(self.from.wrapping_add(64 * l));
             }
         } else {
-            s.prefetch_far(self.from);
+            for l in 0..lines.div_ceil(4) {
+                s.prefetch_far(self.from.wrapping_add(64 * l));
+            }
             if self.lines > 1 {
-                s.prefetch_far(self.from.wrapping_add(64));
+                for l in lines.div_ceil(4)..lines.div_ceil(2) {
+                    s.prefetch_far(self.from.wrapping_add(64 * l));
+                }
             }
         }
-        self.from = self.from.wrapping_add(64 * self.lines);
+        self.from = self.from.wrapping_add(16 * lines * self.lines);
     }
 }
 
 /// A panel of `P` rows, in two parts (`P = FIRST + REST`) if the registers do not hold it.
 #[inline(always)]
-unsafe fn part<
-    S: Simd,
-    const P: usize,
-    const FIRST: usize,
-    const REST: usize,
-    const CODEC: u8,
-    const BF16: bool,
->(
+unsafe fn part<S: Simd, C: Codes, const P: usize, const FIRST: usize, const REST: usize>(
     s: S,
     tile: *const u8,
     panel: Panel,
@@ -161,18 +167,18 @@ unsafe fn part<
     // SAFETY: as the caller's; both parts are inside the panel.
     unsafe {
         if S::PANEL_ROWS >= P {
-            put(s, strip8::<S, P, P, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
+            put(s, strip8::<S, C, P, P, 1>(s, tile, panel, shape), out, stride, width);
         } else {
-            put(s, strip8::<S, P, FIRST, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
+            put(s, strip8::<S, C, P, FIRST, 1>(s, tile, panel, shape), out, stride, width);
             let (panel, out) = (panel.at_row(FIRST), out.add(FIRST * stride));
-            put(s, strip8::<S, P, REST, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
+            put(s, strip8::<S, C, P, REST, 1>(s, tile, panel, shape), out, stride, width);
         }
     }
 }
 
 /// A panel of few rows, with `A` sums for each where a sum is one register.
 #[inline(always)]
-unsafe fn few<S: Simd, const P: usize, const A: usize, const CODEC: u8, const BF16: bool>(
+unsafe fn few<S: Simd, C: Codes, const P: usize, const A: usize>(
     s: S,
     tile: *const u8,
     panel: Panel,
@@ -184,9 +190,9 @@ unsafe fn few<S: Simd, const P: usize, const A: usize, const CODEC: u8, const BF
     // SAFETY: as the caller's.
     unsafe {
         if S::PANEL_ROWS >= 8 {
-            put(s, strip8::<S, P, P, A, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
+            put(s, strip8::<S, C, P, P, A>(s, tile, panel, shape), out, stride, width);
         } else {
-            put(s, strip8::<S, P, P, 1, CODEC, BF16>(s, tile, panel, shape), out, stride, width);
+            put(s, strip8::<S, C, P, P, 1>(s, tile, panel, shape), out, stride, width);
         }
     }
 }
@@ -211,14 +217,7 @@ unsafe fn put<S: Simd, const W: usize>(s: S, y: [S::F; W], out: *mut f32, stride
 /// One strip of 16 weight rows times `W` rows of a panel of `P`. `A` independent integer sums hide the latency of the dot
 /// products when `W` is small; integer sums have no order.
 #[inline(always)]
-unsafe fn strip8<
-    S: Simd,
-    const P: usize,
-    const W: usize,
-    const A: usize,
-    const CODEC: u8,
-    const BF16: bool,
->(
+unsafe fn strip8<S: Simd, C: Codes, const P: usize, const W: usize, const A: usize>(
     s: S,
     mut tile: *const u8,
     panel: Panel,
@@ -228,75 +227,63 @@ unsafe fn strip8<
     let mut q = panel.q;
     let (mut scale, mut sum) = (panel.scale, panel.sum);
     let mut ahead = shape.ahead;
-    // Four lines at a time: 32 columns of 4-bit codes, 16 of 8-bit codes.
-    let steps = shape.group / if CODEC == AFFINE8 { 16 } else { 32 };
+    let steps = shape.group / (4 * C::QUADS);
     for _ in 0..shape.groups {
         let mut d = [[s.splat_int(0); W]; A];
         let mut lines = tile;
         for _ in 0..steps {
-            ahead.step(s);
-            for l in 0..4 {
-                // SAFETY: the tile has `4 * steps` lines, the panel a quad of columns for each.
-                unsafe {
-                    let line = s.load_bytes(lines.add(64 * l));
-                    if CODEC == AFFINE8 {
-                        for m in 0..W {
-                            d[l % A][m] = s.dot(d[l % A][m], line, quad(q, l * P + m));
-                        }
-                    } else {
-                        let (mut low, mut high) = (s.low_nibbles(line), s.high_nibbles(line));
-                        if CODEC == MXFP4 {
-                            low = s.lookup_bytes(&E2M1_TWICE_PLUS_12, low);
-                            high = s.lookup_bytes(&E2M1_TWICE_PLUS_12, high);
-                        }
-                        for m in 0..W {
-                            let a = 2 * l % A;
-                            d[a][m] = s.dot_small(d[a][m], low, quad(q, 2 * l * P + m));
-                        }
-                        for m in 0..W {
-                            let a = (2 * l + 1) % A;
-                            d[a][m] = s.dot_small(d[a][m], high, quad(q, (2 * l + 1) * P + m));
-                        }
-                    }
-                }
-            }
-            // SAFETY: stays inside, or one past the end.
+            ahead.step(s, C::LINES);
+            // SAFETY: the tile has `LINES * steps` lines, the panel `QUADS` quads of columns for each step.
             unsafe {
-                lines = lines.add(256);
+                dots::<S, C, P, W, A, 0>(s, lines, q, &mut d);
+                dots::<S, C, P, W, A, 1>(s, lines, q, &mut d);
+                dots::<S, C, P, W, A, 2>(s, lines, q, &mut d);
+                dots::<S, C, P, W, A, 3>(s, lines, q, &mut d);
+                if C::QUADS > 4 {
+                    dots::<S, C, P, W, A, 4>(s, lines, q, &mut d);
+                    dots::<S, C, P, W, A, 5>(s, lines, q, &mut d);
+                    dots::<S, C, P, W, A, 6>(s, lines, q, &mut d);
+                    dots::<S, C, P, W, A, 7>(s, lines, q, &mut d);
+                }
+                // Stays inside, or one past the end.
+                lines = lines.add(64 * C::LINES);
             }
             // A part of a panel ends beyond the operand's last byte.
-            q = q.wrapping_add(if CODEC == AFFINE8 { 16 } else { 32 } * P);
+            q = q.wrapping_add(4 * C::QUADS * P);
         }
         // SAFETY: scales (and biases) follow the lines; the panel has W scales and sums a group.
         unsafe {
-            let (ws, wb) = if CODEC == MXFP4 {
-                let e = s.add_int(s.load_u8(lines), s.splat_int(-127));
-                (s.exp2_int(e), s.splat(0.0))
-            } else if BF16 {
-                (s.load_bf16(lines.cast()), s.load_bf16(lines.cast::<u16>().add(TILE_ROWS)))
-            } else {
-                (s.load(lines.cast()), s.load(lines.cast::<f32>().add(TILE_ROWS)))
-            };
+            let scales = C::scales(s, lines);
             for m in 0..W {
                 let mut total = d[0][m];
                 for a in 1..A {
                     total = s.add_int(total, d[a][m]);
                 }
                 let (sx, sq) = (scale.add(m).read(), sum.add(m).read());
-                let total = s.to_float(total);
-                y[m] = if CODEC == MXFP4 {
-                    // Exact: both are integers below 2^24.
-                    let centred = s.sub(total, s.splat(12.0 * sq));
-                    s.fma(s.mul(ws, centred), s.splat(0.5 * sx), y[m])
-                } else {
-                    s.fma(s.fma(ws, total, s.mul(wb, s.splat(sq))), s.splat(sx), y[m])
-                };
+                y[m] = C::add_group(s, scales, s.to_float(total), sx, sq, y[m]);
             }
             tile = tile.add(shape.tile_bytes);
         }
         (scale, sum) = (scale.wrapping_add(P), sum.wrapping_add(P));
     }
     y
+}
+
+/// Quad `K` of the lines times that of `W` rows, added to the sums whose turn it is.
+#[inline(always)]
+unsafe fn dots<S: Simd, C: Codes, const P: usize, const W: usize, const A: usize, const K: usize>(
+    s: S,
+    lines: *const u8,
+    q: *const i8,
+    d: &mut [[S::I; W]; A],
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let codes = C::quad::<S>(s, lines, K);
+        for m in 0..W {
+            d[K % A][m] = C::dot(s, d[K % A][m], codes, quad(q, K * P + m));
+        }
+    }
 }
 
 /// How far ahead weights are asked for: past the 4 KiB page at which hardware prefetchers stop.

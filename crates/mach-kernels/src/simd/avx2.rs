@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, packed_codes, place_of_code};
 
 /// Proof that the machine has AVX2 and FMA, and AVX-VNNI if `VNNI`.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +62,20 @@ fn dot_half(acc: __m256i, w: __m256i, a: __m256i, factor: i16) -> __m256i {
         let pairs = _mm256_maddubs_epi16(w, a);
         _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)))
     }
+}
+
+/// For [`Simd::load_codes`]: the bytes that go to each lane of 32 bits (0x80 for a zero), and how far they are shifted.
+pub(super) const fn lanes<const BITS: usize>() -> ([u8; 64], [i32; 16]) {
+    let (mut bytes, mut shifts) = ([0x80; 64], [0; 16]);
+    let mut i = 0;
+    while i < 16 {
+        let (byte, bit) = place_of_code::<BITS>(i);
+        bytes[4 * i] = byte as u8;
+        bytes[4 * i + 1] = byte as u8 + 1;
+        shifts[i] = bit as i32;
+        i += 1;
+    }
+    (bytes, shifts)
 }
 
 // Every method below only runs with an `Avx2` value, which proves the target features; that is the soundness reason of
@@ -248,6 +262,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         each!(b, |b| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)) })
     }
     #[inline(always)]
+    fn take_bits(self, b: Self::B, from: usize, width: usize, to: usize) -> Self::B {
+        // What crosses into another byte of its pair is not in the mask.
+        let mask = unsafe { _mm256_set1_epi8((((1u32 << width) - 1) << to) as i8) };
+        if from >= to {
+            let count = unsafe { _mm_cvtsi32_si128((from - to) as i32) };
+            each!(b, |b| unsafe { _mm256_and_si256(_mm256_srl_epi16(b, count), mask) })
+        } else {
+            let count = unsafe { _mm_cvtsi32_si128((to - from) as i32) };
+            each!(b, |b| unsafe { _mm256_and_si256(_mm256_sll_epi16(b, count), mask) })
+        }
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        both!(a, b, |a, b| unsafe { _mm256_or_si256(a, b) })
+    }
+    #[inline(always)]
     fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B {
         let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
         each!(b, |b| unsafe { _mm256_shuffle_epi8(table, b) })
@@ -278,6 +308,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_and_si256(shifted, _mm256_set1_epi32(15))
         };
         [half(0), half(4)]
+    }
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        // The two bytes that a code lies in go to its lane, where it moves to the lowest bit.
+        let places = const { lanes::<BITS>() };
+        unsafe {
+            let [low, high] = packed_codes::<BITS>(p);
+            let bytes = _mm256_broadcastsi128_si256(_mm_set_epi64x(high as i64, low as i64));
+            let half = |h: usize| {
+                let (from, shift) = (places.0.as_ptr().add(32 * h), places.1.as_ptr().add(8 * h));
+                let pairs = _mm256_shuffle_epi8(bytes, _mm256_loadu_si256(from.cast()));
+                let codes = _mm256_srlv_epi32(pairs, _mm256_loadu_si256(shift.cast()));
+                _mm256_and_si256(codes, _mm256_set1_epi32((1 << BITS) - 1))
+            };
+            [half(0), half(1)]
+        }
     }
     #[inline(always)]
     unsafe fn load_u8(self, p: *const u8) -> Self::I {

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::avx2::lanes;
+use super::{Simd, packed_codes};
 
 /// Proof that the machine has AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Debug, Clone, Copy)]
@@ -189,6 +190,23 @@ impl Simd for Avx512 {
         unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(15)) }
     }
     #[inline(always)]
+    fn take_bits(self, b: __m512i, from: usize, width: usize, to: usize) -> __m512i {
+        unsafe {
+            // What crosses into another byte of its pair is not in the mask.
+            let mask = _mm512_set1_epi8((((1u32 << width) - 1) << to) as i8);
+            let moved = if from >= to {
+                _mm512_srl_epi16(b, _mm_cvtsi32_si128((from - to) as i32))
+            } else {
+                _mm512_sll_epi16(b, _mm_cvtsi32_si128((to - from) as i32))
+            };
+            _mm512_and_si512(moved, mask)
+        }
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
     fn lookup_bytes(self, table: &[u8; 16], b: __m512i) -> __m512i {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), b) }
     }
@@ -210,6 +228,18 @@ impl Simd for Avx512 {
             );
             let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
             _mm512_and_si512(_mm512_srlv_epi32(halves, shifts), _mm512_set1_epi32(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> __m512i {
+        // The two bytes that a code lies in go to its lane, where it moves to the lowest bit.
+        let places = const { lanes::<BITS>() };
+        unsafe {
+            let [low, high] = packed_codes::<BITS>(p);
+            let bytes = _mm512_broadcast_i32x4(_mm_set_epi64x(high as i64, low as i64));
+            let pairs = _mm512_shuffle_epi8(bytes, _mm512_loadu_si512(places.0.as_ptr().cast()));
+            let codes = _mm512_srlv_epi32(pairs, _mm512_loadu_si512(places.1.as_ptr().cast()));
+            _mm512_and_si512(codes, _mm512_set1_epi32((1 << BITS) - 1))
         }
     }
     #[inline(always)]

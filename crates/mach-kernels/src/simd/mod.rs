@@ -103,9 +103,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn low_nibbles(self, b: Self::B) -> Self::B;
     /// `b >> 4` per byte.
     fn high_nibbles(self, b: Self::B) -> Self::B;
+    /// Bits `from..from + width` of each byte, at bit `to` of the result, which has nothing else. Constants where it is
+    /// called.
+    fn take_bits(self, b: Self::B, from: usize, width: usize, to: usize) -> Self::B;
+    /// `a | b`.
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B;
     /// `table[b]` per byte; bytes are below 16.
     fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B;
-    /// Lane `i`: `acc[i] + sum_c w[4 i + c] * a_c`, `a` four signed bytes (little-endian), `w` unsigned and at most 31.
+    /// Lane `i`: `acc[i] + sum_c w[4 i + c] * a_c`, `a` four signed bytes (little-endian), `w` unsigned and at most 63.
     fn dot_small(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
     /// As [`Simd::dot_small`] with any unsigned `w`.
     fn dot(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
@@ -115,6 +120,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p..p + 8` is readable.
     unsafe fn load_nibbles(self, p: *const u8) -> Self::I;
+    /// 16 codes of `BITS` bits (2, 3, 5 or 6) of `2 * BITS` bytes, one little-endian bit string, as integers.
+    ///
+    /// # Safety
+    /// `p..p + 2 * BITS` is readable.
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I;
     /// 16 bytes as integers.
     ///
     /// # Safety
@@ -126,4 +136,30 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn prefetch(self, p: *const u8);
     /// As [`Simd::prefetch`], into the second-level cache.
     fn prefetch_far(self, p: *const u8);
+}
+
+/// `2 * BITS` bytes, for `BITS` of 2, 3, 5 or 6, as words of a 16-byte register; no byte beyond them is read.
+///
+/// # Safety
+/// `p..p + 2 * BITS` is readable.
+#[inline(always)]
+#[allow(dead_code)]
+unsafe fn packed_codes<const BITS: usize>(p: *const u8) -> [u64; 2] {
+    // SAFETY: the caller's promise; every read ends at or before `2 * BITS`.
+    unsafe {
+        let four = |at: usize| u64::from(p.add(at).cast::<u32>().read_unaligned());
+        let two = |at: usize| u64::from(p.add(at).cast::<u16>().read_unaligned());
+        let eight = || p.cast::<u64>().read_unaligned();
+        match BITS {
+            2 => [four(0), 0],
+            3 => [four(0) | (two(4) << 32), 0],
+            5 => [eight(), two(8)],
+            _ => [eight(), four(8)],
+        }
+    }
+}
+
+/// Where code `i` of a bit string of `BITS` bits each begins: byte and bit. A code and its bit fit two bytes.
+const fn place_of_code<const BITS: usize>(i: usize) -> (usize, usize) {
+    (i * BITS / 8, i * BITS % 8)
 }

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::Simd;
+use super::{Simd, packed_codes, place_of_code};
 
 /// Proof that the machine has NEON, and with `DOT` its dot-product extension.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +54,21 @@ fn dot_quarter<const DOT: bool>(acc: int32x4_t, w: int8x16_t, a: int8x16_t) -> i
             vaddq_s32(acc, vpaddq_s32(low, high))
         }
     }
+}
+
+/// For [`Simd::load_codes`]: the bytes that go to each lane of 32 bits (255 for a zero), and how far they are shifted, to
+/// the left if positive.
+const fn lanes<const BITS: usize>() -> ([u8; 64], [i32; 16]) {
+    let (mut bytes, mut shifts) = ([255; 64], [0; 16]);
+    let mut i = 0;
+    while i < 16 {
+        let (byte, bit) = place_of_code::<BITS>(i);
+        bytes[4 * i] = byte as u8;
+        bytes[4 * i + 1] = byte as u8 + 1;
+        shifts[i] = -(bit as i32);
+        i += 1;
+    }
+    (bytes, shifts)
 }
 
 // Every method below only runs with a `Neon` value, which proves the target features; that is the soundness reason of
@@ -214,6 +229,17 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         each(b, |b| unsafe { vshrq_n_u8::<4>(b) })
     }
     #[inline(always)]
+    fn take_bits(self, b: Self::B, from: usize, width: usize, to: usize) -> Self::B {
+        each(b, |b| unsafe {
+            let moved = vshlq_u8(b, vdupq_n_s8(to as i8 - from as i8));
+            vandq_u8(moved, vdupq_n_u8((((1u32 << width) - 1) << to) as u8))
+        })
+    }
+    #[inline(always)]
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        both(a, b, |a, b| unsafe { vorrq_u8(a, b) })
+    }
+    #[inline(always)]
     fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B {
         let table = unsafe { vld1q_u8(table.as_ptr()) };
         each(b, |b| unsafe { vqtbl1q_u8(table, b) })
@@ -244,6 +270,22 @@ impl<const DOT: bool> Simd for Neon<DOT> {
                 vzip2_u8(vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8::<4>(bytes)),
             );
             widen(both)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        // The two bytes that a code lies in go to its lane, where it moves to the lowest bit.
+        let places = const { lanes::<BITS>() };
+        unsafe {
+            let words = packed_codes::<BITS>(p);
+            let bytes = vld1q_u8(words.as_ptr().cast());
+            let quarter = |h: usize| {
+                let pairs = vqtbl1q_u8(bytes, vld1q_u8(places.0.as_ptr().add(16 * h)));
+                let shift = vld1q_s32(places.1.as_ptr().add(4 * h));
+                let codes = vshlq_u32(vreinterpretq_u32_u8(pairs), shift);
+                vreinterpretq_s32_u32(vandq_u32(codes, vdupq_n_u32((1 << BITS) - 1)))
+            };
+            [quarter(0), quarter(1), quarter(2), quarter(3)]
         }
     }
     #[inline(always)]

@@ -159,6 +159,14 @@ impl Simd for Scalar {
         b.map(|b| b >> 4)
     }
     #[inline(never)]
+    fn take_bits(self, b: Self::B, from: usize, width: usize, to: usize) -> Self::B {
+        b.map(|b| ((u32::from(b) >> from & ((1 << width) - 1)) << to) as u8)
+    }
+    #[inline(never)]
+    fn or_bytes(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(never)]
     fn lookup_bytes(self, table: &[u8; 16], b: Self::B) -> Self::B {
         b.map(|b| table[usize::from(b & 15)])
     }
@@ -175,6 +183,17 @@ impl Simd for Scalar {
     unsafe fn load_nibbles(self, p: *const u8) -> Self::I {
         // SAFETY: the caller vouches for 8 readable bytes.
         std::array::from_fn(|i| i32::from((unsafe { p.add(i / 2).read() } >> (4 * (i % 2))) & 15))
+    }
+    #[inline(never)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        std::array::from_fn(|i| {
+            let bit = |k: usize| {
+                // SAFETY: the caller vouches for `2 * BITS` readable bytes, which are 16 codes.
+                let byte = unsafe { p.add((i * BITS + k) / 8).read() };
+                i32::from(byte >> ((i * BITS + k) % 8) & 1) << k
+            };
+            (0..BITS).map(bit).sum()
+        })
     }
     #[inline(never)]
     unsafe fn load_u8(self, p: *const u8) -> Self::I {

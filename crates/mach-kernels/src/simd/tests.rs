@@ -116,12 +116,37 @@ impl Kernel for Everything<'_> {
             integers(out, s.dot_small(start, s.low_nibbles(w), a));
             integers(out, s.dot_small(start, s.high_nibbles(w), a));
             integers(out, s.dot_small(zero, s.lookup_bytes(&table, s.high_nibbles(w)), a));
+            integers(out, s.dot_small(start, s.take_bits(w, 2, 6, 0), a));
+            // Every way in which planes of tiles are taken apart and put together.
+            for (width, to) in [(1, 0), (1, 2), (1, 4), (2, 0), (2, 4), (4, 0)] {
+                for from in (0..8).step_by(width) {
+                    let part = s.take_bits(w, from, width, to);
+                    integers(out, s.dot_small(zero, part, a));
+                    integers(out, s.dot_small(zero, s.or_bytes(part, s.low_nibbles(w)), a));
+                }
+            }
+            integers(out, s.dot(zero, s.take_bits(w, 0, 8, 0), a));
         }
         // SAFETY: 8 and 16 bytes from index 1 on.
         let (nibbles, wide) =
             unsafe { (s.load_nibbles(codes.as_ptr().add(1)), s.load_u8(codes.as_ptr().add(1))) };
         integers(out, nibbles);
         integers(out, wide);
+        for at in 1..20 {
+            let from = codes.as_ptr().wrapping_add(at);
+            // SAFETY: up to 12 bytes, and there are 65.
+            let all = unsafe {
+                [
+                    s.load_codes::<2>(from),
+                    s.load_codes::<3>(from),
+                    s.load_codes::<5>(from),
+                    s.load_codes::<6>(from),
+                ]
+            };
+            for x in all {
+                integers(out, x);
+            }
+        }
         floats(out, s.lookup(&reals, nibbles));
         s.prefetch(std::ptr::null());
     }

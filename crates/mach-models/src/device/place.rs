@@ -1,6 +1,7 @@
 //! Weights on their way from a checkpoint to a device.
 
 use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig, WeightSource};
+use mach_quant::Bits;
 
 /// What a matrix is used for, which decides its form on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub enum Place {
     Float,
     /// As [`Activations`](Self::Activations); an unquantized one is quantized to these bits in groups of 64, if its rows
     /// divide into such.
-    Quantized(u8),
+    Quantized(Bits),
 }
 
 /// The device's side of loading: first every weight is given its place, then all are brought there.

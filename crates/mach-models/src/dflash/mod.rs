@@ -20,13 +20,15 @@ pub use forward::DraftRows;
 pub use selector::Selector;
 pub(crate) use weights::DraftWeights;
 
+use mach_quant::Bits;
+
 use crate::{Logits, SequenceState};
 
 /// How to load a draft.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DraftOptions {
-    /// Quantize unquantized matrices to 4 or 8 bits, in groups of 64.
-    pub quantize_bits: Option<u8>,
+    /// Quantize unquantized matrices to so many bits, in groups of 64.
+    pub quantize_bits: Option<Bits>,
 }
 
 /// What is known of a draft that a model has loaded; shared by all sequences. The weights are the model's.
