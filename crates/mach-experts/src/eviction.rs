@@ -13,6 +13,15 @@ pub struct ExpertKey {
 }
 
 /// Orders the experts of a bank.
+///
+/// ```
+/// use mach_experts::{EvictionPolicy, ExpertKey};
+/// let mut policy = "lfu".parse::<EvictionPolicy>()?.build(2, 8);
+/// policy.reached(0);
+/// policy.used(ExpertKey { layer: 0, expert: 1 });
+/// assert_eq!(policy.name(), "lfu");
+/// # Ok::<(), String>(())
+/// ```
 pub trait Eviction: Send + Debug {
     /// Name on the command line and in statistics.
     fn name(&self) -> &'static str;

@@ -80,6 +80,13 @@ pub struct DeviceCard {
 }
 
 /// A loaded model.
+///
+/// ```
+/// use mach_models::ModelCard;
+/// let card = ModelCard::without_device("double", 3);
+/// assert_eq!(card.pairs(), [("model_type", "double".to_owned()), ("layers", "3".to_owned())]);
+/// assert_eq!(card.kv(), None);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelCard {
     /// `model_type` of its configuration.

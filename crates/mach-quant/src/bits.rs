@@ -6,6 +6,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Bits of an affine code: those that MLX quantizes to, and no others. In JSON the number itself.
+///
+/// ```
+/// use mach_quant::Bits;
+/// assert_eq!(Bits::of(6), Some(Bits::B6));
+/// assert_eq!(Bits::of(7), None, "no such width falls through to another");
+/// assert_eq!("5".parse::<Bits>().map(Bits::get).ok(), Some(5));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub enum Bits {

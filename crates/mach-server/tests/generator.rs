@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mach_api::ChatTemplate;
 use mach_engine::{
-    DecodeMode, EngineError, EngineMetrics, EngineStats, Event, Events, FinishReason, GenerateRequest, Generator,
-    GeneratorFacts, SamplingParams, Started, TextTokenizer, Timings,
+    DecodeMode, EngineError, EngineMetrics, EngineStats, Event, Events, FinishReason, GenerateRequest,
+    Generator, GeneratorFacts, SamplingParams, Started, TextTokenizer, Timings,
 };
 use mach_server::{ChatModel, Decoding, Readiness, ServerConfig, Templates, serve};
 use mach_specdec::policy::{GuardSpec, PolicySpec};
@@ -125,7 +125,8 @@ async fn send(port: u16, request: &str) -> String {
 }
 
 async fn chat(port: u16, content: &str, stream: bool) -> String {
-    let body = json!({"model": "canned", "messages": [{"role": "user", "content": content}], "stream": stream});
+    let body =
+        json!({"model": "canned", "messages": [{"role": "user", "content": content}], "stream": stream});
     let body = body.to_string();
     let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
     send(port, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await
@@ -159,8 +160,7 @@ async fn another_engine_serves_the_same_routes() {
     let streamed = chat(port, "hello", true).await;
     let events = streamed.lines().filter_map(|line| line.split_once("data: ").map(|(_, data)| data));
     let pieces: Vec<Value> = events.filter_map(|data| serde_json::from_str(data).ok()).collect();
-    let text: String =
-        pieces.iter().filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
+    let text: String = pieces.iter().filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(text, "four canned words here");
     assert!(streamed.contains("[DONE]"));
 
@@ -170,7 +170,8 @@ async fn another_engine_serves_the_same_routes() {
     assert!(full.starts_with("HTTP/1.1 429") && full.to_lowercase().contains("retry-after: 3"), "{full}");
 
     for path in ["/metrics", "/v1/models", "/health", "/v1/prefix_cache"] {
-        let answer = send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+        let answer =
+            send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
         assert!(!answer.starts_with("HTTP/1.1 5"), "{path}: {answer}");
     }
 

@@ -74,7 +74,16 @@ pub struct Gate {
     pub reason: String,
 }
 
-/// Decides. `taps` says whether the model's family shows its hidden states and takes blocks.
+/// Decides.
+///
+/// ```
+/// use mach_specdec::{DecodePath, DraftState, EffectivePath, policy::PolicySpec, resolve};
+/// let gate = resolve(DecodePath::SpecdecV7, PolicySpec::OpencodeSampledV1, true, DraftState::Absent);
+/// assert_eq!(gate.effective, EffectivePath::TargetOnly);
+/// assert_eq!(gate.reason, "no draft");
+/// ```
+///
+/// `taps` says whether the model's family shows its hidden states and takes blocks.
 pub fn resolve(asked: DecodePath, policy: PolicySpec, taps: bool, draft: DraftState<'_>) -> Gate {
     let plain = |reason: &str| Gate { effective: EffectivePath::TargetOnly, reason: reason.to_owned() };
     match (asked, policy, draft) {

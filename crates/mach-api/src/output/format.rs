@@ -133,6 +133,21 @@ impl ReasoningFormat {
 }
 
 /// How a model writes its answers.
+///
+/// ```
+/// use mach_api::output::{OutputFormat, ReasoningStart, Part};
+/// // What the template shows the model wins over what its family is known for.
+/// let format = OutputFormat::detect("... <think> ...", OutputFormat::default());
+/// let mut parser = format.parser(None, ReasoningStart::Unopened);
+/// let mut parts = Vec::new();
+/// for piece in ["<thi", "nk>Hm.</think>", "\n\nYes."] {
+///     parser.push(piece, &mut parts);
+/// }
+/// parser.finish(false, &mut parts);
+/// let text = |wanted: fn(&Part) -> Option<&str>| parts.iter().filter_map(wanted).collect::<String>();
+/// assert_eq!(text(|p| if let Part::Reasoning(t) = p { Some(t) } else { None }), "Hm.");
+/// assert_eq!(text(|p| if let Part::Content(t) = p { Some(t) } else { None }), "Yes.");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OutputFormat {
     /// Its calls; `None` leaves them in the text.

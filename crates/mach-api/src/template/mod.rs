@@ -44,6 +44,18 @@ pub enum TemplateError {
 }
 
 /// A compiled chat template.
+///
+/// ```
+/// use mach_api::ChatTemplate;
+/// use mach_api::chat::Message;
+/// use mach_api::chat::Role;
+/// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+/// let template = ChatTemplate::compile(source, Default::default())?;
+/// let prompt = template.render(&[Message::text(Role::User, "Hello")], &[], &Default::default())?;
+/// assert_eq!(prompt, "<user>Hello<assistant>");
+/// assert_eq!(template.generation_prompt(), Some("<assistant>"));
+/// # Ok::<(), mach_api::TemplateError>(())
+/// ```
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,

@@ -111,6 +111,14 @@ pub struct Synthetic {
 }
 
 /// One family on disk.
+///
+/// ```
+/// use mach_checkpoint::{KvCacheKind, Row};
+/// let row = Row::named("qwen3_5_moe").unwrap();
+/// assert_eq!(row.kv_cache_kind, KvCacheKind::HybridGdn);
+/// assert_eq!(row.card().continuous_batching.to_string(), "ok");
+/// assert!(Row::named("llama").is_none());
+/// ```
 #[derive(Clone, Copy)]
 pub struct Row {
     /// `model_type` at the top level of `config.json`.

@@ -3,6 +3,15 @@
 use mach_checkpoint::GenerationConfig;
 
 /// Sampling parameters with every default resolved.
+///
+/// ```
+/// use mach_checkpoint::GenerationConfig;
+/// use mach_engine::SamplingParams;
+/// // What the checkpoint leaves open is plain sampling; what is out of range is ignored.
+/// let config = GenerationConfig { top_p: Some(0.9), min_p: Some(7.0), ..GenerationConfig::default() };
+/// let params = SamplingParams::defaults(&config, 42);
+/// assert_eq!((params.temperature, params.top_p, params.min_p), (1.0, 0.9, 0.0));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most probable token (the lowest id among equals).
