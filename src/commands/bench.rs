@@ -13,7 +13,7 @@ use super::bench_prefix::PrefixArgs;
 use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
-use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
+use mach_bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
 
 /// Arguments of `mach bench`.
 #[derive(Debug, Clone, Args)]
