@@ -21,5 +21,5 @@ mod work;
 pub use ceilings::{CeilingOptions, Ceilings};
 pub use machine::Machine;
 pub use report::Report;
-pub use timing::{Plan, Samples, measure, token_ids};
+pub use timing::{Samples, TimingPlan, measure, token_ids};
 pub use work::{TensorFacts, TokenWork};
