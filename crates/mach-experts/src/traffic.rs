@@ -292,9 +292,9 @@ impl Traffic {
             Home::Bank(index) => {
                 let key = self.coming.get_mut(index).and_then(Option::take);
                 if good {
-                    self.residency.landed(index)
+                    self.residency.landed(index);
                 } else {
-                    self.residency.failed(index, lost)
+                    self.residency.failed(index, lost);
                 }
                 if let Some(key) = key
                     && let Some(claimed) = self.background.landed(key, good)
