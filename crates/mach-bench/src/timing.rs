@@ -14,7 +14,7 @@ pub struct TimingPlan {
     pub decode: usize,
     /// Prompt tokens of one forward pass.
     pub chunk: usize,
-    /// Repeats.
+    /// Repeats that count, after one that does not.
     pub reps: usize,
     /// Seed of the token ids.
     pub seed: u64,

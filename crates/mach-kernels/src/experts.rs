@@ -21,7 +21,7 @@ pub struct ExpertRef<'a> {
 /// An expert and the rows it is applied to. Its results are the pairs `first_pair..first_pair + rows.len()`.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertJob<'a> {
-    /// The weights.
+    /// The expert's weights, borrowed for the call.
     pub expert: ExpertRef<'a>,
     /// Rows of the input.
     pub rows: &'a [u32],

@@ -34,7 +34,7 @@ pub struct ServePlan {
     pub tokens: u32,
     /// Tokens of the long prompt, at least.
     pub prompt: usize,
-    /// Repeats.
+    /// Repeats, each with new connections.
     pub reps: usize,
 }
 

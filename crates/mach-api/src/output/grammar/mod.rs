@@ -45,7 +45,7 @@ pub struct Wanted<'a> {
     pub format: OutputFormat,
     /// Where its reasoning begins.
     pub start: ReasoningStart,
-    /// The functions.
+    /// Functions of the request, as it wrote them.
     pub tools: &'a [Value],
     /// Whether they are called.
     pub choice: &'a ToolChoice,
