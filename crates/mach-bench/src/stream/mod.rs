@@ -1,5 +1,6 @@
 //! Streaming: what decoding and prompts reach of what the drive can do.
 
+mod cached;
 mod checks;
 mod report;
 
@@ -10,6 +11,7 @@ use mach_experts::StreamingSummary;
 use mach_models::{LogitRows, Model, NoObserver, Purpose, Segment, SequenceState};
 use serde::Serialize;
 
+pub use cached::measure_cached;
 pub use checks::{Checks, measure_checks};
 pub use report::{Cached, StreamReport};
 
