@@ -1,7 +1,8 @@
 //! Sessions, the generation loop and sampling.
 //!
-//! [`Generator`] is what a server uses; [`Engine`] owns the model on one thread. Request tasks hand it a [`GenerateRequest`] through a bounded queue and
-//! receive [`Event`]s; dropping the receiver cancels the request before the next step.
+//! [`Generator`] is what a server uses: it hands in a [`GenerateRequest`] and receives [`Event`]s; dropping the receiver
+//! cancels the request before the next step. [`Engine`] is the one that runs our own models: a bounded queue, and one
+//! thread that owns the model.
 
 mod engine;
 mod generator;

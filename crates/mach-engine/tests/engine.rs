@@ -245,6 +245,15 @@ fn a_prompt_is_read_once_for_all_choices() {
 }
 
 #[test]
+fn a_prompt_that_is_warmed_ends_however_many_choices_it_asks_for() {
+    let engine = engine(|_, c| c.prefix = Some(mach_prefix::PrefixConfig::default()));
+    let r = GenerateRequest { warm: true, choices: 3, ..request(vec![5; 100], 2) };
+    let answers = collect(engine.submit(r).unwrap(), 3).unwrap();
+    assert_eq!(answers[0].finish, Some((FinishReason::Stop, 0)));
+    assert!(answers[1..].iter().all(|a| a.finish.is_none()), "nothing is chosen");
+}
+
+#[test]
 fn bringing_a_state_up_is_part_of_the_time_to_the_first_token() {
     let pause = Duration::from_millis(60);
     let engine = engine(|d, c| {

@@ -197,6 +197,11 @@ impl Admissions {
         });
     }
 
+    /// A request has what it came for: no more of its choices start.
+    pub(super) fn served(&mut self, number: u64) {
+        self.waiting.retain(|a| a.number != number);
+    }
+
     /// A sequence has read its prompt: the other choices of its request may start from there.
     pub(super) fn prompt_read(&mut self, sequence: &Sequence, logits: &[f32]) {
         if let Some(admission) = self.waiting.iter_mut().find(|a| a.number == sequence.request) {

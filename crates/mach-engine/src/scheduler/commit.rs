@@ -85,6 +85,7 @@ impl Desk<'_> {
                 prefix.keep_end(self.model, sequence, None);
             }
             sequence.finish_warm();
+            self.admissions.served(sequence.request);
         }
         warmed
     }

@@ -2,7 +2,8 @@
 //!
 //! [`plan`] says what is next, a pure function of what waits and what is active: who gives way, who comes back, who leaves
 //! the queue, who starts, and otherwise one pass of the model. [`run`](mod@run) is that pass, or a cycle of the only sequence
-//! ([`speculation`](crate::speculation)). [`commit`] keeps states, chooses tokens and reports.
+//! ([`speculation`](crate::speculation)). [`commit`] keeps states, chooses tokens and reports. Requests whose choices have not
+//! all started are [`admission`]'s, sequences that have are the [`roster`]'s.
 //!
 //! A pass that fails leaves its states unusable, not its sequences: tokens and choices are theirs. So those that shared
 //! the pass compute their tokens again, one at a time, and only the one that fails alone is given up.
@@ -10,34 +11,31 @@
 mod admission;
 mod commit;
 mod plan;
+mod roster;
 mod run;
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use mach_models::{Model, Purpose, SequenceState};
+use mach_models::{Model, Purpose};
 use mach_prefix::PrefixCache;
 use mach_specdec::Taps;
 use mach_specdec::policy::{Cycle, Held};
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use admission::{Admissions, Entry, Floor};
 use commit::{Committed, Desk};
-use plan::{Limits, Pass, Paused, Share, Step, View, plan};
+use plan::{Limits, Pass, Share, Step, View, plan};
+use roster::Roster;
 
 pub(crate) use plan::Active;
 pub(crate) use run::from_model;
 
 use crate::prefix::Prefix;
 use crate::queue::{Next, Queue};
-use crate::sequence::Sequence;
 use crate::speculation::{Proposers, cycle};
 use crate::{EngineConfig, EngineError, EngineMetrics, EngineStats, TextTokenizer};
-
-/// Shared passes that may fail with a sequence in them before it is given up.
-const STRIKES: u8 = 3;
 
 /// What the engine's handles and its thread share.
 #[derive(Debug, Clone)]
@@ -58,9 +56,7 @@ pub(crate) struct Scheduler {
     /// Features that the draft wants, of the last pass.
     taps: Taps,
     admissions: Admissions,
-    active: Vec<Sequence>,
-    /// Sequences that gave up their state to older ones, oldest first.
-    paused: VecDeque<Sequence>,
+    roster: Roster,
 }
 
 impl Scheduler {
@@ -85,8 +81,7 @@ impl Scheduler {
             shared,
             prefix,
             taps,
-            active: Vec::new(),
-            paused: VecDeque::new(),
+            roster: Roster::default(),
         }
     }
 
@@ -130,8 +125,11 @@ impl Scheduler {
                     self.publish();
                     return Some(pass);
                 }
-                Step::Pause(index) => self.pause(index),
-                Step::Resume => self.resume(),
+                Step::Pause(index) => {
+                    self.roster.pause(index);
+                    self.stats().preemptions += 1;
+                }
+                Step::Resume => self.roster.resume(self.model.as_ref(), self.prefix.as_ref()),
                 Step::Take => {
                     if let Next::Job(job) = self.shared.queue.pop(false) {
                         self.admissions.take(*job);
@@ -153,9 +151,7 @@ impl Scheduler {
     }
 
     fn plan(&self) -> Step {
-        let active: Vec<Active> = self.active.iter().map(Sequence::planned).collect();
-        let paused = |s: &Sequence| Paused { tokens: s.tokens.len(), limit: s.limit };
-        let paused: Vec<Paused> = self.paused.iter().map(paused).collect();
+        let (active, paused) = self.roster.planned();
         plan(&View {
             limits: Limits {
                 chunk: self.config.prefill_chunk,
@@ -181,7 +177,7 @@ impl Scheduler {
     }
 
     fn cycle(&mut self) -> Result<(), EngineError> {
-        let Some(sequence) = self.active.first_mut() else { return Ok(()) };
+        let Some(sequence) = self.roster.active.first_mut() else { return Ok(()) };
         let (model, kept) = (self.model.as_mut(), self.prefix.is_some());
         if let Some(cycled) = cycle(model, sequence, &mut self.taps, &self.tokenizer, kept)? {
             cycled.count(&mut self.stats());
@@ -191,7 +187,7 @@ impl Scheduler {
     }
 
     fn batch(&mut self, shares: &[Share]) -> Result<(), EngineError> {
-        let ran = run::run(self.model.as_mut(), &mut self.active, shares, &mut self.taps)?;
+        let ran = run::run(self.model.as_mut(), &mut self.roster.active, shares, &mut self.taps)?;
         let started = ran.started;
         let mut desk = Desk {
             model: self.model.as_mut(),
@@ -200,7 +196,7 @@ impl Scheduler {
             admissions: &mut self.admissions,
             taps: &self.taps,
         };
-        let Committed { done, failed } = desk.commit(&mut self.active, shares, ran)?;
+        let Committed { done, failed } = desk.commit(&mut self.roster.active, shares, ran)?;
         // Passes that hold prompts as well say nothing about decoding.
         let taking_part = shares.iter().filter(|share| share.rows > 0);
         if taking_part.clone().all(|share| share.purpose == Purpose::Decode) {
@@ -215,33 +211,51 @@ impl Scheduler {
         }
         self.retire(&done);
         for (request, error) in failed {
-            self.fail_request(request, &error);
+            self.fail(request, &error);
         }
         Ok(())
     }
 
-    fn stats(&self) -> std::sync::MutexGuard<'_, EngineStats> {
+    fn stats(&self) -> MutexGuard<'_, EngineStats> {
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self) {
         let mut stats = self.stats();
-        (stats.active, stats.paused) = (self.active.len(), self.paused.len());
+        (stats.active, stats.paused) = self.roster.counts();
     }
-}
 
-/// Who runs.
-impl Scheduler {
+    /// Starts the next choice of the request at `index`.
+    fn start(&mut self, index: usize) {
+        let floor = Floor {
+            model: self.model.as_mut(),
+            tokenizer: &self.tokenizer,
+            prefix: self.prefix.as_ref(),
+            active: self.roster.active.len(),
+            batch: self.config.max_batch,
+        };
+        match self.admissions.start(index, floor) {
+            Entry::Runs(sequence) => self.roster.active.push(*sequence),
+            Entry::Complete(sequence) => self.stats().ended(sequence.stats()),
+            Entry::Waits => {}
+            Entry::Failed(number, error) => self.fail(number, &error),
+        }
+    }
+
+    /// Lets go of the active sequences that are done.
+    fn retire(&mut self, done: &[bool]) {
+        let ended = self.roster.retire(done, self.model.as_mut(), self.prefix.as_ref());
+        let mut stats = self.stats();
+        for sequence in &ended {
+            self.shared.queue.served(sequence.admitted().elapsed());
+            stats.ended(sequence.stats());
+        }
+        stats.active = self.roster.active.len();
+    }
+
     /// Forgets whoever went away.
     fn drop_the_gone(&mut self) {
-        if let Some(prefix) = &self.prefix {
-            // They may come back and have the answer go on.
-            for sequence in self.active.iter_mut().filter(|s| s.cancelled() && s.decoding()) {
-                prefix.keep_turn(self.model.as_mut(), sequence);
-            }
-        }
-        self.active.retain(|s| !s.cancelled());
-        self.paused.retain(|s| !s.cancelled());
+        self.roster.drop_the_gone(self.model.as_mut(), self.prefix.as_ref());
         self.admissions.drop_the_gone();
     }
 
@@ -252,141 +266,39 @@ impl Scheduler {
             let error = EngineError::QueueTimeout { limit };
             (0..expired).for_each(|_| self.shared.metrics.failed(&error));
             for number in self.admissions.late(limit) {
-                self.fail_request(number, &error);
+                self.fail(number, &error);
             }
         }
         if let Some(limit) = self.config.request_timeout {
-            let sequences = self.active.iter().chain(&self.paused);
-            let mut late: Vec<u64> =
-                sequences.filter(|s| s.submitted().elapsed() >= limit).map(|s| s.request).collect();
-            late.dedup();
             let error = EngineError::RequestTimeout { limit };
-            late.into_iter().for_each(|number| self.fail_request(number, &error));
-        }
-    }
-
-    fn pause(&mut self, index: usize) {
-        let mut sequence = self.active.remove(index);
-        debug!(request = sequence.request, tokens = sequence.tokens.len(), "paused for want of memory");
-        sequence.state = SequenceState::without_layers();
-        self.paused.push_front(sequence);
-        self.stats().preemptions += 1;
-    }
-
-    fn resume(&mut self) {
-        if let Some(sequence) = self.paused.pop_front() {
-            self.active.push(sequence);
-            self.start_over(self.active.len() - 1);
-        }
-    }
-
-    fn start(&mut self, index: usize) {
-        let floor = Floor {
-            model: self.model.as_mut(),
-            tokenizer: &self.tokenizer,
-            prefix: self.prefix.as_ref(),
-            active: self.active.len(),
-            batch: self.config.max_batch,
-        };
-        match self.admissions.start(index, floor) {
-            Entry::Runs(sequence) => self.active.push(*sequence),
-            Entry::Complete(sequence) => self.stats().ended(sequence.stats()),
-            Entry::Waits => {}
-            Entry::Failed(number, error) => self.fail_request(number, &error),
-        }
-    }
-
-    /// Lets go of the active sequences that are done.
-    fn retire(&mut self, done: &[bool]) {
-        if let Some(prefix) = &self.prefix {
-            for (sequence, done) in self.active.iter_mut().zip(done) {
-                match done {
-                    true => prefix.keep_turn(self.model.as_mut(), sequence),
-                    false => prefix.keep_progress(self.model.as_mut(), sequence),
-                }
+            for number in self.roster.late(limit) {
+                self.fail(number, &error);
             }
         }
-        let mut done = done.iter().copied();
-        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = &self.shared.queue;
-        self.active.retain(|sequence| {
-            let finished = done.next().unwrap_or(false);
-            if finished {
-                queue.served(sequence.admitted().elapsed());
-                stats.ended(sequence.stats());
-            }
-            !finished
-        });
-        stats.active = self.active.len();
     }
-}
 
-/// What failed.
-impl Scheduler {
-    /// After a pass that failed. Whoever was in it alone is at fault; those that shared it start over one by one.
+    /// After a pass that failed.
     fn recover(&mut self, error: &EngineError) {
-        let suspect = self.active.iter().find(|sequence| sequence.suspect);
-        let culprit = match self.active.as_slice() {
-            [only] => Some(only.request),
-            _ => suspect.map(|s| s.request),
-        };
-        if let Some(request) = culprit {
-            self.fail_request(request, error);
-            return;
+        for number in self.roster.recover(self.model.as_ref(), self.prefix.as_ref()) {
+            self.fail(number, error);
         }
-        warn!(sequences = self.active.len(), "computing the sequences of the failed pass again, one by one");
-        let mut given_up = Vec::new();
-        for index in 0..self.active.len() {
-            self.start_over(index);
-            let Some(sequence) = self.active.get_mut(index) else { continue };
-            sequence.suspect = true;
-            sequence.strikes += 1;
-            if sequence.strikes > STRIKES {
-                given_up.push(sequence.request);
-            }
-        }
-        for request in given_up {
-            self.fail_request(request, error);
-        }
-    }
-
-    /// Drops a sequence's state, so that its tokens are computed again from the longest prefix that is known.
-    fn start_over(&mut self, index: usize) {
-        let Some(sequence) = self.active.get_mut(index) else { return };
-        let (state, draft) = match &self.prefix {
-            Some(prefix) => prefix.resume(sequence, self.model.as_ref()),
-            None => (self.model.new_state(), None),
-        };
-        sequence.state = state;
-        // The draft was shown these positions once; what it kept of them may be torn.
-        sequence.speculator.restore(draft.as_ref());
     }
 
     /// Fails a request: all of its sequences, running, paused or yet to start.
-    fn fail_request(&mut self, number: u64, error: &EngineError) {
-        let mut told = false;
-        let mut tell = |sequence: &Sequence| {
-            if sequence.request == number && !told {
-                sequence.fail(error);
-                told = true;
-            }
-            sequence.request != number
-        };
-        self.active.retain(&mut tell);
-        self.paused.retain(&mut tell);
+    fn fail(&mut self, number: u64, error: &EngineError) {
+        let told = self.roster.fail(number, error);
         self.admissions.fail(number, error, told);
         self.shared.metrics.failed(error);
     }
 
-    /// Fails everything that is active, and what belongs to the same requests.
+    /// Fails everything that has left the queue.
     fn fail_all(&mut self, error: &EngineError) {
         let started = Instant::now();
-        let sequences = self.active.iter().chain(&self.paused).map(|s| s.request);
-        let mut numbers: Vec<u64> = sequences.chain(self.admissions.numbers()).collect();
+        let mut numbers: Vec<u64> = self.roster.requests().chain(self.admissions.numbers()).collect();
         numbers.sort_unstable();
         numbers.dedup();
         for number in numbers {
-            self.fail_request(number, error);
+            self.fail(number, error);
         }
         debug!(took = ?started.elapsed(), "dropped all active sequences");
     }

@@ -153,13 +153,22 @@ proptest! {
             View { limits, active: &active, paused: &paused, pending: &pending, queued, bytes: &bytes };
         let needed: usize = active.iter().map(|s| bytes(s.tokens + 1)).sum();
         let over = limits.budget.is_some_and(|budget| needed > budget);
+        let soon = |tokens: usize, limit: usize| bytes((tokens + AHEAD).min(limit));
+        let held: usize = active.iter().map(|s| soon(s.tokens, s.limit)).sum();
+        let with_one_more =
+            |tokens, limit| limits.budget.is_none_or(|budget| held + soon(tokens, limit) <= budget);
         match plan(&view) {
             Step::Pause(index) => {
                 prop_assert!(over && active.len() > 1);
                 let age = |s: &Active| (s.request, s.choice);
                 prop_assert!(active.iter().all(|s| age(s) <= age(&active[index])));
             }
-            Step::Resume => prop_assert!(!paused.is_empty() && (active.is_empty() || active.len() < limits.batch)),
+            Step::Resume => {
+                let back = &paused[0];
+                if !active.is_empty() {
+                    prop_assert!(active.len() < limits.batch && with_one_more(back.tokens, back.limit));
+                }
+            }
             Step::Take => {
                 prop_assert!(queued && paused.is_empty() && pending.iter().all(|p| p.started));
                 prop_assert!(active.is_empty() || limits.continuous && active.len() < limits.batch);
@@ -170,10 +179,7 @@ proptest! {
                 if !active.is_empty() {
                     prop_assert!(!next.reading);
                     prop_assert!(paused.is_empty() && active.len() < limits.batch);
-                    let soon = |tokens: usize, limit: usize| bytes((tokens + AHEAD).min(limit));
-                    let held: usize = active.iter().map(|s| soon(s.tokens, s.limit)).sum();
-                    let all = held + soon(next.tokens, next.limit);
-                    prop_assert!(limits.budget.is_none_or(|budget| all <= budget));
+                    prop_assert!(with_one_more(next.tokens, next.limit));
                 }
             }
             Step::Run(Pass::Cycle) => prop_assert!(active.len() == 1 && active[0].decoding),
@@ -184,6 +190,10 @@ proptest! {
                 let prompts: usize =
                     shares.iter().zip(&active).filter(|(_, s)| s.unseen > 1).map(|(share, _)| share.rows).sum();
                 prop_assert!(prompts <= limits.chunk.max(1));
+                let decoding = active.iter().filter(|s| s.decoding).count();
+                if decoding > 0 && suspect.is_none() {
+                    prop_assert!(prompts <= limits.interleave.min(limits.chunk.saturating_sub(decoding)).max(1));
+                }
                 for (index, (share, s)) in shares.iter().zip(&active).enumerate() {
                     prop_assert!(share.rows <= s.unseen);
                     if suspect.is_some_and(|only| only != index) {
@@ -206,3 +216,5 @@ proptest! {
         }
     }
 }
+
+mod simulation;
