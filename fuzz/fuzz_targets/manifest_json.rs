@@ -7,7 +7,7 @@ use mach_experts::Manifest;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(manifest) = Manifest::parse(bytes) {
         for entry in &manifest.layers {
-            assert!(entry.record().weight_bytes() <= entry.stride);
+            assert!(entry.record.weight_bytes() <= entry.stride);
             assert_eq!(Some(entry.length), (entry.stride as u64).checked_mul(manifest.num_experts as u64));
             assert_eq!(entry.crc32c.len(), manifest.num_experts);
         }

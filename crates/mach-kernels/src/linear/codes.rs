@@ -20,11 +20,11 @@ pub(super) trait Codes {
     /// Adds the dot products with four activations.
     fn dot<S: Simd>(s: S, acc: S::I, codes: S::B, activations: i32) -> S::I;
 
-    /// Scales and biases, which follow a tile's lines.
+    /// Scales and biases, which follow a tile's lines; whether they are bfloat16 counts where the type does not tell.
     ///
     /// # Safety
     /// `tail` points at them.
-    unsafe fn scales<S: Simd>(s: S, tail: *const u8) -> (S::F, S::F);
+    unsafe fn scales<S: Simd>(s: S, tail: *const u8, bf16: bool) -> (S::F, S::F);
 
     /// Adds a group to `y`: `total` are the sums of products of its codes, `sx` is the scale of the activations and `sq`
     /// the sum of theirs.
@@ -63,7 +63,7 @@ impl<const BITS: usize, const BF16: bool> Codes for Affine<BITS, BF16> {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(s: S, tail: *const u8) -> (S::F, S::F) {
+    unsafe fn scales<S: Simd>(s: S, tail: *const u8, _: bool) -> (S::F, S::F) {
         // SAFETY: forwarded.
         unsafe {
             if BF16 {
@@ -77,6 +77,42 @@ impl<const BITS: usize, const BF16: bool> Codes for Affine<BITS, BF16> {
     #[inline(always)]
     fn add_group<S: Simd>(s: S, (scale, bias): (S::F, S::F), total: S::F, sx: f32, sq: f32, y: S::F) -> S::F {
         s.fma(s.fma(scale, total, s.mul(bias, s.splat(sq))), s.splat(sx), y)
+    }
+}
+
+/// Affine codes whose scales are of either type: one more test a group, half the code to compile.
+pub(super) struct EitherScale<const BITS: usize>;
+
+impl<const BITS: usize> Codes for EitherScale<BITS> {
+    const LINES: usize = Affine::<BITS, true>::LINES;
+    const QUADS: usize = Affine::<BITS, true>::QUADS;
+
+    #[inline(always)]
+    unsafe fn quad<S: Simd>(s: S, lines: *const u8, k: usize) -> S::B {
+        // SAFETY: forwarded.
+        unsafe { Affine::<BITS, true>::quad(s, lines, k) }
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::I, codes: S::B, activations: i32) -> S::I {
+        Affine::<BITS, true>::dot(s, acc, codes, activations)
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(s: S, tail: *const u8, bf16: bool) -> (S::F, S::F) {
+        // SAFETY: forwarded.
+        unsafe {
+            if bf16 {
+                Affine::<BITS, true>::scales(s, tail, bf16)
+            } else {
+                Affine::<BITS, false>::scales(s, tail, bf16)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_group<S: Simd>(s: S, scales: (S::F, S::F), total: S::F, sx: f32, sq: f32, y: S::F) -> S::F {
+        Affine::<BITS, true>::add_group(s, scales, total, sx, sq, y)
     }
 }
 
@@ -111,7 +147,7 @@ impl Codes for Mxfp4 {
     }
 
     #[inline(always)]
-    unsafe fn scales<S: Simd>(s: S, tail: *const u8) -> (S::F, S::F) {
+    unsafe fn scales<S: Simd>(s: S, tail: *const u8, _: bool) -> (S::F, S::F) {
         // SAFETY: forwarded.
         let exponents = s.add_int(unsafe { s.load_u8(tail) }, s.splat_int(-127));
         (s.exp2_int(exponents), s.splat(0.0))

@@ -256,7 +256,8 @@ unsafe fn widen<S: Simd, const CODEC: u8>(s: S, row: *const u8, at: usize, scale
             AFFINE5 => s.fma(s.to_float(s.load_codes::<5>(row.add(at / 8 * 5))), scale.0, scale.1),
             AFFINE6 => s.fma(s.to_float(s.load_codes::<6>(row.add(at / 8 * 6))), scale.0, scale.1),
             AFFINE8 => s.fma(s.to_float(s.load_u8(row.add(at))), scale.0, scale.1),
-            _ => s.mul(s.lookup(&E2M1, s.load_nibbles(row.add(at / 2))), scale.0),
+            MXFP4 => s.mul(s.lookup(&E2M1, s.load_nibbles(row.add(at / 2))), scale.0),
+            _ => unreachable!("a codec of this list"),
         }
     }
 }

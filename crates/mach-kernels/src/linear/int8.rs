@@ -2,7 +2,7 @@
 
 use mach_quant::{Bits, Codec, FloatType};
 
-use super::codes::{Affine, Codes, Mxfp4};
+use super::codes::{Affine, Codes, EitherScale, Mxfp4};
 use super::{STRIP, Strips, row_block};
 use crate::quantize::{PANEL, panel_width};
 use crate::simd::Simd;
@@ -14,27 +14,18 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
     // SAFETY: forwarded.
     unsafe {
         match job.matrix.layout.codec {
-            Codec::Affine { bits, scales: FloatType::Bf16, .. } => of_width::<S, true>(s, job, bits),
-            Codec::Affine { bits, scales: FloatType::F32 | FloatType::F16, .. } => {
-                of_width::<S, false>(s, job, bits);
-            }
+            Codec::Affine { bits, scales, .. } => match (bits, scales) {
+                (Bits::B4, FloatType::Bf16) => blocks::<S, Affine<4, true>>(s, job),
+                (Bits::B4, FloatType::F32 | FloatType::F16) => blocks::<S, Affine<4, false>>(s, job),
+                (Bits::B8, FloatType::Bf16) => blocks::<S, Affine<8, true>>(s, job),
+                (Bits::B8, FloatType::F32 | FloatType::F16) => blocks::<S, Affine<8, false>>(s, job),
+                (Bits::B2, _) => blocks::<S, EitherScale<2>>(s, job),
+                (Bits::B3, _) => blocks::<S, EitherScale<3>>(s, job),
+                (Bits::B5, _) => blocks::<S, EitherScale<5>>(s, job),
+                (Bits::B6, _) => blocks::<S, EitherScale<6>>(s, job),
+            },
             Codec::Mxfp4 => blocks::<S, Mxfp4>(s, job),
             Codec::Dense(_) => unreachable!("tiles are quantized"),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn of_width<S: Simd, const BF16: bool>(s: S, job: &Strips<'_>, bits: Bits) {
-    // SAFETY: forwarded.
-    unsafe {
-        match bits {
-            Bits::B2 => blocks::<S, Affine<2, BF16>>(s, job),
-            Bits::B3 => blocks::<S, Affine<3, BF16>>(s, job),
-            Bits::B4 => blocks::<S, Affine<4, BF16>>(s, job),
-            Bits::B5 => blocks::<S, Affine<5, BF16>>(s, job),
-            Bits::B6 => blocks::<S, Affine<6, BF16>>(s, job),
-            Bits::B8 => blocks::<S, Affine<8, BF16>>(s, job),
         }
     }
 }
@@ -44,6 +35,7 @@ unsafe fn blocks<S: Simd, C: Codes>(s: S, job: &Strips<'_>) {
     let (layout, x) = (&job.matrix.layout, job.operand);
     let (rows, cols, groups) = (x.rows, x.cols, layout.groups());
     let block = row_block(cols, 8);
+    let bf16 = matches!(layout.codec, Codec::Affine { scales: FloatType::Bf16, .. });
     let mut start = 0;
     while start < rows {
         let end = (start + block).min(rows);
@@ -64,7 +56,8 @@ unsafe fn blocks<S: Simd, C: Codes>(s: S, job: &Strips<'_>) {
                         sum: x.sum.as_ptr().add(row * groups),
                     };
                     let out = out.add(row * job.stride);
-                    let shape = Shape { groups, group: x.group, tile_bytes: layout.tile_bytes(), ahead };
+                    let shape =
+                        Shape { bf16, groups, group: x.group, tile_bytes: layout.tile_bytes(), ahead };
                     match w {
                         8 => part::<S, C, 8, 4, 4>(s, tile, panel, shape, out, job.stride, width),
                         7 => part::<S, C, 7, 4, 3>(s, tile, panel, shape, out, job.stride, width),
@@ -108,6 +101,8 @@ struct Shape {
     groups: usize,
     group: usize,
     tile_bytes: usize,
+    /// Of scales.
+    bf16: bool,
     ahead: Ahead,
 }
 
@@ -253,7 +248,7 @@ unsafe fn strip8<S: Simd, C: Codes, const P: usize, const W: usize, const A: usi
         }
         // SAFETY: scales (and biases) follow the lines; the panel has W scales and sums a group.
         unsafe {
-            let scales = C::scales(s, lines);
+            let scales = C::scales(s, lines, shape.bf16);
             for m in 0..W {
                 let mut total = d[0][m];
                 for a in 1..A {

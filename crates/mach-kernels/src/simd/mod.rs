@@ -154,7 +154,8 @@ unsafe fn packed_codes<const BITS: usize>(p: *const u8) -> [u64; 2] {
             2 => [four(0), 0],
             3 => [four(0) | (two(4) << 32), 0],
             5 => [eight(), two(8)],
-            _ => [eight(), four(8)],
+            6 => [eight(), four(8)],
+            _ => unreachable!("other widths have loads of their own"),
         }
     }
 }
