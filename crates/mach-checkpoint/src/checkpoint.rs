@@ -65,7 +65,7 @@ impl Checkpoint {
         Ok(Self { config_bytes, config, generation, row, tensors })
     }
 
-    /// The directory.
+    /// The directory that was opened.
     pub fn dir(&self) -> &Path {
         self.tensors.dir()
     }

@@ -25,7 +25,7 @@ pub enum CheckpointError {
     /// A file was read but its contents are not what they must be.
     #[error("{}: {reason}", file.display())]
     Invalid {
-        /// The file.
+        /// The file that is not valid.
         file: PathBuf,
         /// What is wrong, in words for a person.
         reason: String,

@@ -20,7 +20,7 @@ pub enum Dtype {
     I32,
     /// 32-bit unsigned; packed codes of MLX.
     U32,
-    /// Bytes.
+    /// Unsigned bytes: packed codes or e8m0 scales.
     U8,
     /// Signed bytes.
     I8,

@@ -52,7 +52,7 @@ pub struct LinearSource<'a> {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// Storage.
+    /// How the elements are stored.
     pub packing: Packing,
     /// Floats or packed codes.
     pub weight: &'a [u8],

@@ -23,7 +23,7 @@ pub const RESIDENT_FORMAT: (&str, u32) = ("mach-resident", 1);
 /// Key of the index in the file's `__metadata__`.
 const KEY: &str = "mach";
 
-/// The index.
+/// What lies where in the file of resident weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResidentIndex {

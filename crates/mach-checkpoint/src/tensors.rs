@@ -29,7 +29,7 @@ impl Tensors {
         Ok((Self { dir: dir.to_owned(), quantization, shards }, config))
     }
 
-    /// The directory.
+    /// The directory that was opened.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

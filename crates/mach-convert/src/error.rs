@@ -43,7 +43,7 @@ pub enum ConvertError {
     /// A file could not be read or written.
     #[error("{}: {source}", file.display())]
     Io {
-        /// The file.
+        /// The file that failed.
         file: PathBuf,
         /// What the operating system said.
         source: std::io::Error,

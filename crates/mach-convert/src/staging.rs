@@ -55,7 +55,7 @@ impl Staging {
         Ok(Staging { dir, _lock: lock })
     }
 
-    /// The directory.
+    /// The temporary directory that is written to.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

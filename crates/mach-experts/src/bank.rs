@@ -191,7 +191,7 @@ impl Bank {
         self.layers.get(layer)?.as_ref().map(|(_, record)| record)
     }
 
-    /// Slots.
+    /// Slots, one for each expert of every layer.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// A routed expert of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExpertKey {
-    /// Layer.
+    /// Layer of the model.
     pub layer: usize,
     /// Expert of the layer.
     pub expert: usize,

@@ -17,7 +17,7 @@ use crate::slices::SlicePool;
 pub enum ExpertFiles {
     /// One record an expert, read past the page cache and compared with its checksum.
     Records {
-        /// The records.
+        /// The opened sidecar, which knows where each record lies.
         sidecar: Sidecar,
         /// A reader of its files.
         reader: Reader,

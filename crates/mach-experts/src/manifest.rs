@@ -20,7 +20,7 @@ const MAX_LAYERS: usize = 1 << 16;
 #[error("{0}")]
 pub struct ManifestError(String);
 
-/// The manifest.
+/// What the record files of a sidecar hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {

@@ -91,7 +91,7 @@ pub struct RecordLayout {
 pub struct MatrixView<'a> {
     /// Shape, encoding, order.
     pub layout: MatrixLayout,
-    /// Its bytes.
+    /// The matrix, `layout.bytes()` long.
     pub data: &'a [u8],
 }
 

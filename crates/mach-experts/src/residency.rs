@@ -19,7 +19,7 @@ pub struct BankFull {
 /// Where a requested expert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// There.
+    /// There, in this slot.
     Hit(usize),
     /// On its way since an earlier request.
     Coming(usize),
@@ -91,7 +91,7 @@ impl Residency {
         }
     }
 
-    /// Slots.
+    /// Slots, whatever they hold.
     pub fn slots(&self) -> usize {
         self.entries.len()
     }

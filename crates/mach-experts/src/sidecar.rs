@@ -18,13 +18,13 @@ pub enum SidecarError {
     /// There is none.
     #[error("{}: no expert sidecar; `mach export-sidecar` writes one", dir.display())]
     Missing {
-        /// The checkpoint.
+        /// Directory of the checkpoint.
         dir: PathBuf,
     },
     /// A file is missing, of a wrong length, or says what cannot be.
     #[error("{}: {reason}", file.display())]
     Invalid {
-        /// The file.
+        /// The file that is meant.
         file: PathBuf,
         /// What is wrong.
         reason: String,
@@ -32,7 +32,7 @@ pub enum SidecarError {
     /// A record's bytes are not those that were written.
     #[error("{}: expert {expert} of layer {layer} is damaged: its checksum differs", file.display())]
     Damaged {
-        /// The file.
+        /// The file that is meant.
         file: PathBuf,
         /// Layer of the model.
         layer: usize,
@@ -54,9 +54,9 @@ pub struct Location {
     pub file: usize,
     /// First byte.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes of the record, padding included.
     pub len: usize,
-    /// CRC32C.
+    /// CRC32C of those bytes.
     pub crc32c: u32,
 }
 
@@ -110,7 +110,7 @@ impl Sidecar {
         Ok(Sidecar { manifest, files, by_layer })
     }
 
-    /// The manifest.
+    /// What `manifest.json` says.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }

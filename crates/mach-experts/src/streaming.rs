@@ -32,7 +32,7 @@ pub enum StreamingError {
         slots: usize,
         /// Slots needed.
         needed: usize,
-        /// Their bytes.
+        /// Bytes of the needed slots.
         bytes: usize,
     },
     /// No memory.

@@ -143,7 +143,7 @@ pub struct LayerSummary {
     pub transient_reads: u64,
     /// Seconds that computing waited for reads.
     pub stall_seconds: f64,
-    /// Its reads.
+    /// Reads of this layer.
     #[serde(flatten)]
     pub reads: ReadSummary,
 }

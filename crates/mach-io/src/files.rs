@@ -33,7 +33,7 @@ pub enum ReadError {
     /// A file cannot be opened.
     #[error("{}: cannot be opened: {source}", file.display())]
     Open {
-        /// The file.
+        /// The file that was to be read.
         file: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
@@ -41,7 +41,7 @@ pub enum ReadError {
     /// The drive or filesystem failed.
     #[error("{}: reading {len} bytes at offset {offset}: {source}", file.display())]
     Io {
-        /// The file.
+        /// The file that was to be read.
         file: PathBuf,
         /// Offset of the read.
         offset: u64,
@@ -53,7 +53,7 @@ pub enum ReadError {
     /// The file ends too early: it was cut after it was opened, or is not what its manifest says.
     #[error("{}: truncated: {found} of {len} bytes at offset {offset}", file.display())]
     Truncated {
-        /// The file.
+        /// The file that was to be read.
         file: PathBuf,
         /// Offset of the read.
         offset: u64,

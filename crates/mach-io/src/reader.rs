@@ -55,7 +55,7 @@ pub struct Read {
     pub file: usize,
     /// First byte.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes to read.
     pub len: usize,
     /// Where they go.
     pub slot: Slot,
@@ -79,7 +79,7 @@ pub struct Completion {
 /// A read that failed.
 #[derive(Debug)]
 pub struct ReadFailure {
-    /// Why.
+    /// What went wrong.
     pub error: ReadError,
     /// The slot, its contents undefined; `None` if the kernel may still write to it, in which case it is given up.
     pub slot: Option<Slot>,

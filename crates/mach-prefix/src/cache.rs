@@ -20,7 +20,7 @@ use crate::writer::SegmentWriter;
 /// A segment on disk is worth reading if it reaches this many tokens further than a snapshot in memory.
 const WORTH_READING: usize = 64;
 
-/// The cache.
+/// Snapshots in memory and segments on disk, behind one lookup.
 #[derive(Debug)]
 pub struct PrefixCache {
     config: PrefixConfig,
@@ -74,7 +74,7 @@ impl PrefixCache {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Settings.
+    /// The settings that the cache was opened with.
     pub fn config(&self) -> &PrefixConfig {
         &self.config
     }

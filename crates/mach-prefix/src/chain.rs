@@ -80,7 +80,7 @@ fn link(before: &Hash, tokens: &[u32]) -> Hash {
     *hasher.finalize().as_bytes()
 }
 
-/// Hexadecimal.
+/// A hash as 64 lower-case hexadecimal digits.
 pub fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

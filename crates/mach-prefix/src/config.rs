@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::chain::Hash;
 
-/// Settings.
+/// Sizes, places and rules of a cache.
 #[derive(Debug, Clone)]
 pub struct PrefixConfig {
     /// Everything that decides what a state means beside its tokens.

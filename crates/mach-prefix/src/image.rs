@@ -10,9 +10,9 @@ use mach_specdec::Draft;
 /// The state of the target, what the draft keeps, and the logits after the last token if they were computed.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// The target.
+    /// The target's state.
     pub state: SequenceState,
-    /// The draft.
+    /// The draft's context, if a draft is in use.
     pub draft: Option<SequenceState>,
     /// Logits after the last token.
     pub logits: Option<Arc<[f32]>>,

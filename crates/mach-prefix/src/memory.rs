@@ -37,7 +37,7 @@ struct Entry {
     pages: Vec<(usize, usize)>,
 }
 
-/// The snapshots.
+/// Snapshots by key, with what is needed to choose which leaves.
 #[derive(Debug)]
 pub(crate) struct Memory {
     block: usize,

@@ -55,7 +55,7 @@ pub struct Head {
     pub block: u32,
     /// Number of logits at the end of the body.
     pub logits: u32,
-    /// The tokens.
+    /// Tokens that the state has seen.
     pub tokens: Vec<u32>,
     /// Bytes of the body, padding aside.
     pub body: u64,

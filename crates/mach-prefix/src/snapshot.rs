@@ -43,7 +43,7 @@ pub struct Snapshot {
     pub root: Hash,
     /// Tokens of the sequence; those of the image come first.
     pub tokens: Arc<[u32]>,
-    /// The snapshot.
+    /// What was kept.
     pub image: Image,
     /// Where it was taken.
     pub kind: Kind,
@@ -53,9 +53,9 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Memory.
+    /// In memory.
     L1,
-    /// Disk.
+    /// On disk.
     L2,
 }
 
@@ -73,9 +73,9 @@ pub struct Restored {
 /// A prefix that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WarmedPrefix {
-    /// Its name.
+    /// Key of the snapshot, in hexadecimal.
     pub key: String,
-    /// Its length.
+    /// Tokens of the prefix.
     pub tokens: usize,
     /// Bytes in memory and on disk, whichever is more; in memory shared pages count in full.
     pub bytes: u64,

@@ -44,7 +44,7 @@ pub struct Durations {
 /// Snapshots in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryStats {
-    /// Snapshots.
+    /// Snapshots held.
     pub entries: usize,
     /// Of them warmed and system prefixes.
     pub anchors: usize,
@@ -63,13 +63,13 @@ pub struct MemoryStats {
 /// Snapshots on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct DiskStats {
-    /// Where.
+    /// Directory of this namespace.
     pub directory: String,
     /// Whether anything can be saved there.
     pub writable: bool,
     /// Segment files of this model.
     pub files: usize,
-    /// Their bytes.
+    /// Bytes of those files.
     pub bytes: u64,
     /// Most bytes of all files in the directory.
     pub budget_bytes: u64,
@@ -89,7 +89,7 @@ pub struct DiskStats {
     pub evicted_for_budget: u64,
 }
 
-/// Everything.
+/// What the cache did and holds, in memory and on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct PrefixStats {
     /// Prompts looked up.

@@ -66,7 +66,7 @@ pub struct GdnConfig {
 /// The text model's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
+    /// Which family computes it.
     pub family: Family,
     /// `model_type` as written.
     pub model_type: String,
@@ -90,7 +90,7 @@ pub struct ModelConfig {
     pub layers: Vec<LayerKind>,
     /// `true` where the layer's MLP is a mixture of experts; one entry a layer.
     pub moe_layers: Vec<bool>,
-    /// The experts.
+    /// Routed experts of the MoE layers.
     pub moe: MoeConfig,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
@@ -113,7 +113,7 @@ pub struct GenerationConfig {
     pub eos_token_ids: Vec<u32>,
     /// False means greedy.
     pub do_sample: Option<bool>,
-    /// Temperature.
+    /// Sampling temperature.
     pub temperature: Option<f32>,
     /// Nucleus mass.
     pub top_p: Option<f32>,

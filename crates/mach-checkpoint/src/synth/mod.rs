@@ -48,7 +48,7 @@ pub struct SynthProgress {
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthReport {
-    /// Shards.
+    /// Safetensors files written.
     pub shards: usize,
     /// Bytes of tensor data.
     pub bytes: u64,
@@ -73,9 +73,9 @@ pub enum SynthError {
     Layers {
         /// Layers asked for.
         layers: usize,
-        /// The shape.
+        /// Name of the shape.
         shape: &'static str,
-        /// Its layers.
+        /// Layers of the real model.
         most: usize,
     },
     /// A routing that is not `uniform` or `zipf:S`.
@@ -87,7 +87,7 @@ pub enum SynthError {
     /// A file could not be written.
     #[error("{}: {source}", file.display())]
     Io {
-        /// The file.
+        /// The file that cannot be written.
         file: PathBuf,
         /// What the operating system said.
         source: std::io::Error,

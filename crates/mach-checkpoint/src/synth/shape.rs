@@ -10,7 +10,7 @@ use crate::families::{FAMILIES, Synthetic};
 pub struct Shape {
     /// Name for the command line.
     pub name: &'static str,
-    /// Family.
+    /// The family whose form is written.
     pub family: Family,
     /// Width of the residual stream.
     pub hidden: usize,
