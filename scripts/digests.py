@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards brew a potion of light ".split()
@@ -53,10 +54,17 @@ class Server:
         with urllib.request.urlopen(request, timeout=600) as response:
             return json.load(response)
 
-    def drafted(self):
+    def counts(self):
         with urllib.request.urlopen(self.url + "/metrics", timeout=60) as response:
             text = response.read().decode()
-        counts = sorted(re.findall(r"^(\w*(?:decode_passes|spec_decode)\w*) (\S+)", text, re.M))
+        return sorted(re.findall(r"^(\w*(?:decode_passes|spec_decode)\w*) (\S+)", text, re.M))
+
+    def drafted(self):
+        # The last answer is out before its last pass is counted.
+        counts, before = self.counts(), None
+        while counts != before:
+            time.sleep(0.2)
+            counts, before = self.counts(), counts
         if not any(float(count) for _, count in counts):
             raise SystemExit("nothing was drafted")
         return counts

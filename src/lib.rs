@@ -1,10 +1,9 @@
-//! The command line: arguments, configuration, startup signals, benchmarks. Everything else is in the crates below.
+//! The command line: arguments, configuration, memory budget, startup signals. Everything else is in the crates below.
 //!
 //! Low-level arguments ([`args`]) are turned into validated configuration by each command; flags and environment
 //! variables are read nowhere else ([`settings`]).
 
 pub mod args;
-pub mod bench;
 mod budget;
 pub mod commands;
 mod exit;
@@ -16,6 +15,5 @@ pub mod output;
 pub mod prefix;
 pub mod settings;
 mod signals;
-pub mod trace;
 
 pub use exit::{Exit, run};

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
 use mach_checkpoint::{Checkpoint, OutputConvention};
 use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
-use mach_models::{LoadProgress, Model};
+use mach_models::{LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
@@ -17,7 +17,8 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
-use crate::experts::Beside;
+use crate::budget::Budget;
+use crate::experts::{Beside, Prepared};
 use crate::signals::Signal;
 
 /// A checkpoint whose files have been read and checked, weights aside.
@@ -87,33 +88,73 @@ impl Opened {
         OutputFormat::detect(template, usual)
     }
 
-    /// Loads the weights and starts the engine.
+    /// Loads the weights and starts the engine: budget, weights, draft, settings of the engine, the engine itself.
     pub(crate) fn load(
         self,
-        mut engine: EngineConfig,
+        engine: EngineConfig,
         names: Vec<String>,
         report: &Report,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<ChatModel, Exit> {
         let started = Instant::now();
-        let mut display = Display::new(&self.config.checkpoint);
+        let Prepared { load, budget, residency, signals } = self.budget(&engine)?;
+        if report.signals {
+            signals.into_iter().for_each(Signal::emit);
+        }
+        let mut model = self.weights(&load, progress)?;
+        let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
+        let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
+        let settings = self.settings(engine, &budget, draft, &decoding);
+        let (card, numerics) = (model.card(), model.numerics());
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let engine = Engine::start(model, tokenizer, settings.clone()).map_err(Exit::failure)?;
+        let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
+        if report.signals {
+            self.model_signal(&names, &card).emit();
+            self.engine_signal(&engine, &settings).emit();
+            prefix_signal(settings.prefix.as_ref()).emit();
+            decoding_signal(&decoding, draft_bytes).emit();
+            self.sampling_signal(&defaults).emit();
+        }
+        info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
+        let arch = Some(self.checkpoint.family().card());
+        let serving = Serving { backend: "production", arch, residency };
+        let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
+        Ok(model.with_serving(serving).with_numerics(numerics))
+    }
+
+    /// What memory holds, and how experts are reached.
+    fn budget(&self, engine: &EngineConfig) -> Result<Prepared, Exit> {
         let beside = Beside {
             sequences: engine.max_batch,
             draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
         };
-        let prepared = crate::experts::prepare(&self.checkpoint, &self.config, beside)?;
-        if report.signals {
-            prepared.signals.into_iter().for_each(Signal::emit);
-        }
-        let mut model = mach_cpu::load(&self.checkpoint, &prepared.load, &mut |p| {
+        crate::experts::prepare(&self.checkpoint, &self.config, beside)
+    }
+
+    fn weights(
+        &self,
+        load: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn Model>, Exit> {
+        let mut display = Display::new(&self.config.checkpoint);
+        let model = mach_cpu::load(&self.checkpoint, load, &mut |p| {
             display.update(p);
             progress(p);
-        })
-        .map_err(Exit::input)?;
+        });
         display.finish();
-        let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
-        let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
+        model.map_err(Exit::input)
+    }
+
+    /// The engine's settings, completed by what the budget leaves and the draft that was found.
+    fn settings(
+        &self,
+        mut engine: EngineConfig,
+        budget: &Budget,
+        draft: Option<Arc<DFlash>>,
+        decoding: &Decoding,
+    ) -> EngineConfig {
         engine.speculation = Speculation {
             draft: draft.map(|d| d as Arc<dyn Draft>),
             policy: decoding.policy,
@@ -121,78 +162,73 @@ impl Opened {
         };
         engine.max_context = self.config.max_context;
         engine.prefill_chunk = self.config.prefill_chunk;
-        engine.state_budget = Some(prepared.budget.state);
+        engine.state_budget = Some(budget.state);
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
             crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
             if prefix.max_bytes == 0 {
                 // Half of what the shortest useful request does not need.
-                let budget = &prepared.budget;
                 prefix.max_bytes = (budget.state - budget.needs.least_state.min(budget.state)) / 2;
                 engine.state_budget = Some(budget.state - prefix.max_bytes);
             }
         }
-        let facts = model.card().pairs();
-        let numerics = model.numerics();
-        let family = self.checkpoint.family();
-        let architecture = model.config().model_type.clone();
-        let engine_config = engine.clone();
-        let context_bound = self.context_bound();
-        let engine = Engine::start(model, self.tokenizer, engine).map_err(Exit::failure)?;
-        let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
-        if report.signals {
-            let mut signal = Signal::new("model")
-                .with("name", names.join(","))
-                .with("checkpoint", self.config.checkpoint.display())
-                .with("architecture", architecture);
-            for (key, value) in &facts {
-                signal = signal.with(key, value);
-            }
-            signal.emit();
-            let cut = engine.wanted_context() > engine.context();
-            if cut {
-                let (context, wanted) = (engine.context(), engine.wanted_context());
-                warn!(context, wanted, "memory bounds the context; --memory-gb gives it more");
-            }
-            let mut signal = Signal::new("engine")
-                .with("context", engine.context())
-                .with("context_bound", if cut { "memory" } else { context_bound })
-                .with("prefill_chunk", engine.prefill_chunk())
-                .with("max_queue", engine_config.queue_capacity)
-                .with("max_batch", engine_config.max_batch)
-                .with("continuous_batching", engine_config.continuous_batching);
-            if let Some(reason) = family.batching.reason() {
-                signal = signal.with("continuous_batching_reason", reason);
-            }
-            if let Some(bytes) = engine_config.state_budget {
-                signal = signal.with("state_budget_bytes", bytes);
-            }
-            signal.emit();
-            prefix_signal(engine_config.prefix.as_ref()).emit();
-            let mut signal = Signal::pairs()
-                .with("decode_path", decoding.path)
-                .with("adaptive_block_policy", decoding.policy)
-                .with("guard", decoding.guard)
-                .with("effective_decode_path", decoding.gate.effective)
-                .with("reason", &decoding.gate.reason);
-            if let Some(bytes) = draft_bytes {
-                signal = signal.with("draft_weight_bytes", bytes);
-            }
-            signal.emit();
-            Signal::new("sampling")
-                .with("temperature", defaults.temperature)
-                .with("top_p", defaults.top_p)
-                .with("top_k", defaults.top_k)
-                .with("min_p", defaults.min_p)
-                .with("repetition_penalty", defaults.repetition_penalty)
-                .with("stop_ids", self.stop_ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
-                .emit();
+        engine
+    }
+}
+
+/// What loading tells the operator.
+impl Opened {
+    fn model_signal(&self, names: &[String], card: &ModelCard) -> Signal {
+        let signal = Signal::new("model")
+            .with("name", names.join(","))
+            .with("checkpoint", self.config.checkpoint.display())
+            .with("architecture", &card.model_type);
+        card.pairs().iter().fold(signal, |signal, (key, value)| signal.with(key, value))
+    }
+
+    fn engine_signal(&self, engine: &Engine, settings: &EngineConfig) -> Signal {
+        let (context, wanted) = (engine.context(), engine.wanted_context());
+        let cut = wanted > context;
+        if cut {
+            warn!(context, wanted, "memory bounds the context; --memory-gb gives it more");
         }
-        info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
-        let arch = Some(family.card());
-        let serving = Serving { backend: "production", arch, residency: prepared.residency };
-        let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        Ok(model.with_serving(serving).with_numerics(numerics))
+        let mut signal = Signal::new("engine")
+            .with("context", context)
+            .with("context_bound", if cut { "memory" } else { self.context_bound() })
+            .with("prefill_chunk", engine.prefill_chunk())
+            .with("max_queue", settings.queue_capacity)
+            .with("max_batch", settings.max_batch)
+            .with("continuous_batching", settings.continuous_batching);
+        if let Some(reason) = self.checkpoint.family().batching.reason() {
+            signal = signal.with("continuous_batching_reason", reason);
+        }
+        match settings.state_budget {
+            Some(bytes) => signal.with("state_budget_bytes", bytes),
+            None => signal,
+        }
+    }
+
+    fn sampling_signal(&self, defaults: &SamplingParams) -> Signal {
+        Signal::new("sampling")
+            .with("temperature", defaults.temperature)
+            .with("top_p", defaults.top_p)
+            .with("top_k", defaults.top_k)
+            .with("min_p", defaults.min_p)
+            .with("repetition_penalty", defaults.repetition_penalty)
+            .with("stop_ids", self.stop_ids.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
+    }
+}
+
+fn decoding_signal(decoding: &Decoding, draft_bytes: Option<usize>) -> Signal {
+    let signal = Signal::pairs()
+        .with("decode_path", decoding.path)
+        .with("adaptive_block_policy", decoding.policy)
+        .with("guard", decoding.guard)
+        .with("effective_decode_path", decoding.gate.effective)
+        .with("reason", &decoding.gate.reason);
+    match draft_bytes {
+        Some(bytes) => signal.with("draft_weight_bytes", bytes),
+        None => signal,
     }
 }
 

@@ -13,7 +13,7 @@ use super::bench_prefix::PrefixArgs;
 use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
-use crate::bench::{CeilingOptions, Ceilings, Machine, Plan, Report, TokenWork, measure};
+use mach_bench::{CeilingOptions, Ceilings, Machine, Report, TimingPlan, TokenWork, measure};
 
 /// Arguments of `mach bench`.
 #[derive(Debug, Clone, Args)]
@@ -122,7 +122,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let Some(directory) = &args.checkpoint else { bail!("no checkpoint directory given") };
     let checkpoint =
         Checkpoint::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
-    let plan = Plan {
+    let plan = TimingPlan {
         prompt: args.prompt as usize,
         decode: args.decode as usize,
         chunk: args.chunk as usize,

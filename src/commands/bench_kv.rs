@@ -8,8 +8,8 @@ use mach_checkpoint::Checkpoint;
 use mach_models::{LoadOptions, TurboQuant};
 use serde_json::Value;
 
-use crate::bench::kv::measure_kv;
-use crate::bench::{Machine, token_ids};
+use mach_bench::kv::measure_kv;
+use mach_bench::{Machine, token_ids};
 
 /// Tokens of a prompt where there are no golden ones.
 const RANDOM_TOKENS: usize = 512;

@@ -10,8 +10,8 @@ use mach_cpu::footprint;
 use mach_engine::TextTokenizer;
 use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
 
-use crate::bench::Machine;
-use crate::bench::prefix::{FreshPlan, FreshRow, PrefixPlan, measure_fresh, measure_prefix};
+use mach_bench::Machine;
+use mach_bench::prefix::{FreshPlan, FreshRow, PrefixPlan, measure_fresh, measure_prefix};
 
 /// Prompt lengths where none are given.
 const PROMPTS: [usize; 3] = [1024, 4096, 8192];

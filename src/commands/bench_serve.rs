@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use mach_checkpoint::Checkpoint;
 
-use crate::bench::Machine;
-use crate::bench::serve::{ServePlan, TARGET_TOKENS, TARGET_TTFT_MS, measure_serve};
+use mach_bench::Machine;
+use mach_bench::serve::{ServePlan, TARGET_TOKENS, TARGET_TTFT_MS, measure_serve};
 
 /// Arguments of `mach bench serve`.
 #[derive(Debug, Clone, Args)]

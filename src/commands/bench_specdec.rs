@@ -9,11 +9,11 @@ use mach_specdec::policy::Blocks;
 
 use crate::Exit;
 use crate::args::ModelArgs;
-use crate::bench::Machine;
-use crate::bench::specdec::{
+use crate::loading::{Opened, Report, load_draft};
+use mach_bench::Machine;
+use mach_bench::specdec::{
     AnswersPlan, SpecdecReport, VerifyPlan, measure_answers, measure_draft, measure_verify,
 };
-use crate::loading::{Opened, Report, load_draft};
 
 /// Arguments of `mach bench specdec`.
 #[derive(Debug, Clone, Args)]

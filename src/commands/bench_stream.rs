@@ -7,14 +7,13 @@ use clap::Args;
 use mach_checkpoint::Checkpoint;
 use mach_experts::Sidecar;
 use mach_io::probe;
-use mach_models::{ExpertMode, LoadOptions, Purpose, StreamingOptions};
 
 use crate::args::{ModelArgs, ModelConfig};
-use crate::bench::stream::{
-    Cached, Measured, StreamPlan, StreamReport, measure_checks, measure_stream, phase,
-};
-use crate::bench::{Machine, token_ids};
 use crate::{Exit, experts, memory};
+use mach_bench::Machine;
+use mach_bench::stream::{
+    Measured, StreamPlan, StreamReport, measure_cached, measure_checks, measure_stream,
+};
 
 /// Time of one measurement of the drive.
 const PROBE: Duration = Duration::from_millis(1500);
@@ -115,38 +114,7 @@ fn ceiling(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<f64> {
 
 /// Two models side by side, decoding in turn.
 fn cached(checkpoint: &Checkpoint, config: &ModelConfig, plan: StreamPlan, json: bool) -> Result<()> {
-    let size = mach_cpu::footprint(
-        checkpoint,
-        config.load.activations,
-        Some(mach_models::StreamingSource::Sidecar),
-    )?;
-    let streaming = StreamingOptions {
-        bank_slots: size.experts,
-        arena_slots: size.arena_slots(0),
-        eviction: config.experts.bank_eviction,
-        ..StreamingOptions::default()
-    };
-    let load = |experts| {
-        let options = LoadOptions { experts, ..config.load.clone() };
-        mach_cpu::load(checkpoint, &options, &mut |_| ())
-    };
-    let mut models = [load(ExpertMode::Resident)?, load(ExpertMode::Streaming(streaming))?];
-    let mut rates = [Vec::new(), Vec::new()];
-    let vocab = checkpoint.config().vocab_size;
-    // The first repeats fill the bank; after a prompt of this length nothing is missing.
-    for rep in 0..=plan.reps {
-        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
-        for (model, rates) in models.iter_mut().zip(&mut rates) {
-            let mut state = model.new_state();
-            phase(model.as_mut(), &mut state, &ids[..plan.prompt], plan.chunk, Purpose::Prompt)?;
-            let decode = phase(model.as_mut(), &mut state, &ids[plan.prompt..], 1, Purpose::Decode)?;
-            if rep > 0 {
-                rates.push(decode.rate());
-            }
-        }
-    }
-    let [resident, streaming] = rates;
-    let found = Cached { resident, streaming };
+    let found = measure_cached(checkpoint, &config.load, config.experts.bank_eviction, &plan)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&found)?);
     } else {

@@ -10,9 +10,9 @@ use clap::{Args, Subcommand};
 use mach_models::{LogitRows, Model, Purpose, Segment, SequenceState};
 
 use crate::args::ModelArgs;
-use crate::bench::token_ids;
-use crate::trace::{Header, Recorder, Replay, Trace, bank_sizes, replay, svg};
 use crate::{Exit, experts};
+use mach_bench::token_ids;
+use mach_bench::trace::{Header, Recorder, Replay, Trace, bank_sizes, replay, svg};
 
 /// Arguments of `mach trace`.
 #[derive(Debug, Clone, Args)]

@@ -90,7 +90,7 @@ impl ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// Kind.
+    /// What kind of failure it is, which gives the status.
     pub kind: ErrorKind,
     /// Words for a person.
     pub message: String,
@@ -139,7 +139,7 @@ impl ApiError {
 /// Body of an error response.
 #[derive(Debug, Clone, Serialize)]
 pub struct ErrorBody<'a> {
-    /// The error.
+    /// What OpenAI's clients look for.
     pub error: ErrorDetail<'a>,
 }
 

@@ -29,7 +29,7 @@ impl ModelCard {
 pub struct ModelList {
     /// Always `list`.
     pub object: &'static str,
-    /// The models.
+    /// One entry a name that requests may use.
     pub data: Vec<ModelCard>,
 }
 

@@ -17,9 +17,9 @@ pub enum TokenizeInput {
     Prompt(String),
     /// A conversation, through the template.
     Chat {
-        /// Messages.
+        /// The conversation to be rendered.
         messages: Vec<Message>,
-        /// Tools.
+        /// Tools that the template shows.
         tools: Vec<Value>,
         /// Variables for the template.
         template_kwargs: Map<String, Value>,
@@ -85,7 +85,7 @@ pub struct Tokenized {
     pub count: usize,
     /// Longest context in tokens.
     pub max_model_len: usize,
-    /// The tokens.
+    /// Token ids, in order.
     pub tokens: Vec<u32>,
     /// Their texts, if asked for; bytes that are not UTF-8 are replaced.
     pub token_strs: Option<Vec<String>>,
@@ -96,7 +96,7 @@ pub struct Tokenized {
 pub struct DetokenizeRequest {
     /// Model, if given.
     pub model: Option<String>,
-    /// The tokens.
+    /// Token ids, in order.
     pub tokens: Vec<u32>,
     /// What was let pass.
     pub notes: Notes,

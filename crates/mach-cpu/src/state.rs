@@ -13,16 +13,16 @@ use mach_models::device::{LayerState, Mask, StateSink, StateSource};
 pub enum CpuState {
     /// Keys and values of softmax attention.
     Attention {
-        /// Their pages.
+        /// Pages of keys and values.
         cache: KvCache,
         /// Which of them later queries may see.
         mask: Mask,
     },
     /// Convolution rows and recurrent matrices of Gated DeltaNet.
     Delta {
-        /// The state.
+        /// The matrices and the last inputs of the convolution.
         state: DeltaState,
-        /// Its sizes.
+        /// Sizes of the layer.
         shape: DeltaShape,
     },
 }
@@ -33,7 +33,7 @@ impl CpuState {
         CpuState::Attention { cache: KvCache::new(shape), mask }
     }
 
-    /// Zeros.
+    /// The state of a sequence without tokens: all zeros.
     pub fn delta(shape: DeltaShape) -> Self {
         CpuState::Delta { state: DeltaState::new(&shape), shape }
     }

@@ -199,7 +199,7 @@ impl Engine {
         self.config.prefill_chunk
     }
 
-    /// Its settings.
+    /// The settings that it was started with.
     pub fn config(&self) -> &EngineConfig {
         &self.config
     }

@@ -61,7 +61,7 @@ pub struct CacheHints {
 /// Proposers that need no draft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Preset {
-    /// None.
+    /// Nothing beside the draft proposes.
     #[default]
     None,
     /// Continuations copied from the prompt and the answer.
@@ -82,7 +82,7 @@ pub enum FinishReason {
 /// Log probability of one token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// The token.
+    /// Token id.
     pub id: u32,
     /// Natural logarithm of its probability under the model's own distribution, before penalties and temperature.
     pub logprob: f32,
@@ -117,7 +117,7 @@ pub enum Event {
     Finished {
         /// Which choice.
         choice: u32,
-        /// Why.
+        /// What ended the choice.
         reason: FinishReason,
         /// Tokens generated, the stop token included.
         tokens: usize,
@@ -186,7 +186,7 @@ pub enum EngineError {
     /// A token id that the model does not have.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     Token {
-        /// The id.
+        /// The id that was given.
         id: u32,
         /// Vocabulary size.
         vocab: usize,
@@ -202,13 +202,13 @@ pub enum EngineError {
     /// Nothing was free for too long.
     #[error("the request waited {} s for its turn, which is the limit", limit.as_secs_f64())]
     QueueTimeout {
-        /// The limit.
+        /// The limit that was reached.
         limit: Duration,
     },
     /// The answer took too long.
     #[error("the request took {} s, which is the limit", limit.as_secs_f64())]
     RequestTimeout {
-        /// The limit.
+        /// The limit that was reached.
         limit: Duration,
     },
     /// The prompt would fit the model's context, not the memory.

@@ -24,7 +24,7 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Sequences that wait to have their state again.
     pub paused: usize,
-    /// Speculation.
+    /// What was proposed and accepted, and what the guard held back.
     pub specdec: SpecdecStats,
     /// Tokens that were held to a grammar, of choices that have ended.
     pub guided_tokens: u64,

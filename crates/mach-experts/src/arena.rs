@@ -1,6 +1,4 @@
-//! Slots that hold experts for one layer of one pass.
-
-use mach_io::Slot;
+//! What the slots of the arena hold: experts for one layer of one pass. Bookkeeping without memory.
 
 use crate::eviction::ExpertKey;
 
@@ -16,31 +14,26 @@ pub(crate) enum Use {
     Here(ExpertKey),
     /// Wanted by the layer that computes now.
     Taken(ExpertKey),
+    /// Its memory was given up after a failure.
+    Lost,
 }
 
 /// The transient arena: what multi-row passes read without touching the bank.
 #[derive(Debug)]
 pub(crate) struct Arena {
-    slots: Vec<Option<Slot>>,
     uses: Vec<Use>,
 }
 
 impl Arena {
-    pub(crate) fn new(slots: Vec<Slot>) -> Self {
-        Arena { uses: vec![Use::Free; slots.len()], slots: slots.into_iter().map(Some).collect() }
+    pub(crate) fn new(slots: usize) -> Self {
+        Arena { uses: vec![Use::Free; slots] }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Takes the memory of a free slot for reading an expert.
-    pub(crate) fn start(&mut self, key: ExpertKey) -> Option<(usize, Slot)> {
-        let found = self.uses.iter().zip(&self.slots).position(|(u, s)| *u == Use::Free && s.is_some());
-        let index = found?;
-        let slot = self.slots.get_mut(index)?.take()?;
+    /// Takes a free slot for reading an expert.
+    pub(crate) fn start(&mut self, key: ExpertKey) -> Option<usize> {
+        let index = self.uses.iter().position(|u| *u == Use::Free)?;
         self.set(index, Use::Coming(key));
-        Some((index, slot))
+        Some(index)
     }
 
     /// What an expert's slot is for, if it has one.
@@ -50,35 +43,13 @@ impl Arena {
         Some((index, *self.uses.get(index)?))
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<&Slot> {
-        self.slots.get(index)?.as_ref()
-    }
-
-    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Slot> {
-        self.slots.get_mut(index)?.as_mut()
-    }
-
     pub(crate) fn usage(&self, index: usize) -> Use {
-        self.uses.get(index).copied().unwrap_or(Use::Free)
+        self.uses.get(index).copied().unwrap_or(Use::Lost)
     }
 
     pub(crate) fn set(&mut self, index: usize, usage: Use) {
         if let Some(u) = self.uses.get_mut(index) {
             *u = usage;
-        }
-    }
-
-    /// Memory that a read has given back; `None` if it is given up.
-    pub(crate) fn put(&mut self, index: usize, slot: Option<Slot>) {
-        if let Some(place) = self.slots.get_mut(index) {
-            *place = slot;
-        }
-    }
-
-    /// Exchanges the memory of a slot for other memory of the same size.
-    pub(crate) fn swap(&mut self, index: usize, other: &mut Option<Slot>) {
-        if let Some(place) = self.slots.get_mut(index) {
-            std::mem::swap(place, other);
         }
     }
 

@@ -7,12 +7,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::eviction::ExpertKey;
-use crate::heat::HotExperts;
-use crate::residency::Reserved;
-use crate::streaming::StreamingBank;
 
 /// Reads in flight: few, because a read of the pass may have to wait for them.
-const IN_FLIGHT: usize = 4;
+pub(crate) const IN_FLIGHT: usize = 4;
 
 /// What is wanted and what is under way.
 #[derive(Debug, Default)]
@@ -34,6 +31,31 @@ impl Background {
     /// Whether anything is left to be read.
     pub(crate) fn idle(&self) -> bool {
         self.paused || self.wanted.is_empty()
+    }
+
+    /// What is to be read, in this order, in the place of what was.
+    pub(crate) fn want(&mut self, wanted: VecDeque<ExpertKey>) {
+        self.wanted = wanted;
+    }
+
+    /// The next to be read.
+    pub(crate) fn next_wanted(&mut self) -> Option<ExpertKey> {
+        self.wanted.pop_front()
+    }
+
+    /// A read was ordered.
+    pub(crate) fn started(&mut self, key: ExpertKey) {
+        self.coming.insert(key, false);
+    }
+
+    /// Reads under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.coming.len()
+    }
+
+    /// Experts that are still to be brought, those on their way included.
+    pub(crate) fn left(&self) -> usize {
+        self.wanted.len() + self.coming.len()
     }
 
     /// Holds back reads while prompts are computed.
@@ -76,52 +98,5 @@ impl Background {
             self.failures += 1;
         }
         Some(claimed)
-    }
-}
-
-impl StreamingBank {
-    /// Has experts read into empty slots when the drive has nothing else to do, the hottest of all layers first. Replaces what
-    /// was wanted before.
-    pub fn bring(&mut self, hot: &HotExperts) {
-        let longest = hot.layers.iter().map(Vec::len).max().unwrap_or(0);
-        let experts = self.experts();
-        let keys = (0..longest).flat_map(|rank| {
-            let at = move |(layer, list): (usize, &Vec<u16>)| {
-                let expert = usize::from(*list.get(rank)?);
-                (expert < experts).then_some(ExpertKey { layer, expert })
-            };
-            hot.layers.iter().enumerate().filter_map(at)
-        });
-        let wanted = keys.filter(|key| self.record(key.layer).is_some()).take(self.slots()).collect();
-        self.background.wanted = wanted;
-    }
-
-    /// Experts that are still to be brought, those on their way included.
-    pub fn to_bring(&self) -> usize {
-        self.background.wanted.len() + self.background.coming.len()
-    }
-
-    /// Submits some of them, if the pass waits for nothing.
-    pub(crate) fn refill_background(&mut self) {
-        let mut reads = Vec::new();
-        while self.background.coming.len() < IN_FLIGHT {
-            let Some(key) = self.background.wanted.pop_front() else { break };
-            if self.in_arena(key) {
-                continue;
-            }
-            match self.residency.reserve(key) {
-                Reserved::Slot(index) => {
-                    let Some(read) = self.read_into(key, index) else { continue };
-                    self.background.coming.insert(key, false);
-                    reads.push(read);
-                }
-                Reserved::Known => {}
-                // What has filled the bank since is worth more.
-                Reserved::Full => self.background.wanted.clear(),
-            }
-        }
-        if !reads.is_empty() {
-            self.submit(reads);
-        }
     }
 }

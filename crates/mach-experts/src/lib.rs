@@ -17,9 +17,9 @@ mod background;
 mod bank;
 mod eviction;
 mod fetch;
+mod fetcher;
 mod heat;
 mod joined;
-mod landing;
 mod manifest;
 mod record;
 mod residency;
@@ -27,6 +27,7 @@ mod sidecar;
 mod slices;
 mod streaming;
 mod summary;
+mod traffic;
 
 pub use bank::{Bank, BankError};
 pub use eviction::{Eviction, EvictionPolicy, ExpertKey};
@@ -41,5 +42,6 @@ pub use record::{
 pub use residency::{BankFull, LayerStats, Place, Reserved, Residency};
 pub use sidecar::{Location, Sidecar, SidecarError, source_id};
 pub use slices::{SlicePool, SliceSource};
-pub use streaming::{BankOptions, Checksums, Demand, StreamingBank, StreamingError, checksums};
+pub use streaming::{BankOptions, Checksums, StreamingBank, StreamingError, checksums};
 pub use summary::{DirectPread, LayerSummary, StreamingStats, StreamingSummary};
+pub use traffic::Demand;

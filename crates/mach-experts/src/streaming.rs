@@ -1,33 +1,22 @@
 //! A bank with fewer slots than experts, and an arena for what only one layer of one pass needs, both filled from the
 //! drive as experts are asked for.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mach_io::{HugeBuf, MemoryError, ReadStats, Slot};
+use mach_io::{HugeBuf, MemoryError, ReadStats};
 use mach_quant::Order;
 
-use crate::arena::{Arena, Use};
-use crate::background::Background;
 use crate::eviction::{EvictionPolicy, ExpertKey};
 use crate::fetch::ExpertFiles;
-use crate::record::{ExpertView, RecordLayout};
-use crate::residency::{BankFull, LayerStats, Place, Residency};
+use crate::fetcher::{Fetcher, Landed};
+use crate::heat::HotExperts;
+use crate::record::ExpertView;
+use crate::residency::{BankFull, LayerStats, Residency};
 use crate::sidecar::SidecarError;
 use crate::summary::{Counters, StreamingStats};
-
-/// Tags of reads into the arena; those into the bank are slot numbers.
-pub(crate) const ARENA: u64 = 1 << 32;
-
-/// A layer that uses this share of its experts makes the next one be read before its router has spoken: what is read in
-/// vain is then less than what the drive would wait.
-const AHEAD: f64 = 0.85;
-
-/// As much of a layer's experts must be expected to be used before anything is known of a pass's routing, which may be
-/// less even than expected.
-const CERTAIN: f64 = 0.98;
+use crate::traffic::{self, Demand, Ended, Traffic};
 
 /// Why a streaming bank cannot be made or cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -83,18 +72,6 @@ pub fn checksums(records: &[&[u8]]) -> Vec<u32> {
     records.iter().map(|record| crc32c::crc32c(record)).collect()
 }
 
-/// An expert that a pass needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Demand {
-    /// Which of the layer.
-    pub expert: usize,
-    /// Whether it may take a slot of the bank from another: true for the tokens that are truly decoded, false for prompts and
-    /// for rows that are only proposed.
-    pub banked: bool,
-    /// Whether using it from the bank counts as a use for eviction.
-    pub counts: bool,
-}
-
 /// Sizes and policies of a [`StreamingBank`].
 #[derive(Debug, Clone, Copy)]
 pub struct BankOptions {
@@ -112,35 +89,6 @@ pub struct BankOptions {
     pub probed_bandwidth: Option<f64>,
 }
 
-/// The layer that computes now.
-#[derive(Debug, Default)]
-pub(crate) struct Pass {
-    pub(crate) layer: usize,
-    /// There and not handed out.
-    pub(crate) ready: VecDeque<usize>,
-    /// There, but not yet compared with their checksums.
-    pub(crate) landed: Vec<usize>,
-    /// Being read.
-    pub(crate) outstanding: usize,
-    /// To be read into the arena as soon as it has room.
-    pub(crate) todo: VecDeque<usize>,
-    /// Pinned in the bank.
-    pub(crate) pinned: Vec<usize>,
-    /// What went wrong with a read that ended while something else was done.
-    pub(crate) failed: Option<StreamingError>,
-}
-
-impl Pass {
-    /// An expert that the layer needs is in the bank.
-    fn there(&mut self, key: ExpertKey, background: &Background) {
-        if background.unchecked(key) {
-            self.landed.push(key.expert);
-        } else {
-            self.ready.push_back(key.expert);
-        }
-    }
-}
-
 /// Experts of all layers sharing fixed slots.
 ///
 /// For each layer of a pass: [`begin`](Self::begin) pins what is there and submits all reads at once; [`ready`](Self::ready)
@@ -148,31 +96,18 @@ impl Pass {
 /// [`end`](Self::end) ends the layer. After an error [`abandon`](Self::abandon) makes the bank ready for the next pass.
 #[derive(Debug)]
 pub struct StreamingBank {
-    pub(crate) files: ExpertFiles,
-    pub(crate) records: Vec<Option<RecordLayout>>,
-    pub(crate) order: Order,
-    pub(crate) residency: Residency,
-    /// What is read before it is asked for.
-    pub(crate) background: Background,
-    /// `None` while the drive writes to it, or after it was given up.
-    pub(crate) slots: Vec<Option<Slot>>,
-    pub(crate) slot_bytes: usize,
-    /// The expert on its way to each slot.
-    pub(crate) coming: Vec<Option<ExpertKey>>,
-    pub(crate) arena: Arena,
-    pub(crate) pass: Pass,
-    /// Experts of the next layer, to be read when the arena has room to spare.
-    pub(crate) ahead: VecDeque<ExpertKey>,
-    /// Experts of a layer that a token uses.
-    pub(crate) top_k: usize,
-    /// Slots of the bank that one layer may fill with what prompts brought.
-    pub(crate) share: usize,
-    /// For records that must be put into another order.
-    pub(crate) scratch: Vec<u8>,
-    pub(crate) counters: Counters,
-    pub(crate) stats: Arc<StreamingStats>,
+    /// What goes where.
+    traffic: Traffic,
+    /// Memory and reads.
+    fetcher: Fetcher,
+    order: Order,
+    slot_bytes: usize,
+    counters: Counters,
+    stats: Arc<StreamingStats>,
+    /// What went wrong with a read that ended while something else was done.
+    failed: Option<StreamingError>,
     /// Ends the thread that fetches the bank's pages.
-    pub(crate) stop: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Drop for StreamingBank {
@@ -224,36 +159,25 @@ impl StreamingBank {
         }
         let residency = Residency::new(slots, layers, options.eviction.build(layers, experts));
         let stats = Arc::new(StreamingStats::new(&files, &residency, slot_bytes, arena.len(), &options));
+        let known = records.iter().map(Option::is_some).collect();
+        let traffic = Traffic::new(residency, arena.len(), known, experts, options.top_k);
         Ok(StreamingBank {
-            top_k: options.top_k,
-            share: slots / files.moe_layers().max(1),
+            traffic,
             order: options.order,
-            residency,
-            coming: vec![None; slots],
-            slots: memory.into_iter().map(Some).collect(),
             slot_bytes,
-            arena: Arena::new(arena),
-            pass: Pass::default(),
-            ahead: VecDeque::new(),
-            background: Background::default(),
-            scratch: Vec::new(),
             counters: Counters::new(layers),
             stats,
+            failed: None,
             stop,
-            records,
-            files,
+            fetcher: Fetcher::new(files, records, memory, arena),
         })
     }
 
     /// Begins a pass with `rows` rows of prompt. If so many rows must use nearly all experts of a layer, the first layer
     /// is read at once.
     pub fn pass(&mut self, rows: usize) {
-        self.background.pause(rows > 0);
-        let untouched = (1.0 - self.top_k as f64 / self.files.experts().max(1) as f64).max(0.0);
-        if 1.0 - untouched.powf(rows as f64) >= CERTAIN
-            && let Some(first) = self.records.iter().position(Option::is_some)
-        {
-            self.expect(first);
+        if self.traffic.begin_pass(rows) {
+            self.refill();
         }
     }
 
@@ -265,90 +189,89 @@ impl StreamingBank {
         demands: &[Demand],
         next: Option<usize>,
     ) -> Result<(), StreamingError> {
-        let (known, experts) = (self.record(layer).is_some(), self.files.experts());
-        if let Some(d) = demands.iter().find(|d| !known || d.expert >= experts) {
+        let key = |d: &Demand| ExpertKey { layer, expert: d.expert };
+        if let Some(d) = demands.iter().find(|d| !self.traffic.known(key(d))) {
             return Err(StreamingError::Unknown { layer, expert: d.expert });
         }
-        self.ahead.clear();
-        self.pass = Pass { layer, ..Pass::default() };
-        self.arena.forget(|k| k.layer == layer && demands.iter().any(|d| d.expert == k.expert));
-        let key = |expert| ExpertKey { layer, expert };
-        let in_arena = |a: &Arena, e: usize| a.find(key(e)).is_some();
-        let mut banked: Vec<usize> = demands
-            .iter()
-            .filter(|d| d.banked && !in_arena(&self.arena, d.expert))
-            .map(|d| d.expert)
-            .collect();
-        let mut reads = Vec::new();
-        match self.residency.request(layer, &banked) {
-            Ok(places) => {
-                for (&expert, place) in banked.iter().zip(places) {
-                    self.pass.pinned.push(expert);
-                    match place {
-                        Place::Hit(_) => self.pass.there(key(expert), &self.background),
-                        Place::Coming(_) => {
-                            self.background.claim(key(expert));
-                            self.pass.outstanding += 1;
-                        }
-                        Place::Miss(index) => {
-                            self.background.replaced(key(expert));
-                            self.pass.outstanding += 1;
-                            reads.extend(self.read_into(key(expert), index));
-                        }
-                    }
-                }
-            }
-            // More than the bank can give at once, or no bank at all: the arena takes them in turn.
-            Err(BankFull { .. }) => banked.clear(),
-        }
-        for demand in demands.iter().filter(|d| !banked.contains(&d.expert)) {
-            let key = key(demand.expert);
-            let transient = self.counters.transient(layer);
-            if self.residency.pin_resident(key, demand.counts) {
-                transient.hits += 1;
-                self.pass.pinned.push(demand.expert);
-                self.pass.there(key, &self.background);
-                continue;
-            }
-            transient.misses += 1;
-            if self.background.claim(key) {
-                self.pass.outstanding += 1;
-                continue;
-            }
-            match self.arena.find(key) {
-                Some((index, Use::Here(_) | Use::Taken(_))) => {
-                    self.arena.set(index, Use::Taken(key));
-                    self.pass.landed.push(demand.expert);
-                }
-                Some(_) => self.pass.outstanding += 1,
-                None => self.pass.todo.push_back(demand.expert),
-            }
-        }
+        self.failed = None;
+        let reads = self.traffic.begin(layer, demands, next, &mut self.counters);
         self.submit(reads);
-        if let Some(next) = next.filter(|_| demands.len() as f64 >= AHEAD * experts as f64) {
-            self.expect(next);
-        }
         self.refill();
         Ok(())
     }
 
     /// Reads all experts of a layer that is to come, as far as the arena has room.
     pub fn expect(&mut self, layer: usize) {
-        if self.record(layer).is_some() {
-            self.ahead = (0..self.files.experts()).map(|expert| ExpertKey { layer, expert }).collect();
+        if self.traffic.expect(layer) {
             self.refill();
         }
     }
 
+    /// Has experts read into empty slots when the drive has nothing else to do, the hottest of all layers first. Replaces what
+    /// was wanted before.
+    pub fn bring(&mut self, hot: &HotExperts) {
+        self.traffic.bring(hot);
+    }
+
+    /// Experts that are still to be brought, those on their way included.
+    pub fn to_bring(&self) -> usize {
+        self.traffic.background.left()
+    }
+
+    fn submit(&mut self, reads: Vec<traffic::Order>) {
+        reads.iter().for_each(|read| self.counters.submitted(read.key.layer));
+        self.fetcher.submit(reads);
+    }
+
+    /// Submits what there is room for.
+    fn refill(&mut self) {
+        let reads = self.traffic.refill();
+        self.submit(reads);
+    }
+
+    /// Takes note of a read that has ended.
+    fn land(&mut self, landed: Landed) -> Result<(), StreamingError> {
+        let Landed { home, bytes, took, lost, result } = landed;
+        let Ended { key, asked } = self.traffic.landed(home, result.is_ok(), lost);
+        let Some(key) = key else { return Ok(()) };
+        self.counters.arrived(key.layer, result.is_ok().then_some((bytes, took)));
+        match result {
+            Err(source) if asked => {
+                Err(StreamingError::Expert { layer: key.layer, expert: key.expert, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Compares what has landed with its checksums and puts it into the order that is wanted.
+    fn settle(&mut self, sums: Checksums<'_>) -> Result<(), StreamingError> {
+        let landed = self.traffic.unchecked();
+        if landed.is_empty() {
+            return Ok(());
+        }
+        let found = self.fetcher.compare(&landed, sums);
+        let good = self.traffic.checked(&found).map_err(|key| StreamingError::Expert {
+            layer: key.layer,
+            expert: key.expert,
+            source: self.fetcher.files.damaged(key),
+        })?;
+        for key in good {
+            if let Some(home) = self.traffic.home(key) {
+                self.fetcher.reorder(key, home);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes note of reads that have ended and submits more; costs next to nothing when there are none.
     pub fn pump(&mut self) {
-        if self.files.pending() == 0 && self.background.idle() {
+        if self.fetcher.files.pending() == 0 && self.traffic.background.idle() {
             return;
         }
-        while let Some(arrival) = self.files.next(false) {
+        while let Some(landed) = self.fetcher.next(false) {
             // Whoever asks next for experts of the layer is told; what was read ahead and failed is read again when it is needed.
-            if let Err(error) = self.land(arrival) {
-                self.pass.failed.get_or_insert(error);
+            if let Err(error) = self.land(landed) {
+                self.failed.get_or_insert(error);
             }
         }
         self.refill();
@@ -356,135 +279,103 @@ impl StreamingBank {
 
     /// Experts that can be computed now, at most `most`, without waiting.
     pub fn there(&mut self, most: usize, sums: Checksums<'_>) -> Result<Vec<usize>, StreamingError> {
-        if let Some(error) = self.pass.failed.take() {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
         self.settle(sums)?;
-        let n = most.min(self.pass.ready.len());
-        Ok(self.pass.ready.drain(..n).collect())
+        Ok(self.traffic.hand_out(most))
     }
 
     /// Experts that can be computed now, at most `most`, waiting for one if need be; `None` when all were handed out.
     pub fn ready(&mut self, most: usize, sums: Checksums<'_>) -> Result<Option<Vec<usize>>, StreamingError> {
-        if let Some(error) = self.pass.failed.take() {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
         loop {
-            while let Some(arrival) = self.files.next(false) {
-                self.land(arrival)?;
+            while let Some(landed) = self.fetcher.next(false) {
+                self.land(landed)?;
             }
             self.refill();
             self.settle(sums)?;
             self.refill();
-            if !self.pass.ready.is_empty() {
-                let n = most.max(1).min(self.pass.ready.len());
-                return Ok(Some(self.pass.ready.drain(..n).collect()));
+            let experts = self.traffic.hand_out(most.max(1));
+            if !experts.is_empty() {
+                return Ok(Some(experts));
             }
-            if self.pass.outstanding == 0 && self.pass.todo.is_empty() {
+            if self.traffic.exhausted() {
                 return Ok(None);
             }
-            let before = self.files.stats().stall;
-            let Some(arrival) = self.files.next(true) else { return Err(StreamingError::NoSlot) };
-            let stalled = self.files.stats().stall.saturating_sub(before);
-            self.counters.stalled(self.pass.layer, stalled);
-            self.land(arrival)?;
+            let before = self.stall();
+            let Some(landed) = self.fetcher.next(true) else { return Err(StreamingError::NoSlot) };
+            let stalled = self.stall().saturating_sub(before);
+            self.counters.stalled(self.traffic.layer(), stalled);
+            self.land(landed)?;
         }
     }
 
     /// Gives back the memory of experts that have been computed.
     pub fn done(&mut self, experts: &[usize]) {
-        for &expert in experts {
-            let key = ExpertKey { layer: self.pass.layer, expert };
-            let Some((index, _)) = self.arena.find(key) else { continue };
-            // What a prompt brought fills a bank that has room, so that decoding does not begin with an empty one.
-            if let Some(slot) = self.residency.adopt(key, self.share)
-                && let Some(place) = self.slots.get_mut(slot)
-            {
-                self.arena.swap(index, place);
-                self.background.replaced(key);
-            }
-            self.arena.set(index, Use::Free);
+        for (from, to) in self.traffic.done(experts) {
+            self.fetcher.swap(from, to);
         }
         self.refill();
     }
 
     /// Ends the layer.
     pub fn end(&mut self) {
-        let Pass { layer, pinned, .. } = std::mem::take(&mut self.pass);
-        self.residency.release(layer, &pinned);
-        let last = self.records.iter().rposition(Option::is_some) == Some(layer);
-        self.counters.background = (self.background.reads, self.background.failures);
-        self.stats.publish(last, &self.files, &self.residency, &self.counters);
+        let layer = self.traffic.end();
+        let background = &self.traffic.background;
+        self.counters.background = (background.reads, background.failures);
+        let last = self.traffic.is_last(layer);
+        self.stats.publish(last, &self.fetcher.files, &self.traffic.residency, &self.counters);
     }
 
     /// Waits for every read and ends the layer, wherever it stands.
     pub fn abandon(&mut self) {
-        self.ahead.clear();
-        self.pass.todo.clear();
-        while let Some(arrival) = self.files.next(true) {
+        self.traffic.stop();
+        while let Some(landed) = self.fetcher.next(true) {
             // The pass has failed already.
-            let _ = self.land(arrival);
+            let _ = self.land(landed);
         }
-        // What has landed and was not compared with its checksum is not there.
-        let layer = self.pass.layer;
-        for expert in std::mem::take(&mut self.pass.landed) {
-            self.residency.discard(ExpertKey { layer, expert });
-        }
-        self.arena.forget(|_| false);
+        self.traffic.clear();
         self.end();
-    }
-
-    pub(crate) fn record(&self, layer: usize) -> Option<&RecordLayout> {
-        self.records.get(layer)?.as_ref()
-    }
-
-    /// The memory of an expert that is there.
-    pub(crate) fn slot(&self, key: ExpertKey) -> Option<&Slot> {
-        match self.residency.resident(key) {
-            Some(slot) => self.slots.get(slot)?.as_ref(),
-            None => match self.arena.find(key)? {
-                (index, Use::Here(_) | Use::Taken(_)) => self.arena.get(index),
-                _ => None,
-            },
-        }
     }
 
     /// The weights of an expert that [`ready`](Self::ready) has handed out and [`done`](Self::done) has not taken back, or that is
     /// in the bank.
     pub fn expert(&self, layer: usize, expert: usize) -> Option<ExpertView<'_>> {
-        self.record(layer)?.view(self.slot(ExpertKey { layer, expert })?).swiglu()
+        let home = self.traffic.home(ExpertKey { layer, expert })?;
+        self.fetcher.record(layer)?.view(self.fetcher.slot(home)?).swiglu()
     }
 
     /// Hits, misses and evictions of the bank by layer.
     pub fn layers(&self) -> &[LayerStats] {
-        self.residency.layers()
+        self.traffic.residency.layers()
     }
 
     /// What the drive has done.
     pub fn reads(&self) -> &ReadStats {
-        self.files.stats()
+        self.fetcher.stats()
     }
 
     /// Time that computing has waited for reads.
     pub fn stall(&self) -> Duration {
-        self.files.stats().stall
+        self.fetcher.stats().stall
     }
 
     /// Bytes of bank and arena on huge pages.
     pub fn huge_bytes(&self) -> Option<usize> {
-        let arena = (0..self.arena.len()).find_map(|i| self.arena.get(i));
-        let parts = [self.slots.iter().flatten().next(), arena];
-        parts.into_iter().flatten().map(|slot| slot.region().huge_bytes()).sum()
+        self.fetcher.huge_bytes()
     }
 
     /// Slots of the bank.
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        self.traffic.residency.slots()
     }
 
     /// Slots of the arena.
     pub fn arena_slots(&self) -> usize {
-        self.arena.len()
+        self.fetcher.arena_slots()
     }
 
     /// Bytes of a slot.
@@ -499,7 +390,7 @@ impl StreamingBank {
 
     /// Name of the eviction policy.
     pub fn policy(&self) -> &'static str {
-        self.residency.policy()
+        self.traffic.residency.policy()
     }
 
     /// Where snapshots of the counters are published.

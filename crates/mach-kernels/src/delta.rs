@@ -57,7 +57,7 @@ pub struct DeltaWeights<'a> {
     pub neg_exp_a: &'a [f32],
     /// Gated norm `[value_dim]`.
     pub norm: &'a [f32],
-    /// Its epsilon.
+    /// Epsilon of the gated norm.
     pub eps: f32,
 }
 

@@ -21,7 +21,7 @@ pub struct ExpertRef<'a> {
 /// An expert and the rows it is applied to. Its results are the pairs `first_pair..first_pair + rows.len()`.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertJob<'a> {
-    /// The weights.
+    /// The expert's weights, borrowed for the call.
     pub expert: ExpertRef<'a>,
     /// Rows of the input.
     pub rows: &'a [u32],
@@ -75,7 +75,7 @@ pub fn expert_ffn(
     let (middle, locals) = (SharedMut::new(&mut scratch.hidden), SharedMut::new(&mut scratch.threads));
     let to = SharedMut::new(out);
 
-    let plan = Plan::new(jobs, threads, |j| j.expert.gate.strips());
+    let plan = StripPlan::new(jobs, threads, |j| j.expert.gate.strips());
     cores.run(|t| {
         // SAFETY: one scratch for each thread.
         let local = unsafe { &mut *locals.get().add(t) };
@@ -94,7 +94,7 @@ pub fn expert_ffn(
             },
         );
     });
-    let plan = Plan::new(jobs, threads, |j| j.expert.down.strips());
+    let plan = StripPlan::new(jobs, threads, |j| j.expert.down.strips());
     cores.run(|t| {
         // SAFETY: one scratch for each thread.
         let local = unsafe { &mut *locals.get().add(t) };
@@ -106,15 +106,15 @@ pub fn expert_ffn(
 }
 
 /// Contiguous parts of all jobs' strips, equal in estimated cost.
-struct Plan {
+struct StripPlan {
     /// For each job: cost before it, cost of a strip, strips.
     jobs: Vec<(usize, usize, usize)>,
     total: usize,
     threads: usize,
 }
 
-impl Plan {
-    fn new(jobs: &[ExpertJob<'_>], threads: usize, strips: impl Fn(&ExpertJob<'_>) -> usize) -> Plan {
+impl StripPlan {
+    fn new(jobs: &[ExpertJob<'_>], threads: usize, strips: impl Fn(&ExpertJob<'_>) -> usize) -> StripPlan {
         let mut total = 0;
         let jobs = jobs
             .iter()
@@ -124,7 +124,7 @@ impl Plan {
                 (start, cost, n)
             })
             .collect();
-        Plan { jobs, total, threads }
+        StripPlan { jobs, total, threads }
     }
 
     /// The strips of job `job` that belong to `thread`.
@@ -140,7 +140,7 @@ impl Plan {
 
 struct GateUp<'a> {
     jobs: &'a [ExpertJob<'a>],
-    plan: &'a Plan,
+    plan: &'a StripPlan,
     thread: usize,
     x: *const f32,
     hidden: usize,
@@ -186,7 +186,7 @@ impl Kernel for GateUp<'_> {
 
 struct Down<'a> {
     jobs: &'a [ExpertJob<'a>],
-    plan: &'a Plan,
+    plan: &'a StripPlan,
     thread: usize,
     middle: *const f32,
     width: usize,

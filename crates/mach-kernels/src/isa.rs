@@ -64,7 +64,7 @@ impl Isa {
         Isa::available()[0]
     }
 
-    /// Its name.
+    /// The name that `--isa` takes and `startup model` shows.
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",

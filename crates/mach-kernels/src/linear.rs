@@ -33,7 +33,7 @@ impl<'a> MatRef<'a> {
         MatRef { layout, data }
     }
 
-    /// Its layout.
+    /// Shape, encoding and order of the weights.
     pub fn layout(&self) -> &MatrixLayout {
         &self.layout
     }

@@ -67,7 +67,7 @@ impl<D: Device> Decoder<D> {
         Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None })
     }
 
-    /// The device.
+    /// What runs the model.
     pub fn device(&self) -> &D {
         &self.device
     }

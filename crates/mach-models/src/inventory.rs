@@ -11,7 +11,7 @@ use crate::families;
 pub enum ResidentWeight {
     /// A matrix: full module path without `.weight`.
     Matrix {
-        /// Module.
+        /// Full module path, without `.weight`.
         module: String,
         /// Output features.
         rows: usize,
@@ -22,7 +22,7 @@ pub enum ResidentWeight {
     },
     /// A vector or convolution, read as floats: full tensor name.
     Floats {
-        /// Tensor.
+        /// Full tensor name.
         tensor: String,
     },
 }

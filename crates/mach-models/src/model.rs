@@ -35,13 +35,13 @@ pub enum ModelError {
     /// A state that another device made, or that belongs to another model.
     #[error("the state of layer {layer} belongs to another model or device")]
     ForeignState {
-        /// The layer.
+        /// Index of the layer.
         layer: usize,
     },
     /// A token id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     Token {
-        /// The id.
+        /// The id that was given.
         id: u32,
         /// Vocabulary size.
         vocab: usize,
@@ -142,12 +142,12 @@ pub struct Wants {
 /// Which residual streams are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Hidden {
-    /// None.
+    /// No residual stream.
     #[default]
     None,
     /// These indices.
     At(Vec<usize>),
-    /// All.
+    /// Every residual stream, the embedding's included.
     All,
 }
 
@@ -188,7 +188,7 @@ impl Observer for NoObserver {
 
 /// A loaded model.
 pub trait Model: Send {
-    /// Its settings.
+    /// What `config.json` says, defaults resolved.
     fn config(&self) -> &ModelConfig;
     /// An empty sequence.
     fn new_state(&self) -> SequenceState;

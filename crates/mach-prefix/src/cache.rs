@@ -15,7 +15,7 @@ use crate::memory::{Memory, Stored};
 use crate::snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 use crate::stats::{PrefixStats, Recent};
 use crate::turns::TurnMemory;
-use crate::writer::Writer;
+use crate::writer::SegmentWriter;
 
 /// A segment on disk is worth reading if it reaches this many tokens further than a snapshot in memory.
 const WORTH_READING: usize = 64;
@@ -27,7 +27,7 @@ pub struct PrefixCache {
     blank: Blank,
     memory: Mutex<Memory>,
     directory: Option<Arc<Directory>>,
-    writer: Option<Writer>,
+    writer: Option<SegmentWriter>,
     turns: Option<TurnMemory>,
     counts: Mutex<Counts>,
     /// Lookups: the clock by which hits fade.
@@ -55,7 +55,7 @@ impl PrefixCache {
         };
         let directory = config.directory.as_ref().map(open);
         let writable = directory.as_ref().filter(|directory| directory.stats().writable);
-        let writer = writable.and_then(|directory| match Writer::start(Arc::clone(directory)) {
+        let writer = writable.and_then(|directory| match SegmentWriter::start(Arc::clone(directory)) {
             Ok(writer) => Some(writer),
             Err(error) => {
                 warn!(%error, "the thread that saves prefixes cannot be started");

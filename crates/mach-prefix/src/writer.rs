@@ -43,12 +43,12 @@ impl Shared {
 
 /// The thread that writes segments.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct SegmentWriter {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Writer {
+impl SegmentWriter {
     pub(crate) fn start(directory: Arc<Directory>) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let work = Arc::clone(&shared);
@@ -56,7 +56,7 @@ impl Writer {
             yield_to_others();
             run(&work, &directory);
         })?;
-        Ok(Writer { shared, thread: Some(thread).into() })
+        Ok(SegmentWriter { shared, thread: Some(thread).into() })
     }
 
     /// Queues a save; the oldest is given up when too many wait.
@@ -118,7 +118,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for SegmentWriter {
     fn drop(&mut self) {
         self.close(Duration::ZERO);
     }

@@ -26,7 +26,7 @@ pub struct MatrixLayout {
     pub cols: usize,
     /// Encoding; scales and dense elements are bf16 or f32, never half.
     pub codec: Codec,
-    /// Order.
+    /// Tiles or rows.
     pub order: Order,
 }
 

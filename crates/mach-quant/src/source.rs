@@ -13,17 +13,17 @@ pub enum SourceError {
     /// Columns are no multiple of the group.
     #[error("{cols} columns are no multiple of the group of {group}")]
     Columns {
-        /// Columns.
+        /// Columns of the matrix.
         cols: usize,
-        /// Group.
+        /// Columns that share a scale.
         group: usize,
     },
     /// More elements than can be addressed.
     #[error("{rows} x {cols} is too large")]
     Size {
-        /// Rows.
+        /// Rows of the matrix.
         rows: usize,
-        /// Columns.
+        /// Columns of the matrix.
         cols: usize,
     },
     /// A byte slice has a wrong length.
@@ -80,7 +80,7 @@ impl<'a> Source<'a> {
         Ok(Source { codec, rows, cols, weight, scales, biases, strides })
     }
 
-    /// Encoding.
+    /// How elements are encoded as stored.
     pub fn codec(&self) -> Codec {
         self.codec
     }

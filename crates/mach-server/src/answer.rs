@@ -39,7 +39,7 @@ pub(crate) enum Step {
     Ended {
         /// Which choice.
         choice: u32,
-        /// Why.
+        /// Why the answer ended.
         ending: Ending,
     },
 }

@@ -40,7 +40,7 @@ pub enum PrepareError {
     /// A template does not compile.
     #[error("{}: {source}", file.display())]
     Template {
-        /// The file.
+        /// The file that does not compile.
         file: std::path::PathBuf,
         /// What is wrong.
         source: TemplateError,

@@ -222,7 +222,7 @@ impl HttpBody for Held {
 /// Sites whose pages may ask this server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
-    /// All.
+    /// Any origin may read answers.
     Any,
     /// These, as browsers write them: `https://example.org`.
     These(Vec<HeaderValue>),

@@ -51,9 +51,9 @@ pub(crate) fn render(http: &HttpMetrics, model: Option<&Arc<ChatModel>>) -> Resu
 struct Live(Arc<ChatModel>);
 
 /// Writes one metric after another.
-struct Writer<'a>(DescriptorEncoder<'a>);
+struct MetricWriter<'a>(DescriptorEncoder<'a>);
 
-impl Writer<'_> {
+impl MetricWriter<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let gauge = ConstGauge::new(value);
         let encoder = self.0.encode_descriptor(name, help, None, gauge.metric_type())?;
@@ -69,7 +69,7 @@ impl Writer<'_> {
 
 impl Collector for Live {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let out = &mut Writer(encoder);
+        let out = &mut MetricWriter(encoder);
         let engine = &self.0.engine;
         let stats = engine.stats();
         out.gauge("num_requests_running", "Sequences at work", stats.active as f64)?;
@@ -113,7 +113,7 @@ impl Collector for Live {
     }
 }
 
-fn decoding(out: &mut Writer<'_>, stats: &EngineStats) -> fmt::Result {
+fn decoding(out: &mut MetricWriter<'_>, stats: &EngineStats) -> fmt::Result {
     let specdec = &stats.specdec;
     out.counter("decode_passes", "Passes of the model while decoding", specdec.cycles as f64)?;
     out.counter("decode_tokens", "Tokens that they brought", stats.decode_tokens as f64)?;

@@ -20,7 +20,7 @@ const KEEP_ALIVE_LINE: &[u8] = b": keep-alive\n\n";
 
 /// The streaming response. Dropping it (the client left) drops the answers, which cancels the generation.
 pub(crate) fn response<D: Dialect>(dialect: D, answers: Answers) -> Response {
-    let writer = Writer { dialect, answers, begun: false, done: false };
+    let writer = EventWriter { dialect, answers, begun: false, done: false };
     let body = Body::from_stream(stream::unfold(writer, |mut writer| async move {
         let bytes = writer.next().await?;
         Some((Ok::<_, Infallible>(bytes), writer))
@@ -34,14 +34,14 @@ pub(crate) fn response<D: Dialect>(dialect: D, answers: Answers) -> Response {
     (headers, body).into_response()
 }
 
-struct Writer<D> {
+struct EventWriter<D> {
     dialect: D,
     answers: Answers,
     begun: bool,
     done: bool,
 }
 
-impl<D: Dialect> Writer<D> {
+impl<D: Dialect> EventWriter<D> {
     async fn next(&mut self) -> Option<Bytes> {
         if self.done {
             return None;

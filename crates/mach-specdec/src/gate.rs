@@ -61,11 +61,11 @@ pub enum DraftState<'a> {
     Absent,
     /// It could not be loaded, and why.
     Unusable(&'a str),
-    /// Loaded.
+    /// The draft is loaded and fits the model.
     Ready,
 }
 
-/// The decision.
+/// The path that is taken, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
     /// The path that is taken.

@@ -61,7 +61,7 @@ pub struct Drafting<'a> {
     pub tokens: &'a [u32],
     /// Most tokens to propose.
     pub most: usize,
-    /// The target.
+    /// The target, whose device also runs the draft.
     pub model: &'a mut dyn Model,
     /// How to choose tokens from logits.
     pub picker: &'a mut dyn Picker,

@@ -12,7 +12,7 @@ const LONGEST: usize = 32;
 /// Counts of one proposer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ProposerStats {
-    /// Blocks.
+    /// Passes of the target while decoding, with a proposal or without.
     pub cycles: u64,
     /// Tokens proposed.
     pub drafted: u64,

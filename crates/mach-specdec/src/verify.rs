@@ -7,7 +7,7 @@ use crate::Taps;
 /// The target's choice after a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Choice {
-    /// The token.
+    /// Token id that the target samples after the row.
     pub token: u32,
     /// Nothing follows it: a stop token, a stop string, the limit.
     pub last: bool,

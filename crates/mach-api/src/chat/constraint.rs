@@ -20,7 +20,7 @@ pub enum ToolChoice {
     Function(String),
     /// One of these functions, though the template shows all; `required`: at least once.
     Allowed {
-        /// Their names.
+        /// Names of the functions that may be called.
         names: Vec<String>,
         /// At least one is called.
         required: bool,

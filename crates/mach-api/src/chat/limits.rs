@@ -6,9 +6,9 @@ use crate::notes::UnknownFields;
 /// limited by the server.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Messages.
+    /// Most messages of a request.
     pub messages: usize,
-    /// Tools.
+    /// Most tools of a request.
     pub tools: usize,
     /// Choices, `n`.
     pub choices: u32,

@@ -28,13 +28,13 @@ const REASONING: &[&str] = &["reasoning_content", "reasoning", "thinking"];
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Instructions.
+    /// Instructions of the application.
     System,
     /// Instructions, OpenAI's newer name.
     Developer,
-    /// The user.
+    /// The person.
     User,
-    /// The model.
+    /// The model, in an earlier turn.
     Assistant,
     /// The result of a tool call.
     Tool,

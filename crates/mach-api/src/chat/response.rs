@@ -23,7 +23,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens of all choices, the end-of-sequence token included.
     pub completion_tokens: usize,
-    /// Both.
+    /// Prompt and answer together.
     pub total_tokens: usize,
     /// What became of the prompt.
     pub prompt_tokens_details: PromptTokensDetails,
@@ -90,7 +90,7 @@ impl From<Vec<TokenLogprob>> for ChoiceLogprobs {
 /// The function that a call names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ResponseFunction {
-    /// Its name.
+    /// Name of the function.
     pub name: String,
     /// A JSON object; unfinished if the answer was cut at its length.
     pub arguments: String,
@@ -103,7 +103,7 @@ pub struct ResponseToolCall {
     pub id: String,
     /// Always `function`.
     pub r#type: &'static str,
-    /// The call.
+    /// Which function, with which arguments.
     pub function: ResponseFunction,
 }
 
@@ -139,7 +139,7 @@ pub struct ResponseMessage {
 pub struct Choice {
     /// Number of the choice.
     pub index: u32,
-    /// The message.
+    /// What the model said.
     pub message: ResponseMessage,
     /// Log probabilities, if asked for.
     pub logprobs: Option<ChoiceLogprobs>,
@@ -162,7 +162,7 @@ impl Choice {
 /// A whole response.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatCompletion {
-    /// Id.
+    /// `chatcmpl-` and a random part, the same in every chunk.
     pub id: String,
     /// Always `chat.completion`.
     pub object: &'static str,
@@ -172,7 +172,7 @@ pub struct ChatCompletion {
     pub model: String,
     /// Name of the arithmetic: with the same seed, equal names mean equal answers.
     pub system_fingerprint: String,
-    /// The answers.
+    /// One entry an answer, by index.
     pub choices: Vec<Choice>,
     /// Token counts.
     pub usage: Usage,

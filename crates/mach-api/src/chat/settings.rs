@@ -14,7 +14,7 @@ pub struct Settings {
     pub format: Option<ResponseFormat>,
     /// Most tokens of an answer; as many as the context holds if there is no bound.
     pub max_tokens: Option<u32>,
-    /// Sampling.
+    /// How tokens are chosen, as far as the request says.
     pub sampling: SamplingFields,
     /// Strings that end the answer.
     pub stop: Vec<String>,

@@ -10,7 +10,7 @@ use crate::fields::{Fields, kind};
 /// Proposers that need no draft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum SpeculationPreset {
-    /// None.
+    /// No preset.
     #[default]
     None,
     /// The answer repeats parts of the prompt.

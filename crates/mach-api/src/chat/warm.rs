@@ -15,9 +15,9 @@ use crate::{ApiError, Notes};
 pub enum WarmInput {
     /// The beginning of conversations.
     Chat {
-        /// Messages.
+        /// The conversation up to where the prefix ends.
         messages: Vec<Message>,
-        /// Tools.
+        /// Tools that the template shows.
         tools: Vec<Value>,
         /// Variables for the template.
         template_kwargs: Map<String, Value>,
@@ -29,7 +29,7 @@ pub enum WarmInput {
 /// A valid request to warm a prefix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WarmRequest {
-    /// The prefix.
+    /// What the prefix is made of.
     pub input: WarmInput,
     /// Only requests with the same salt will find it.
     pub cache_salt: Option<String>,

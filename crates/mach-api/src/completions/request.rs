@@ -30,7 +30,7 @@ const CHAT_ONLY: &[&str] = &[
 /// One prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text.
+    /// A prompt as text, to be tokenized.
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),

@@ -43,7 +43,7 @@ impl CompletionLogprobs {
 pub struct CompletionChoice {
     /// Number of the choice: those of the first prompt come first.
     pub index: u32,
-    /// Text.
+    /// The continuation, without the prompt unless `echo` asked for it.
     pub text: String,
     /// Log probabilities, if asked for.
     pub logprobs: Option<CompletionLogprobs>,
@@ -54,7 +54,7 @@ pub struct CompletionChoice {
 /// A whole response.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Completion {
-    /// Id.
+    /// `cmpl-` and a random part, the same in every chunk.
     pub id: String,
     /// Always `text_completion`.
     pub object: &'static str,
@@ -64,7 +64,7 @@ pub struct Completion {
     pub model: String,
     /// Name of the arithmetic: with the same seed, equal names mean equal answers.
     pub system_fingerprint: String,
-    /// The answers.
+    /// One entry an answer, by index.
     pub choices: Vec<CompletionChoice>,
     /// Token counts.
     pub usage: Usage,

@@ -100,7 +100,7 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Its text.
+    /// The template as it was given.
     pub fn source(&self) -> &str {
         &self.source
     }

@@ -11,7 +11,7 @@ pub enum Said {
     CallStart {
         /// Which call of the answer, from 0.
         index: usize,
-        /// Its id.
+        /// Id of the call that later events name.
         id: String,
         /// Name of the function.
         name: String,

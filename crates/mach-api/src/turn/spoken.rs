@@ -20,7 +20,7 @@ pub enum CallState {
 /// A call of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Its id.
+    /// Id of the call.
     pub id: String,
     /// Name of the function.
     pub name: String,

@@ -35,7 +35,7 @@ pub(super) struct Planned {
 
 /// All tensors, in the order of a forward pass.
 pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptions) -> Vec<Planned> {
-    let mut plan = Plan { seed: options.seed, tensors: Vec::new() };
+    let mut plan = TensorPlan { seed: options.seed, tensors: Vec::new() };
     let prefix = form.naming.prefix;
     plan.embedding(shape, &format!("{prefix}embed_tokens"));
     for layer in 0..options.layers {
@@ -63,12 +63,12 @@ enum Role {
     Out,
 }
 
-struct Plan {
+struct TensorPlan {
     seed: u64,
     tensors: Vec<Planned>,
 }
 
-impl Plan {
+impl TensorPlan {
     fn push(&mut self, name: String, dtype: &'static str, shape: Vec<usize>, content: Content) {
         let size = match dtype {
             "U32" | "F32" => 4,

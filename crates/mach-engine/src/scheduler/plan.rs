@@ -57,7 +57,7 @@ pub(crate) struct Paused {
 /// A request with choices that have not started.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pending {
-    /// Its number.
+    /// Number of the request: the lower, the older.
     pub(crate) request: u64,
     /// Whether its first choice has started.
     pub(crate) started: bool,

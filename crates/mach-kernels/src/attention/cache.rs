@@ -115,7 +115,7 @@ impl KvCache {
         KvCache { shape, rotation: shape.rotation(), pages, len, start }
     }
 
-    /// The shape.
+    /// What a position of the cache holds.
     pub fn shape(&self) -> KvShape {
         self.shape
     }

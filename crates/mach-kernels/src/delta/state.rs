@@ -59,7 +59,7 @@ impl Clone for Copies {
 pub(super) const BLOCK: usize = 32;
 
 impl DeltaState {
-    /// Zeros.
+    /// The state of a sequence without tokens: all zeros.
     pub fn new(shape: &DeltaShape) -> Self {
         DeltaState {
             conv: vec![0.0; (shape.taps - 1) * shape.channels()],

@@ -21,7 +21,7 @@ pub(crate) struct Workspace<D: Device> {
     pub(crate) x: D::Buf,
     /// Output of a block.
     pub(crate) y: D::Buf,
-    /// Projections.
+    /// Up to four projections of one input.
     pub(crate) p: [D::Buf; 4],
     /// What the mixer hands to its output projection.
     pub(crate) mixed: D::Buf,

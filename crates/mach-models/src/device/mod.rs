@@ -125,7 +125,7 @@ pub enum Finish {
     /// It stopped before the `experts` of a layer. Once [`Device::bring`] has fetched them, the pass goes on with that
     /// operation, recorded anew with all that follows it. What was tapped before is kept.
     Missing {
-        /// The layer.
+        /// Index of the layer that stopped.
         layer: usize,
         /// Experts of the layer that are not there.
         experts: Vec<usize>,

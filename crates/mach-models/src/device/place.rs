@@ -34,9 +34,9 @@ pub trait Placement<'a> {
 
 /// Where a family finds its weights. Modules and tensors are named relative to the text model's prefix.
 pub trait Loader {
-    /// Matrices.
+    /// Handle of a placed matrix.
     type Matrix: Copy;
-    /// Vectors.
+    /// A placed vector.
     type Vector;
 
     /// The model's settings.

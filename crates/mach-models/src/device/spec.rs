@@ -236,7 +236,7 @@ pub struct ModelSpec {
     pub embedding_scale: f32,
     /// Caps logits: `cap * tanh(logit / cap)`.
     pub softcap: Option<f32>,
-    /// The layers.
+    /// Every layer, in the order of a pass.
     pub layers: Vec<LayerSpec>,
 }
 

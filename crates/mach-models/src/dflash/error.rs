@@ -16,7 +16,7 @@ pub enum DraftError {
     /// `config.json` describes a draft that this build cannot run.
     #[error("{}: {reason}", file.display())]
     Config {
-        /// The file.
+        /// The draft's `config.json`.
         file: PathBuf,
         /// What is wrong.
         reason: String,

@@ -41,7 +41,7 @@ pub struct DFlash {
 }
 
 impl DFlash {
-    /// Its settings.
+    /// What the draft's `config.json` says, defaults resolved.
     pub fn config(&self) -> &DraftConfig {
         &self.config
     }

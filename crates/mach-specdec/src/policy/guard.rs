@@ -41,7 +41,7 @@ impl FromStr for GuardSpec {
 /// What a guard did to a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Held {
-    /// Nothing.
+    /// The block was proposed as the policy had it.
     #[default]
     No,
     /// It has fewer rows than the policy chose.

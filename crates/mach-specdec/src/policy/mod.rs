@@ -105,9 +105,9 @@ impl PolicySpec {
 /// A policy and what stands over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
-    /// The policy.
+    /// How many rows a block has.
     pub policy: PolicySpec,
-    /// The guard.
+    /// What may hold blocks back that lose.
     pub guard: GuardSpec,
 }
 

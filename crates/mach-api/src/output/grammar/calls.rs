@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::ToolFormat;
 use super::lark::{Lark, quoted};
-use super::schema::{Notation, Schemas, Tagged, Unsupported, Writer, document};
+use super::schema::{GrammarWriter, Notation, Schemas, Tagged, Unsupported, document};
 use crate::chat::function_name;
 
 /// How closely arguments follow their schema.
@@ -111,7 +111,7 @@ pub(super) fn call(
     let mut schemas = Schemas::new(&document, exact == Exact::Strict);
     let notation = if format == ToolFormat::Gemma4 { Notation::Gemma4 } else { Notation::Tight };
     let head = head(format, name, lark);
-    let mut writer = Writer::new(lark, &mut schemas, notation);
+    let mut writer = GrammarWriter::new(lark, &mut schemas, notation);
     // Arguments are an object, whatever else a schema leaves open.
     let object = json!({"type": "object"});
     let arguments = match format {
@@ -151,7 +151,7 @@ fn loose(format: ToolFormat, name: &str, lark: &mut Lark<'_>) -> String {
     let any = |notation: Notation, lark: &mut Lark<'_>| {
         let mut schemas = Schemas::new(&object, false);
         // Nothing can go wrong with so little.
-        Writer::new(lark, &mut schemas, notation).rule(&[&object]).ok().flatten().unwrap_or_default()
+        GrammarWriter::new(lark, &mut schemas, notation).rule(&[&object]).ok().flatten().unwrap_or_default()
     };
     match format {
         ToolFormat::QwenXml => format!("{head} {}", until_line(Tagged::QWEN.call_close, lark)),

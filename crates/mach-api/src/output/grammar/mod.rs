@@ -14,7 +14,7 @@ use crate::ApiError;
 use crate::chat::{ResponseFormat, ToolChoice, function_name};
 use calls::Exact;
 use lark::Lark;
-use schema::{Notation, Schemas, Unsupported, Writer, document};
+use schema::{GrammarWriter, Notation, Schemas, Unsupported, document};
 
 /// White space inside JSON: one space, or a new line and its indentation. More of it says nothing and may not end.
 const JSON_SPACE: &str = "\\x20|\\n[\\x20\\t]{0,32}";
@@ -45,7 +45,7 @@ pub struct Wanted<'a> {
     pub format: OutputFormat,
     /// Where its reasoning begins.
     pub start: ReasoningStart,
-    /// The functions.
+    /// Functions of the request, as it wrote them.
     pub tools: &'a [Value],
     /// Whether they are called.
     pub choice: &'a ToolChoice,
@@ -144,8 +144,9 @@ fn content(lark: &mut Lark<'_>, response: &ResponseFormat) -> Result<Body, ApiEr
             let document = document(schema);
             let mut schemas = Schemas::new(&document, *strict);
             let mut inner = Lark::new(Vec::new(), &|_| None);
-            let rule =
-                Writer::new(&mut inner, &mut schemas, Notation::Loose).rule(&[&document]).map_err(failed)?;
+            let rule = GrammarWriter::new(&mut inner, &mut schemas, Notation::Loose)
+                .rule(&[&document])
+                .map_err(failed)?;
             let rule = rule.ok_or_else(|| failed((String::new(), "nothing can meet it".to_owned())))?;
             let warnings = schemas.warnings.iter().map(|warning| format!("{field}{warning}")).collect();
             Ok((lark.rule(&inner.nested(&rule, JSON_SPACE)), None, warnings))

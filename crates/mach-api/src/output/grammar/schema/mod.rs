@@ -20,7 +20,7 @@ mod write;
 
 pub(super) use leaves::{Schemas, document};
 pub(super) use text::Tagged;
-pub(super) use write::{Notation, Writer};
+pub(super) use write::{GrammarWriter, Notation};
 
 /// A path below a schema, and what is wrong there.
 pub(super) type Unsupported = (String, String);

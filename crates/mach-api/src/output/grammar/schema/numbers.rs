@@ -26,7 +26,7 @@ pub(super) struct Numbers {
 /// The grammar of numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::output::grammar) enum NumberRule {
-    /// Their texts.
+    /// The texts of the numbers, as an expression.
     Texts(Rx),
     /// A schema of llguidance's: it knows steps that texts alone do not show.
     Schema(Value),

@@ -10,7 +10,7 @@ use super::numbers::NumberRule;
 use super::pattern::pattern;
 use super::rewrite::{ARRAY, BOOLEAN, INTEGER, NULL, NUMBER, OBJECT, STRING};
 use super::rx::{Quote, Rx};
-use super::{Unsupported, Writer};
+use super::{GrammarWriter, Unsupported};
 
 /// How a format writes parameters as tags.
 pub(in crate::output::grammar) struct Tagged {
@@ -84,7 +84,7 @@ struct Choice<'a> {
     rules: Vec<String>,
 }
 
-impl<'a> Writer<'_, '_, 'a> {
+impl<'a> GrammarWriter<'_, '_, 'a> {
     /// Parameters in the schema's order, those that are not required may be left out; and the call's end. `declared` is the
     /// schema as its reader knows it.
     pub(in crate::output::grammar) fn parameters(

@@ -190,9 +190,9 @@ impl House {
             self.pending.remove(index);
         }
         if guest.over() {
-            self.answered.push(request)
+            self.answered.push(request);
         } else {
-            self.active.push(guest)
+            self.active.push(guest);
         }
         Ok(())
     }

@@ -188,7 +188,7 @@ impl Rx {
         }
     }
 
-    /// Nodes.
+    /// How many nodes the expression has.
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Text(text) => 1 + text.len() / 8,

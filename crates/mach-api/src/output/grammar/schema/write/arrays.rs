@@ -7,13 +7,13 @@ use super::super::fields::{Fields, times};
 use super::super::leaves::{Arrays, Conj, Leaf, Parts};
 use super::super::numbers::NumberRule;
 use super::super::rewrite::{ARRAY, BOOLEAN, INTEGER, NULL, NUMBER, OBJECT, STRING};
-use super::{Writer, quoted};
+use super::{GrammarWriter, quoted};
 
 /// Items that are told apart in any order, and in the schema's order.
 const ORDERS: usize = 6;
 const DISTINCT: usize = 256;
 
-impl<'a> Writer<'_, '_, 'a> {
+impl<'a> GrammarWriter<'_, '_, 'a> {
     pub(super) fn array(&mut self, arrays: &Arrays<'a>) -> Result<Option<String>, Unsupported> {
         let comma = self.comma();
         let longest = arrays.sources.iter().map(|(prefix, _)| prefix.len()).max().unwrap_or(0);

@@ -34,7 +34,7 @@ const DEEP: usize = 40;
 const PATTERNS: usize = 6;
 
 /// Writes the rules of one schema document.
-pub(in crate::output::grammar) struct Writer<'w, 'l, 'a> {
+pub(in crate::output::grammar) struct GrammarWriter<'w, 'l, 'a> {
     pub(in crate::output::grammar) lark: &'w mut Lark<'l>,
     pub(in crate::output::grammar) schemas: &'w mut Schemas<'a>,
     notation: Notation,
@@ -43,7 +43,7 @@ pub(in crate::output::grammar) struct Writer<'w, 'l, 'a> {
     depth: usize,
 }
 
-impl<'w, 'l, 'a> Writer<'w, 'l, 'a> {
+impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
     pub(in crate::output::grammar) fn new(
         lark: &'w mut Lark<'l>,
         schemas: &'w mut Schemas<'a>,

@@ -11,7 +11,7 @@ use mach_prefix::{PrefixConfig, chain};
 use serde::Serialize;
 
 use super::{ask_with, median};
-use crate::bench::token_ids;
+use crate::token_ids;
 
 /// What is to be timed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

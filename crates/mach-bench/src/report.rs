@@ -6,7 +6,7 @@ use mach_checkpoint::Checkpoint;
 use mach_models::Model;
 use serde::Serialize;
 
-use super::{Ceilings, Machine, Plan, Samples, TokenWork};
+use super::{Ceilings, Machine, Samples, TimingPlan, TokenWork};
 
 /// Everything that `mach bench` found.
 #[derive(Debug, Clone, Serialize)]
@@ -24,7 +24,7 @@ pub struct Report {
     /// What the model says of itself: instruction set, threads, activations, sizes.
     pub facts: serde_json::Map<String, serde_json::Value>,
     /// What was timed.
-    pub plan: Plan,
+    pub plan: TimingPlan,
     /// What a token needs.
     pub work: TokenWork,
     /// Bytes that decoding one token must touch.
@@ -86,7 +86,7 @@ impl Report {
     pub fn new(
         checkpoint: &Checkpoint,
         model: &dyn Model,
-        plan: Plan,
+        plan: TimingPlan,
         work: TokenWork,
         samples: Samples,
         before: Ceilings,

@@ -37,13 +37,13 @@ pub struct AnswersPlan {
 /// Answers to the prompts of one category.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answers {
-    /// Temperature.
+    /// Temperature of all answers of this row; 0 is greedy.
     pub temperature: f64,
     /// Block policy, with `+copy` under the preset `summarization`.
     pub policy: String,
     /// Kind of prompt.
     pub category: String,
-    /// Prompts.
+    /// Prompts of this kind.
     pub prompts: usize,
     /// Tokens of the answers, each counted once.
     pub tokens: usize,

@@ -8,7 +8,7 @@ use mach_models::{LogitRows, Model, ModelError, NoObserver, Observer, Segment, W
 use mach_specdec::{Argmax, DFlash, DraftError, Drafting, Proposed, Proposer as _, Taps};
 use serde::Serialize;
 
-use crate::bench::token_ids;
+use crate::token_ids;
 
 /// What to time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -18,7 +18,7 @@ pub struct Row {
     pub hit_rates: Vec<(&'static str, f64)>,
 }
 
-/// The table.
+/// Misses of every policy at every bank size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Replay {
     /// Decoded tokens in the trace.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Answers, DraftCost, VerifyCost, VerifyPlan};
-use crate::bench::Machine;
+use crate::Machine;
 
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]

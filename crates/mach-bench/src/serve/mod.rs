@@ -34,7 +34,7 @@ pub struct ServePlan {
     pub tokens: u32,
     /// Tokens of the long prompt, at least.
     pub prompt: usize,
-    /// Repeats.
+    /// Repeats, each with new connections.
     pub reps: usize,
 }
 
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_small_run_finds_figures() {
-        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo");
         let checkpoint = Checkpoint::open(demo.as_ref()).unwrap();
         let plan = ServePlan { streams: 3, tokens: 20, prompt: 300, reps: 2 };
         let report = measure_serve(&checkpoint, plan).unwrap();

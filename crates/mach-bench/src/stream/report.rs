@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Checks, Phase, StreamPlan};
-use crate::bench::Machine;
+use crate::Machine;
 
 /// Everything that `mach bench stream` found.
 #[derive(Debug, Clone, Serialize)]

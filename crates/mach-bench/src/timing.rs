@@ -7,20 +7,20 @@ use serde::Serialize;
 
 /// What to time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Plan {
+pub struct TimingPlan {
     /// Tokens of the prompt.
     pub prompt: usize,
     /// Tokens decoded after it.
     pub decode: usize,
     /// Prompt tokens of one forward pass.
     pub chunk: usize,
-    /// Repeats.
+    /// Repeats that count, after one that does not.
     pub reps: usize,
     /// Seed of the token ids.
     pub seed: u64,
 }
 
-impl Plan {
+impl TimingPlan {
     /// Tokens that are in the sequence when a token is decoded, on average.
     pub fn mean_decode_context(&self) -> usize {
         self.prompt + self.decode / 2
@@ -39,7 +39,7 @@ pub struct Samples {
 /// Times `plan.reps` repeats after one that does not count. Each is a new sequence with token ids of its own, so that
 /// no two repeats route alike. Decoding feeds ids of the same source, not the model's choice: a model with random
 /// weights would fall into a loop, and a loop touches few experts.
-pub fn measure(model: &mut dyn Model, plan: &Plan) -> Result<Samples, ModelError> {
+pub fn measure(model: &mut dyn Model, plan: &TimingPlan) -> Result<Samples, ModelError> {
     let vocab = model.config().vocab_size;
     let mut samples = Samples::default();
     for rep in 0..=plan.reps {

@@ -1,5 +1,6 @@
 //! Streaming: what decoding and prompts reach of what the drive can do.
 
+mod cached;
 mod checks;
 mod report;
 
@@ -10,6 +11,7 @@ use mach_experts::StreamingSummary;
 use mach_models::{LogitRows, Model, NoObserver, Purpose, Segment, SequenceState};
 use serde::Serialize;
 
+pub use cached::measure_cached;
 pub use checks::{Checks, measure_checks};
 pub use report::{Cached, StreamReport};
 
@@ -24,7 +26,7 @@ pub struct StreamPlan {
     pub chunk: usize,
     /// Tokens decoded after it.
     pub decode: usize,
-    /// Repeats.
+    /// Repeats, each over token ids of its own.
     pub reps: usize,
     /// Seed of the token ids.
     pub seed: u64,
@@ -33,9 +35,9 @@ pub struct StreamPlan {
 /// One phase of one repeat.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Phase {
-    /// Tokens.
+    /// Tokens that the phase ran.
     pub tokens: usize,
-    /// Seconds.
+    /// Wall-clock seconds of the phase, idle time included.
     pub seconds: f64,
     /// Bytes read.
     pub bytes: u64,
@@ -54,9 +56,9 @@ pub struct Phase {
 /// Phases of all repeats, and the ceilings between them.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// Prompts.
+    /// One phase of prompt a repeat.
     pub prefill: Vec<Phase>,
-    /// Decoding.
+    /// One phase of decoding a repeat.
     pub decode: Vec<Phase>,
     /// Before the first repeat and after each.
     pub ceilings: Vec<f64>,
