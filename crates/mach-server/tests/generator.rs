@@ -18,13 +18,21 @@ use tokio::sync::{mpsc, oneshot};
 
 const VOCAB: usize = 16384;
 
-/// Says the same words to everybody; fails on a prompt that asks for it.
+/// What a test sees of the engine, and what it tells it.
+#[derive(Debug, Default)]
+struct Switches {
+    closed: AtomicBool,
+    /// The engine died.
+    dead: AtomicBool,
+}
+
+/// Says the same words to everybody; fails on a prompt that asks for it, at once or in the middle.
 #[derive(Debug)]
 struct Canned {
     words: Vec<&'static str>,
     tokenizer: Arc<TextTokenizer>,
     metrics: EngineMetrics,
-    closed: Arc<AtomicBool>,
+    switches: Arc<Switches>,
 }
 
 impl Generator for Canned {
@@ -32,7 +40,7 @@ impl Generator for Canned {
         &self,
         request: GenerateRequest,
     ) -> Result<(Events, oneshot::Receiver<Started>), EngineError> {
-        if self.closed.load(Ordering::SeqCst) {
+        if self.switches.closed.load(Ordering::SeqCst) {
             return Err(EngineError::ShuttingDown);
         }
         let prompt = self.tokenizer.stream(&request.prompt);
@@ -46,8 +54,13 @@ impl Generator for Canned {
             let _ = events.send(Event::Failed(EngineError::Model("as told".into())));
             return Ok((receiver, begun));
         }
-        for word in &self.words {
+        let breaks = prompt.contains("stumble").then_some(2);
+        for word in self.words.iter().take(breaks.unwrap_or(self.words.len())) {
             let _ = events.send(Event::Text { choice: 0, text: (*word).to_owned(), logprobs: Vec::new() });
+        }
+        if breaks.is_some() {
+            let _ = events.send(Event::Failed(EngineError::Model("in the middle".into())));
+            return Ok((receiver, begun));
         }
         let _ = events.send(Event::Finished {
             choice: 0,
@@ -77,7 +90,7 @@ impl Generator for Canned {
     }
 
     fn running(&self) -> bool {
-        true
+        !self.switches.dead.load(Ordering::SeqCst)
     }
 
     fn stats(&self) -> EngineStats {
@@ -89,7 +102,7 @@ impl Generator for Canned {
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.switches.closed.store(true, Ordering::SeqCst);
     }
 
     fn abort(&self) {
@@ -99,14 +112,14 @@ impl Generator for Canned {
     fn join(&self) {}
 }
 
-fn model(closed: Arc<AtomicBool>) -> ChatModel {
+fn model(switches: Arc<Switches>) -> ChatModel {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/tokenizer.json");
     let tokenizer = tokenizers::Tokenizer::from_file(path).unwrap();
     let engine = Canned {
         words: vec!["four", " canned", " words", " here"],
         tokenizer: Arc::new(TextTokenizer::new(tokenizer, VOCAB).unwrap()),
         metrics: EngineMetrics::default(),
-        closed,
+        switches,
     };
     let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let templates = Templates::single(ChatTemplate::compile(source, Map::new()).unwrap());
@@ -124,58 +137,104 @@ async fn send(port: u16, request: &str) -> String {
     answer
 }
 
-async fn chat(port: u16, content: &str, stream: bool) -> String {
-    let body =
-        json!({"model": "canned", "messages": [{"role": "user", "content": content}], "stream": stream});
+async fn get(port: u16, path: &str) -> String {
+    send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+}
+
+async fn post(port: u16, path: &str, body: Value) -> String {
     let body = body.to_string();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json");
     send(port, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await
+}
+
+async fn chat(port: u16, content: &str, stream: bool) -> String {
+    let messages = json!([{"role": "user", "content": content}]);
+    post(port, "/v1/chat/completions", json!({"model": "canned", "messages": messages, "stream": stream}))
+        .await
 }
 
 fn document(answer: &str) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-#[tokio::test]
-async fn another_engine_serves_the_same_routes() {
-    let closed = Arc::new(AtomicBool::new(false));
-    let readiness = Readiness::loading();
+/// What a stream said, and the error that it ended with.
+fn streamed(answer: &str) -> (String, Option<Value>) {
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("data: [DONE]"), "{answer}");
+    let events = answer.lines().filter_map(|line| line.split_once("data: ").map(|(_, data)| data));
+    let pieces: Vec<Value> = events.filter_map(|data| serde_json::from_str(data).ok()).collect();
+    let text = pieces.iter().filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
+    (text, pieces.iter().find_map(|p| p.get("error").cloned()))
+}
+
+/// A server over a canned engine; its port, the engine's switches, and what stops it.
+async fn start() -> (u16, Arc<Switches>, impl AsyncFnOnce()) {
+    let (readiness, switches) = (Readiness::loading(), Arc::new(Switches::default()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (stop, stopped) = oneshot::channel::<()>();
-    readiness.ready(model(Arc::clone(&closed)));
+    readiness.ready(model(Arc::clone(&switches)));
     let task = tokio::spawn(async move {
         let stop = async move {
             let _ = stopped.await;
         };
         serve(listener, ServerConfig::default(), readiness, stop).await.unwrap();
     });
+    let end = async move || {
+        stop.send(()).unwrap();
+        task.await.unwrap();
+    };
+    (port, switches, end)
+}
+
+#[tokio::test]
+async fn another_engine_answers_streams_and_fails() {
+    let (port, switches, end) = start().await;
 
     let whole = chat(port, "hello", false).await;
     assert!(whole.starts_with("HTTP/1.1 200"), "{whole}");
     let whole = document(&whole);
     assert_eq!(whole["choices"][0]["message"]["content"], "four canned words here");
     assert_eq!(whole["usage"]["completion_tokens"], 4);
+    assert_eq!(streamed(&chat(port, "hello", true).await), ("four canned words here".to_owned(), None));
 
-    let streamed = chat(port, "hello", true).await;
-    let events = streamed.lines().filter_map(|line| line.split_once("data: ").map(|(_, data)| data));
-    let pieces: Vec<Value> = events.filter_map(|data| serde_json::from_str(data).ok()).collect();
-    let text: String = pieces.iter().filter_map(|p| p["choices"][0]["delta"]["content"].as_str()).collect();
-    assert_eq!(text, "four canned words here");
-    assert!(streamed.contains("[DONE]"));
-
-    let failed = chat(port, "please break", false).await;
-    assert!(failed.starts_with("HTTP/1.1 500"), "{failed}");
+    for content in ["please break", "please stumble"] {
+        let failed = chat(port, content, false).await;
+        assert!(failed.starts_with("HTTP/1.1 500"), "{failed}");
+        assert_eq!(document(&failed)["error"]["type"], "server_error");
+    }
+    let (text, error) = streamed(&chat(port, "please stumble", true).await);
+    assert_eq!(text, "four canned");
+    assert!(error.unwrap()["message"].as_str().unwrap().contains("in the middle"));
     let full = chat(port, "be full", false).await;
     assert!(full.starts_with("HTTP/1.1 429") && full.to_lowercase().contains("retry-after: 3"), "{full}");
+    let long = chat(port, &"word ".repeat(100_000), false).await;
+    assert!(
+        long.starts_with("HTTP/1.1 400") && long.contains("400 tokens"),
+        "the context is its own: {long}"
+    );
 
-    for path in ["/metrics", "/v1/models", "/health", "/v1/prefix_cache"] {
-        let answer =
-            send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
-        assert!(!answer.starts_with("HTTP/1.1 5"), "{path}: {answer}");
+    end().await;
+    assert!(switches.closed.load(Ordering::SeqCst), "draining closes the engine");
+}
+
+#[tokio::test]
+async fn every_route_does_without_what_another_engine_lacks() {
+    let (port, switches, end) = start().await;
+    for path in ["/metrics", "/v1/models", "/v1/stats", "/v1/capabilities", "/health", "/openapi.json"] {
+        let answer = get(port, path).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
     }
+    let tokens = post(port, "/tokenize", json!({"prompt": "hello"})).await;
+    assert_eq!(document(&tokens)["max_model_len"], 400);
+    let stats = document(&get(port, "/v1/cache/stats").await);
+    assert!(stats["prefix_cache"].is_null() && stats["streaming_summary"].is_null(), "{stats}");
+    assert_eq!(document(&get(port, "/v1/cache/warm_prefix").await)["data"], json!([]));
+    let warm = post(port, "/v1/cache/warm_prefix", json!({"prompt": "hello"})).await;
+    assert!(warm.starts_with("HTTP/1.1 400") && warm.contains("cache is off"), "{warm}");
 
-    stop.send(()).unwrap();
-    task.await.unwrap();
-    assert!(closed.load(Ordering::SeqCst), "draining closes the engine");
+    switches.dead.store(true, Ordering::SeqCst);
+    assert!(get(port, "/health").await.contains(r#""status":"stopped""#));
+    assert!(chat(port, "hello", false).await.starts_with("HTTP/1.1 503"));
+    end().await;
 }
