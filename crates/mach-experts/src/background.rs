@@ -68,6 +68,11 @@ impl Background {
         self.coming.get_mut(&key).map(|claimed| *claimed = true).is_some()
     }
 
+    /// Whether an expert is on its way.
+    pub(crate) fn is_coming(&self, key: ExpertKey) -> bool {
+        self.coming.contains_key(&key)
+    }
+
     /// An expert was brought into the bank by other means.
     pub(crate) fn replaced(&mut self, key: ExpertKey) {
         self.unchecked.remove(&key);

@@ -247,7 +247,9 @@ impl Traffic {
                     None => break,
                 },
             };
-            if !wanted && (self.residency.resident(key).is_some() || self.arena.find(key).is_some()) {
+            // An expert is on its way once: the layer claims what comes in the background.
+            let here = self.residency.resident(key).is_some() || self.arena.find(key).is_some();
+            if !wanted && (here || self.background.is_coming(key)) {
                 self.ahead.pop_front();
                 continue;
             }

@@ -171,3 +171,25 @@ proptest! {
         }
     }
 }
+
+/// An expert that comes in the background is not read ahead as well: two copies of it could not be told apart later, and the
+/// failure of one of them gave away the memory of the other.
+#[test]
+fn an_expert_is_on_its_way_once() {
+    let residency = Residency::new(3, 1, EvictionPolicy::Lru.build(1, EXPERTS));
+    let mut traffic = Traffic::new(residency, EXPERTS, vec![true], EXPERTS, 2);
+    traffic.bring(&HotExperts { layers: vec![vec![2]] });
+    let key = |expert| ExpertKey { layer: 0, expert };
+    assert_eq!(traffic.refill(), [Order { key: key(2), home: Home::Bank(0) }]);
+    assert!(traffic.begin_pass(100), "so long a prompt uses every expert");
+    let ahead: Vec<ExpertKey> = traffic.refill().iter().map(|order| order.key).collect();
+    assert_eq!(ahead, [0, 1, 3, 4, 5].map(key));
+    // The layer claims it; as it fails, the layer reads it itself.
+    let demand = Demand { expert: 2, banked: false, counts: false };
+    assert_eq!(traffic.begin(0, &[demand], None, &mut Counters::new(1)), []);
+    assert!(!traffic.landed(Home::Bank(0), false, false).asked);
+    for index in 0..5 {
+        traffic.landed(Home::Arena(index), true, false);
+    }
+    assert_eq!(traffic.refill().iter().map(|order| order.key).collect::<Vec<_>>(), [key(2)]);
+}
