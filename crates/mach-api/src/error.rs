@@ -15,8 +15,8 @@ pub enum ErrorKind {
     TooLarge,
     /// The head of the request is larger than the limit.
     HeadTooLarge,
-    /// The body did not arrive in time.
-    BodyTimeout,
+    /// The request did not arrive in time.
+    ArrivalTimeout,
     /// The API key is missing or wrong.
     Unauthorized,
     /// The request came for a host that this server does not answer to.
@@ -52,7 +52,7 @@ impl ErrorKind {
             Self::HostNotAllowed | Self::OriginNotAllowed => 403,
             Self::ModelNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::BodyTimeout => 408,
+            Self::ArrivalTimeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::Overloaded | Self::TooManyAtOnce => 429,
@@ -69,7 +69,7 @@ impl ErrorKind {
             Self::Unauthorized => "authentication_error",
             Self::HostNotAllowed | Self::OriginNotAllowed => "permission_error",
             Self::Overloaded | Self::TooManyAtOnce => "rate_limit_error",
-            Self::Timeout | Self::BodyTimeout => "timeout_error",
+            Self::Timeout | Self::ArrivalTimeout => "timeout_error",
             Self::Unavailable | Self::QueueTimeout => "service_unavailable_error",
             Self::Internal => "server_error",
             _ => "invalid_request_error",
@@ -90,7 +90,7 @@ impl ErrorKind {
             Self::Overloaded => Some("queue_full"),
             Self::TooManyAtOnce => Some("concurrency_limit"),
             Self::QueueTimeout => Some("queue_timeout"),
-            Self::Timeout | Self::BodyTimeout => Some("request_timeout"),
+            Self::Timeout | Self::ArrivalTimeout => Some("request_timeout"),
             Self::Unavailable => Some("unavailable"),
             Self::InvalidRequest | Self::UnsupportedMediaType | Self::Internal => None,
         }

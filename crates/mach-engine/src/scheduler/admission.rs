@@ -60,8 +60,7 @@ impl Admission {
     }
 
     fn fail(&self, error: &EngineError) {
-        // A closed channel means that nobody waits for the answer.
-        let _ = self.job.events.send(Event::Failed(error.clone()));
+        self.job.events.send(Event::Failed(error.clone()));
     }
 
     /// The next choice, to be run by itself.
