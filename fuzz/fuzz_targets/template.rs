@@ -26,7 +26,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut parts = bytes.splitn(2, |&byte| byte == 0);
     let source = String::from_utf8_lossy(parts.next().unwrap_or_default());
     let given = parts.next().and_then(|body| ChatRequest::parse(body, &Limits::default()).ok());
-    let chat = given.as_ref().unwrap_or(&CHAT);
+    let chat = &given.as_ref().unwrap_or(&CHAT).conversation;
     let special = [("bos_token".to_owned(), "<s>".into()), ("eos_token".to_owned(), "</s>".into())];
     let Ok(template) = ChatTemplate::compile(&source, special.into_iter().collect()) else { return };
     let first = template.render(&chat.messages, &chat.tools, &chat.template_kwargs);

@@ -31,10 +31,9 @@ pub fn answer(tools: ToolFormat, reasoning: ReasoningFormat, bytes: &[u8]) {
     let read = |pieces: &[&str]| {
         let mut parser = format.parser(known.then(|| Arc::clone(&SCHEMAS)), start);
         let mut parts = Vec::new();
-        // Neighbours of a kind are joined as they come.
         pieces.iter().for_each(|piece| parser.push(piece, &mut parts));
         parser.finish(cut, &mut parts);
-        parts
+        joined(parts)
     };
     let whole = read(&[&text]);
     let size = usize::from(*size).max(1);
@@ -57,5 +56,20 @@ pub fn answer(tools: ToolFormat, reasoning: ReasoningFormat, bytes: &[u8]) {
             _ => {}
         }
     }
-    assert!(!open, "a call without an end");
+    assert!(cut || !open, "a call without an end");
 }
+
+/// How much is told at once depends on the pieces; what is told does not.
+fn joined(parts: Vec<Part>) -> Vec<Part> {
+    let mut all: Vec<Part> = Vec::new();
+    for part in parts {
+        match (all.last_mut(), part) {
+            (Some(Part::Content(text)), Part::Content(more))
+            | (Some(Part::Reasoning(text)), Part::Reasoning(more))
+            | (Some(Part::Arguments(text)), Part::Arguments(more)) => text.push_str(&more),
+            (_, part) => all.push(part),
+        }
+    }
+    all
+}
+

@@ -1,6 +1,6 @@
 //! `mach serve`: answers over HTTP.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,13 @@ use mach_api::UnknownFields;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_api::output::OutputFormat;
 use mach_engine::{EngineConfig, Unread};
-use mach_server::{Caller, ChatModel, Hosts, Origins, Readiness, ServerConfig};
+use mach_server::{Caller, ChatModel, Origins, Readiness, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::Exit;
 use crate::args::{ConfigArgs, LogArgs, ModelArgs};
+use crate::host::Host;
 use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
@@ -28,7 +29,7 @@ pub struct ServeArgs {
     pub model: ModelArgs,
 
     /// Address or name to listen on
-    #[arg(long, help_heading = "Network", default_value = "127.0.0.1", value_parser = host)]
+    #[arg(long, help_heading = "Network", default_value = "127.0.0.1", value_parser = Host::parse)]
     pub host: Host,
 
     /// Port to listen on; 0 picks a free one and prints it
@@ -152,28 +153,6 @@ pub enum BackendArg {
     Openai,
 }
 
-/// An address to listen on, with its name if it was given by one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    name: Option<String>,
-    address: IpAddr,
-}
-
-/// An address, or a name that has one.
-fn host(text: &str) -> Result<Host, String> {
-    use std::net::ToSocketAddrs as _;
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    if let Ok(address) = bare.parse() {
-        return Ok(Host { name: None, address });
-    }
-    let mut found: Vec<IpAddr> =
-        (bare, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|a| a.ip()).collect();
-    // Clients that say `localhost` try both families; servers of this kind are expected on the older one.
-    found.sort_by_key(IpAddr::is_ipv6);
-    let address = found.first().copied().ok_or_else(|| "this name has no address".to_owned())?;
-    Ok(Host { name: Some(bare.to_owned()), address })
-}
-
 /// A limit in seconds; 0 is none.
 fn limit(flag: &str, seconds: f64) -> Result<Option<Duration>, Exit> {
     if seconds == 0.0 {
@@ -255,7 +234,7 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             max_concurrent_per_key: args.max_concurrent_per_key,
             cors: Origins::parse(&args.cors_origin)
                 .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
-            allowed_hosts: allowed_hosts(args)?,
+            allowed_hosts: args.host.allowed(&args.allowed_hosts, args.api_key.is_some())?,
             write_timeout: limit("--write-timeout", args.write_timeout)?,
             cache_salt_per_key: args.cache_salt_per_key,
             limits: Limits { unknown_fields, ..Limits::default() },
@@ -263,17 +242,6 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
         },
         output: args.output.clone(),
         warm: warm_prefixes(args)?,
-    })
-}
-
-/// The names of `--allowed-hosts`; without a key, the name that is listened on as well.
-fn allowed_hosts(args: &ServeArgs) -> Result<Option<Hosts>, Exit> {
-    let hosts =
-        Hosts::parse(&args.allowed_hosts).map_err(|e| Exit::input(format!("--allowed-hosts: {e}")))?;
-    let name = args.host.name.as_deref();
-    Ok(match name.filter(|_| args.api_key.is_none() || !args.allowed_hosts.is_empty()) {
-        Some(name) => Some(hosts.and(name)),
-        None => (!args.allowed_hosts.is_empty()).then_some(hosts),
     })
 }
 
@@ -443,6 +411,7 @@ fn hangup_is_ignored() -> bool {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use mach_server::Hosts;
 
     use super::*;
 

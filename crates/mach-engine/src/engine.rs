@@ -214,7 +214,7 @@ impl Generator for Engine {
     ) -> Result<Vec<(Events, oneshot::Receiver<Started>)>, EngineError> {
         requests.iter().try_for_each(|request| self.check(request))?;
         let (mut jobs, mut ends) = (Vec::new(), Vec::new());
-        let submitted = Instant::now();
+        let (submitted, begun) = (Instant::now(), Arc::<AtomicBool>::default());
         for request in requests {
             let (sender, events) = channel(&self.config.unread);
             let (start, started) = oneshot::channel();
@@ -222,7 +222,8 @@ impl Generator for Engine {
             if request.max_tokens == Some(0) {
                 nothing(&request, &sender, start);
             } else {
-                jobs.push(Job { request, events: sender, submitted, started: Some(start) });
+                let begun = Arc::clone(&begun);
+                jobs.push(Job { request, events: sender, submitted, begun, started: Some(start) });
             }
         }
         if !jobs.is_empty() {

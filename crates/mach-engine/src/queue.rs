@@ -1,6 +1,7 @@
 //! The bounded queue between request tasks and the engine thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,17 @@ pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
     pub(crate) events: EventSender,
     pub(crate) submitted: Instant,
+    /// Some part of its request has begun: the others wait for a place, not for their request's turn. Shared by the parts.
+    pub(crate) begun: Arc<AtomicBool>,
     /// Told when the request leaves the queue.
     pub(crate) started: Option<oneshot::Sender<Started>>,
+}
+
+impl Job {
+    /// Whether its request has waited for its turn for `limit` or longer.
+    pub(crate) fn late(&self, limit: Duration) -> bool {
+        !self.begun.load(Ordering::Relaxed) && self.submitted.elapsed() >= limit
+    }
 }
 
 /// What the engine thread finds when it looks at the queue.
@@ -129,7 +139,7 @@ impl Queue {
         let mut inner = self.lock();
         let before = inner.waiting.len();
         inner.waiting.retain(|(_, job)| {
-            let expired = job.submitted.elapsed() >= limit;
+            let expired = job.late(limit);
             if expired {
                 job.events.send(Event::Failed(EngineError::QueueTimeout { limit }));
             }

@@ -81,6 +81,24 @@ fn the_parts_of_a_request_take_one_place_together() {
 }
 
 #[test]
+fn the_parts_of_a_request_wait_for_each_other_without_being_late() {
+    let (engine, _) = engine(|d, c| {
+        d.pace = Duration::from_millis(5);
+        (c.max_batch, c.queue_timeout) = (1, Some(Duration::from_millis(100)));
+    });
+    // Twenty parts of 50 ms.
+    let many = engine.submit_all((0..20).map(|_| request(10)).collect()).unwrap();
+    let mut other = engine.submit(request(1)).unwrap();
+    let Some(Event::Failed(error)) = other.blocking_recv() else { panic!("another request is late") };
+    assert!(matches!(error, EngineError::QueueTimeout { .. }), "{error}");
+    for (mut events, _) in many {
+        while let Some(event) = events.blocking_recv() {
+            assert!(!matches!(event, Event::Failed(_)), "{event:?}");
+        }
+    }
+}
+
+#[test]
 fn an_answer_that_nobody_reads_is_given_up() {
     let unread = Arc::new(Unread::new(1 << 20));
     let (engine, seen) = engine(|_, c| c.unread = Arc::clone(&unread));
