@@ -69,8 +69,7 @@ impl Socket {
         {
             self.instead = Some(Instead { bytes, written: 0, stands_for: first.len() });
         }
-        loop {
-            let Some(instead) = &mut self.instead else { break };
+        while let Some(instead) = &mut self.instead {
             let Some(rest) = instead.bytes.get(instead.written..).filter(|rest| !rest.is_empty()) else {
                 let stands_for = instead.stands_for;
                 self.instead = None;
@@ -79,7 +78,7 @@ impl Socket {
             match self.stream.try_write(rest) {
                 Ok(written) => instead.written += written,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.stream.poll_write_ready(context))?
+                    ready!(self.stream.poll_write_ready(context))?;
                 }
                 Err(e) => return Poll::Ready(Err(e)),
             }
@@ -88,7 +87,7 @@ impl Socket {
             match self.stream.try_write_vectored(slices) {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.stream.poll_write_ready(context))?
+                    ready!(self.stream.poll_write_ready(context))?;
                 }
                 Err(e) => return Poll::Ready(Err(e)),
             }
