@@ -24,7 +24,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
 binaries=()
 for target in "${targets[@]}"; do binaries+=(--bin "$target"); done
-${CARGO:-cargo} build --release --locked --manifest-path fuzz/Cargo.toml --target "$host" "${binaries[@]}"
+${CARGO:-cargo} build --release --manifest-path fuzz/Cargo.toml --target "$host" "${binaries[@]}"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -251,9 +251,12 @@ fn ids_and_counters() {
     assert!(after.contains(r#"mach_request_success_total{finished_reason="length"} 1"#), "{after}");
     assert!(after.contains(r#"handler="/v1/chat/completions",status="200"} 1"#), "{after}");
     assert!(after.ends_with("# EOF\n"));
-    for name in
-        ["mach_num_requests_running", "mach_num_requests_waiting", "mach_spec_decode_num_draft_tokens_total"]
-    {
+    for name in [
+        "mach_unread_bytes",
+        "mach_num_requests_running",
+        "mach_num_requests_waiting",
+        "mach_spec_decode_num_draft_tokens_total",
+    ] {
         metric(&after, name);
     }
 }
