@@ -92,6 +92,7 @@ impl Hosts {
     ) -> bool {
         match cors {
             Some(Origins::Any) => return true,
+            _ if self.any => return true,
             Some(Origins::These(list)) if list.contains(origin) => return true,
             _ => {}
         }
@@ -205,7 +206,9 @@ mod tests {
         for strange in ["", ":80", "[::1", "[x]", "a:b", "a:1:2", "localhost@evil.example:80x"] {
             assert_eq!(host(strange), Err(ErrorKind::InvalidRequest), "{strange}");
         }
-        assert_eq!(check(&["*"], "evil.example", Some("https://evil.example"), &[]), Ok(()));
+        for origin in ["https://evil.example", "null"] {
+            assert_eq!(check(&["*"], "evil.example", Some(origin), &[]), Ok(()));
+        }
     }
 
     #[test]
