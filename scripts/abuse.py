@@ -43,7 +43,7 @@ async def misbehave(host, port, model, dice, counts):
         "model": model, "messages": [{"role": "user", "content": words}], "stream": dice.random() < 0.9,
         "max_tokens": 2000 if kind != "whole" else 10, "ignore_eos": True, "n": dice.choice([1, 1, 1, 2]),
     }).encode()  # fmt: skip
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     try:
         writer.write(head.encode() + (body if kind != "half" else body[: len(body) // 2]))
         await writer.drain()

@@ -183,3 +183,56 @@ fn quantized_keys_and_values_give_the_same_bytes_and_keep_to_themselves() {
         assert_eq!(walk(&server, 0.0).1[0], 0, "{kv}");
     }
 }
+
+#[test]
+fn each_key_may_have_a_cache_of_its_own_and_lists_its_own_prefixes() {
+    let dir = tempfile::tempdir().unwrap();
+    let warm = json!({"messages": [{"role": "system", "content": SYSTEM}]}).to_string();
+    let cached = |server: &Server, key: (&str, &str), salt: Option<&str>| {
+        let mut fields = body(&conversation(&[], "Tell me about the sea."), 0.0);
+        fields["cache_salt"] = salt.into();
+        let headers = [("content-type", "application/json"), key];
+        let answer = server.request("POST", "/v1/chat/completions", &headers, fields.to_string().as_bytes());
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let post = |server: &Server, key, body: &str| {
+        let headers = [("content-type", "application/json"), key];
+        server.request("POST", "/v1/cache/warm_prefix", &headers, body.as_bytes()).json()["key"].clone()
+    };
+    let list = |server: &Server, key, query: &str| -> Vec<Value> {
+        let listed = server.request("GET", &format!("/v1/cache/warm_prefix{query}"), &[key], b"").json();
+        listed["data"].as_array().unwrap().iter().map(|prefix| prefix["key"].clone()).collect()
+    };
+    let (a, also_a) = (("authorization", "Bearer a"), ("x-api-key", "a"));
+    let (b, nobody) = (("x-api-key", "b"), ("accept", "*/*"));
+
+    let server = serve(dir.path(), &["--cache-salt-per-key"]);
+    assert_eq!(cached(&server, a, None), 0);
+    assert_eq!(
+        (cached(&server, b, None), cached(&server, nobody, None), cached(&server, a, Some("s"))),
+        (0, 0, 0)
+    );
+    assert!(cached(&server, also_a, None) > 40 && cached(&server, b, None) > 40);
+    let own = post(&server, a, &warm);
+    assert_ne!(own, post(&server, b, &warm));
+    let listed = list(&server, also_a, "");
+    assert_eq!((listed.len(), &listed[0]), (1, &own));
+    assert!(list(&server, nobody, "").is_empty());
+    stop(server);
+    // The keys' salts are the same after a restart, and nothing is found without them.
+    let server = serve(dir.path(), &["--cache-salt-per-key"]);
+    assert_eq!(list(&server, a, ""), [own]);
+    assert!(cached(&server, a, None) > 40);
+    stop(server);
+
+    let server = serve(dir.path(), &[]);
+    assert_eq!(cached(&server, a, None), 0);
+    assert!(cached(&server, b, None) > 40, "without the flag, keys share");
+    let salted = json!({"messages": [{"role": "system", "content": SYSTEM}], "cache_salt": "s"}).to_string();
+    let (own, salted) = (post(&server, a, &warm), post(&server, a, &salted));
+    let mut both = vec![own, salted.clone()];
+    both.sort_by_key(Value::to_string);
+    assert_eq!(list(&server, also_a, ""), both);
+    assert!(list(&server, b, "").is_empty() && list(&server, nobody, "").is_empty());
+    assert_eq!(list(&server, b, "?cache_salt=s"), [salted]);
+}

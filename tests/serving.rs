@@ -251,9 +251,12 @@ fn ids_and_counters() {
     assert!(after.contains(r#"mach_request_success_total{finished_reason="length"} 1"#), "{after}");
     assert!(after.contains(r#"handler="/v1/chat/completions",status="200"} 1"#), "{after}");
     assert!(after.ends_with("# EOF\n"));
-    for name in
-        ["mach_num_requests_running", "mach_num_requests_waiting", "mach_spec_decode_num_draft_tokens_total"]
-    {
+    for name in [
+        "mach_unread_bytes",
+        "mach_num_requests_running",
+        "mach_num_requests_waiting",
+        "mach_spec_decode_num_draft_tokens_total",
+    ] {
         metric(&after, name);
     }
 }
@@ -361,9 +364,9 @@ fn readers_that_do_not_read_hold_up_nobody() {
         (0..3).map(|_| server.send("POST", "/v1/chat/completions", &JSON, body.as_bytes())).collect();
     // Half a head, and half a body.
     let mut half = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-    half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n").unwrap();
+    half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n").unwrap();
     let mut slow = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-    slow.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{").unwrap();
+    slow.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{").unwrap();
     assert_eq!(server.get("/health").status, 200);
     // All of them are generated although nobody reads, and then it is this one's turn.
     assert_eq!(server.chat(json!({"messages": user("hi"), "max_tokens": 3})).status, 200);

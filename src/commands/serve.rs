@@ -1,6 +1,6 @@
 //! `mach serve`: answers over HTTP.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,14 @@ use clap::{Args, ValueEnum};
 use mach_api::UnknownFields;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_api::output::OutputFormat;
-use mach_engine::EngineConfig;
-use mach_server::{ChatModel, Origins, Readiness, ServerConfig};
+use mach_engine::{EngineConfig, Unread};
+use mach_server::{Caller, ChatModel, Origins, Readiness, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::Exit;
 use crate::args::{ConfigArgs, LogArgs, ModelArgs};
+use crate::host::Host;
 use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
@@ -28,8 +29,8 @@ pub struct ServeArgs {
     pub model: ModelArgs,
 
     /// Address or name to listen on
-    #[arg(long, help_heading = "Network", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = host)]
-    pub host: IpAddr,
+    #[arg(long, help_heading = "Network", default_value = "127.0.0.1", value_parser = Host::parse)]
+    pub host: Host,
 
     /// Port to listen on; 0 picks a free one and prints it
     #[arg(long, help_heading = "Network", default_value_t = 8080)]
@@ -82,6 +83,23 @@ pub struct ServeArgs {
     /// Site whose pages may ask this server, its origin with scheme and host, or * for all; may be given more than once
     #[arg(long, help_heading = "Network", value_name = "ORIGIN")]
     pub cors_origin: Vec<String>,
+
+    /// Names that requests may be for, comma-separated: name, *.example.org for all below, or * for any. Without a key, addresses
+    /// and localhost are answered alone; with one, any name is unless this is given
+    #[arg(long, help_heading = "Network", value_name = "NAMES", value_delimiter = ',')]
+    pub allowed_hosts: Vec<String>,
+
+    /// Seconds that a client may take nothing of its answer before it is cut off; 0 for no limit
+    #[arg(long, help_heading = "Network", default_value_t = 60.0, value_name = "SECONDS")]
+    pub write_timeout: f64,
+
+    /// Answers that clients have not read yet, all together, in MiB; streams of those who read too slowly are cut off beyond that
+    #[arg(long, help_heading = "Network", default_value_t = 64, value_name = "MIB")]
+    pub max_unread_mib: usize,
+
+    /// Keep what the prefix cache holds for one API key from all others, as if each of its requests had a cache_salt
+    #[arg(long, help_heading = "Prefix cache")]
+    pub cache_salt_per_key: bool,
 
     /// Refuse requests with fields that neither OpenAI, vLLM nor mach know, instead of ignoring and naming those
     #[arg(long, help_heading = "Requests")]
@@ -139,20 +157,6 @@ pub enum BackendArg {
     Openai,
 }
 
-/// An address, or a name that has one.
-fn host(text: &str) -> Result<IpAddr, String> {
-    use std::net::ToSocketAddrs as _;
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    if let Ok(address) = bare.parse() {
-        return Ok(address);
-    }
-    let mut found: Vec<IpAddr> =
-        (bare, 0).to_socket_addrs().map_err(|e| e.to_string())?.map(|a| a.ip()).collect();
-    // Clients that say `localhost` try both families; servers of this kind are expected on the older one.
-    found.sort_by_key(IpAddr::is_ipv6);
-    found.first().copied().ok_or_else(|| "this name has no address".to_owned())
-}
-
 /// A limit in seconds; 0 is none.
 fn limit(flag: &str, seconds: f64) -> Result<Option<Duration>, Exit> {
     if seconds == 0.0 {
@@ -180,11 +184,11 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
     if api_key.as_deref().is_some_and(|k| k.trim().is_empty() || k.trim() != k) {
         return Err(Exit::input("the API key must not be empty, nor begin or end with a space"));
     }
-    if !args.host.is_loopback() && api_key.is_none() && !args.allow_unauthenticated {
+    let address = args.host.address;
+    if !address.is_loopback() && api_key.is_none() && !args.allow_unauthenticated {
         return Err(Exit::input(format!(
-            "--host {}: others could use this server; set --api-key (or MACH_API_KEY), \
-             or say --allow-unauthenticated",
-            args.host
+            "--host {address}: others could use this server; set --api-key (or MACH_API_KEY), \
+             or say --allow-unauthenticated"
         )));
     }
     if args.served_model_name.iter().any(|n| n.trim().is_empty()) {
@@ -200,6 +204,7 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
         ("--prefill-interleave", args.prefill_interleave),
         ("--max-concurrent-per-key", args.max_concurrent_per_key.unwrap_or(1)),
         ("--max-connections", args.max_connections),
+        ("--max-unread-mib", args.max_unread_mib),
     ];
     if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
         return Err(Exit::input(format!("{flag}: must be at least 1")));
@@ -208,9 +213,11 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
         return Err(Exit::input("--max-head-kib: must be between 8 and 4096"));
     }
     let unknown_fields = if args.strict_fields { UnknownFields::Refuse } else { UnknownFields::Ignore };
+    let unread = args.max_unread_mib.checked_mul(1 << 20);
+    let unread = unread.ok_or_else(|| Exit::input("--max-unread-mib: too large"))?;
     let max_body = args.max_body_mib.checked_mul(1 << 20);
     Ok(ServeConfig {
-        address: SocketAddr::new(args.host, args.port),
+        address: SocketAddr::new(address, args.port),
         names: args.served_model_name.clone(),
         engine: EngineConfig {
             queue_capacity: args.max_queue,
@@ -219,6 +226,7 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             queue_timeout: limit("--queue-timeout", args.queue_timeout)?,
             request_timeout: limit("--request-timeout", args.request_timeout)?,
             prefix: args.prefix.validate()?,
+            unread: Arc::new(Unread::new(unread)),
             ..EngineConfig::default()
         },
         server: ServerConfig {
@@ -230,15 +238,31 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             max_concurrent_per_key: args.max_concurrent_per_key,
             cors: Origins::parse(&args.cors_origin)
                 .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
+            allowed_hosts: args.host.allowed(&args.allowed_hosts, args.api_key.is_some())?,
+            write_timeout: limit("--write-timeout", args.write_timeout)?,
+            cache_salt_per_key: args.cache_salt_per_key,
             limits: Limits {
                 unknown_fields,
                 keep_client_headers: args.keep_client_headers,
                 ..Limits::default()
             },
+            ..ServerConfig::default()
         },
         output: args.output.clone(),
-        warm: args.prefix.prefixes()?,
+        warm: warm_prefixes(args)?,
     })
+}
+
+/// The prefixes of `--warm-prefix`, for whoever brings the key.
+fn warm_prefixes(args: &ServeArgs) -> Result<Vec<WarmRequest>, Exit> {
+    let mut prefixes = args.prefix.prefixes()?;
+    if args.cache_salt_per_key {
+        let caller = Caller::with_key(args.api_key.as_deref().map(str::as_bytes));
+        for prefix in &mut prefixes {
+            prefix.cache_salt = Some(caller.salt(prefix.cache_salt.as_deref()));
+        }
+    }
+    Ok(prefixes)
 }
 
 /// Runs the command.
@@ -395,6 +419,7 @@ fn hangup_is_ignored() -> bool {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use mach_server::Hosts;
 
     use super::*;
 
@@ -445,6 +470,8 @@ mod tests {
             "--queue-timeout=-1",
             "--request-timeout NaN",
             "--cors-origin example.org",
+            "--allowed-hosts http://example.org",
+            "--write-timeout=-1",
             "--max-head-kib 1000000",
         ] {
             assert_eq!(check(&format!("demo {line}")).unwrap_err().code, 2, "{line}");
@@ -452,6 +479,22 @@ mod tests {
         let config = check("demo --backend dflash --queue-timeout 0.5 --cors-origin *").unwrap();
         assert_eq!(config.engine.queue_timeout, Some(Duration::from_millis(500)));
         assert_eq!((config.engine.request_timeout, config.server.cors), (None, Some(Origins::Any)));
+    }
+
+    #[test]
+    fn names_of_hosts_are_asked_for_or_follow_from_the_address() {
+        let hosts = |line: &str| check(&format!("demo {line}")).unwrap().server.allowed_hosts;
+        let named = |names: &[&str]| {
+            Some(Hosts::parse(&names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).unwrap())
+        };
+        assert_eq!(hosts("--host 127.0.0.1"), None);
+        assert_eq!(
+            hosts("--allowed-hosts a,*.b.example --allowed-hosts c"),
+            named(&["a", "*.b.example", "c"])
+        );
+        assert_eq!(hosts("--host localhost"), named(&["localhost"]));
+        assert_eq!(hosts("--host localhost --api-key k"), None);
+        assert_eq!(hosts("--host localhost --api-key k --allowed-hosts a"), named(&["a", "localhost"]));
     }
 
     #[test]
@@ -464,6 +507,7 @@ mod tests {
             "--max-head-kib",
             "--max-connections",
             "--max-concurrent-per-key",
+            "--max-unread-mib",
             "--prefill-chunk",
             "--prefill-interleave",
             "--max-context",

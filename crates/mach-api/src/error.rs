@@ -15,8 +15,14 @@ pub enum ErrorKind {
     TooLarge,
     /// The head of the request is larger than the limit.
     HeadTooLarge,
+    /// The request did not arrive in time.
+    ArrivalTimeout,
     /// The API key is missing or wrong.
     Unauthorized,
+    /// The request came for a host that this server does not answer to.
+    HostNotAllowed,
+    /// A page of another site sent the request.
+    OriginNotAllowed,
     /// No model of this name.
     ModelNotFound,
     /// No such route.
@@ -43,8 +49,10 @@ impl ErrorKind {
         match self {
             Self::InvalidRequest | Self::ContextLength => 400,
             Self::Unauthorized => 401,
+            Self::HostNotAllowed | Self::OriginNotAllowed => 403,
             Self::ModelNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::ArrivalTimeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::Overloaded | Self::TooManyAtOnce => 429,
@@ -59,8 +67,9 @@ impl ErrorKind {
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Unauthorized => "authentication_error",
+            Self::HostNotAllowed | Self::OriginNotAllowed => "permission_error",
             Self::Overloaded | Self::TooManyAtOnce => "rate_limit_error",
-            Self::Timeout => "timeout_error",
+            Self::Timeout | Self::ArrivalTimeout => "timeout_error",
             Self::Unavailable | Self::QueueTimeout => "service_unavailable_error",
             Self::Internal => "server_error",
             _ => "invalid_request_error",
@@ -73,13 +82,15 @@ impl ErrorKind {
             Self::ContextLength => Some("context_length_exceeded"),
             Self::TooLarge | Self::HeadTooLarge => Some("request_too_large"),
             Self::Unauthorized => Some("invalid_api_key"),
+            Self::HostNotAllowed => Some("host_not_allowed"),
+            Self::OriginNotAllowed => Some("origin_not_allowed"),
             Self::ModelNotFound => Some("model_not_found"),
             Self::NotFound => Some("unknown_url"),
             Self::MethodNotAllowed => Some("method_not_allowed"),
             Self::Overloaded => Some("queue_full"),
             Self::TooManyAtOnce => Some("concurrency_limit"),
             Self::QueueTimeout => Some("queue_timeout"),
-            Self::Timeout => Some("request_timeout"),
+            Self::Timeout | Self::ArrivalTimeout => Some("request_timeout"),
             Self::Unavailable => Some("unavailable"),
             Self::InvalidRequest | Self::UnsupportedMediaType | Self::Internal => None,
         }

@@ -7,29 +7,7 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use crate::notes::{Notes, UnknownFields};
-use crate::surrogates::mend;
 use crate::{ApiError, ErrorKind};
-
-/// Parses bytes as JSON, halves of surrogate pairs as U+FFFD. Numbers too large for a double, nesting deeper than 128 and broken syntax are errors that name
-/// the path reached.
-pub(crate) fn json(bytes: &[u8]) -> Result<Value, ApiError> {
-    let bytes = mend(bytes);
-    let mut de = serde_json::Deserializer::from_slice(&bytes);
-    let value = serde_path_to_error::deserialize::<_, Value>(&mut de).map_err(|e| {
-        // The last segment of a path is `?` where not even a key could be read.
-        let path = e.path().to_string();
-        let path = path.trim_end_matches('?').trim_end_matches('.').to_owned();
-        let reason = e.into_inner();
-        if path.is_empty() {
-            ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid JSON: {reason}"))
-        } else {
-            ApiError::field(path, format!("not valid JSON: {reason}"))
-        }
-    })?;
-    de.end()
-        .map_err(|e| ApiError::new(ErrorKind::InvalidRequest, format!("the body is not valid JSON: {e}")))?;
-    Ok(value)
-}
 
 /// What a JSON value is, in words.
 pub(crate) fn kind(value: &Value) -> &'static str {

@@ -8,6 +8,7 @@ pub mod chat;
 pub mod completions;
 mod error;
 mod fields;
+mod json;
 pub mod messages;
 mod models;
 mod notes;

@@ -7,7 +7,8 @@ use crate::chat::known::end_body;
 use crate::chat::request::{parse_messages, parse_template_kwargs};
 use crate::chat::tools::parse_tools;
 use crate::chat::{Limits, Message};
-use crate::fields::{Fields, integer, json};
+use crate::fields::{Fields, integer};
+use crate::json::json;
 use crate::{ApiError, Notes};
 
 /// What is to become tokens.

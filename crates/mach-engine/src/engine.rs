@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use mach_experts::{StreamingStats, StreamingSummary};
 use mach_models::{KvFormat, Model};
 use mach_prefix::{Blank, PrefixCache, PrefixConfig};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use crate::events::{EventSender, Unread, channel};
 use crate::queue::{Job, Queue};
 use crate::scheduler::{Commons, Scheduler};
 use crate::{
@@ -41,6 +42,8 @@ pub struct EngineConfig {
     pub state_budget: Option<usize>,
     /// How tokens are proposed ahead of the model.
     pub speculation: Speculation,
+    /// Account of the answers that wait to be read.
+    pub unread: Arc<Unread>,
     /// The prefix cache; none computes every prompt in full.
     pub prefix: Option<PrefixConfig>,
 }
@@ -58,6 +61,7 @@ impl Default for EngineConfig {
             max_context: None,
             state_budget: None,
             speculation: Speculation::default(),
+            unread: Arc::default(),
             prefix: None,
         }
     }
@@ -150,11 +154,7 @@ impl Engine {
         })
     }
 
-    fn submit_job(
-        &self,
-        request: GenerateRequest,
-        started: Option<oneshot::Sender<Started>>,
-    ) -> Result<Events, EngineError> {
+    fn check(&self, request: &GenerateRequest) -> Result<(), EngineError> {
         let prompt = request.prompt.len();
         if prompt == 0 {
             return Err(EngineError::EmptyPrompt);
@@ -170,13 +170,7 @@ impl Engine {
         if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= self.vocab) {
             return Err(EngineError::Token { id, vocab: self.vocab });
         }
-        let (sender, events) = mpsc::unbounded_channel();
-        if request.max_tokens == Some(0) {
-            nothing(&request, &sender, started);
-            return Ok(events);
-        }
-        self.commons.queue.push(Job { request, events: sender, submitted: Instant::now(), started })?;
-        Ok(events)
+        Ok(())
     }
 
     /// Tokens that prompt and answer may have together.
@@ -210,8 +204,32 @@ impl Generator for Engine {
         &self,
         request: GenerateRequest,
     ) -> Result<(Events, oneshot::Receiver<Started>), EngineError> {
-        let (sender, started) = oneshot::channel();
-        Ok((self.submit_job(request, Some(sender))?, started))
+        let mut one = self.submit_all(vec![request])?;
+        one.pop().ok_or(EngineError::EmptyPrompt)
+    }
+
+    fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<(Events, oneshot::Receiver<Started>)>, EngineError> {
+        requests.iter().try_for_each(|request| self.check(request))?;
+        let (mut jobs, mut ends) = (Vec::new(), Vec::new());
+        let (submitted, begun) = (Instant::now(), Arc::<AtomicBool>::default());
+        for request in requests {
+            let (sender, events) = channel(&self.config.unread);
+            let (start, started) = oneshot::channel();
+            ends.push((events, started));
+            if request.max_tokens == Some(0) {
+                nothing(&request, &sender, start);
+            } else {
+                let begun = Arc::clone(&begun);
+                jobs.push(Job { request, events: sender, submitted, begun, started: Some(start) });
+            }
+        }
+        if !jobs.is_empty() {
+            self.commons.queue.push(jobs)?;
+        }
+        Ok(ends)
     }
 
     fn facts(&self) -> GeneratorFacts {
@@ -225,6 +243,10 @@ impl Generator for Engine {
 
     fn tokenizer(&self) -> &Arc<TextTokenizer> {
         &self.tokenizer
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        &self.config.unread
     }
 
     fn waiting(&self) -> usize {
@@ -280,17 +302,11 @@ impl Drop for Engine {
 }
 
 /// Answers a request for no tokens: its prompt was checked, and that is all.
-fn nothing(
-    request: &GenerateRequest,
-    events: &mpsc::UnboundedSender<Event>,
-    started: Option<oneshot::Sender<Started>>,
-) {
-    if let Some(started) = started {
-        // Nobody waits for the answer of a client that has gone.
-        let _ = started.send(Started { mode: DecodeMode::TargetOnly, active: 0 });
-    }
+fn nothing(request: &GenerateRequest, events: &EventSender, started: oneshot::Sender<Started>) {
+    // Nobody waits for the answer of a client that has gone.
+    let _ = started.send(Started { mode: DecodeMode::TargetOnly, active: 0 });
     for choice in 0..request.choices {
-        let _ = events.send(Event::Finished {
+        events.send(Event::Finished {
             choice,
             reason: FinishReason::Length,
             tokens: 0,

@@ -7,7 +7,9 @@ use mach_models::KvFormat;
 use mach_prefix::PrefixCache;
 use tokio::sync::oneshot;
 
-use crate::{EngineError, EngineMetrics, EngineStats, Events, GenerateRequest, Started, TextTokenizer};
+use crate::{
+    EngineError, EngineMetrics, EngineStats, Events, GenerateRequest, Started, TextTokenizer, Unread,
+};
 
 /// What does not change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,14 @@ pub trait Generator: std::fmt::Debug + Send + Sync {
         request: GenerateRequest,
     ) -> Result<(Events, oneshot::Receiver<Started>), EngineError>;
 
+    /// Puts the parts of one request in the queue, all or none; they take one place together.
+    fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<(Events, oneshot::Receiver<Started>)>, EngineError> {
+        requests.into_iter().map(|request| self.submit_and_tell(request)).collect()
+    }
+
     /// As [`submit_and_tell`](Self::submit_and_tell), for those who do not ask when it starts.
     fn submit(&self, request: GenerateRequest) -> Result<Events, EngineError> {
         self.submit_and_tell(request).map(|(events, _)| events)
@@ -41,6 +51,8 @@ pub trait Generator: std::fmt::Debug + Send + Sync {
     fn facts(&self) -> GeneratorFacts;
     /// Between text and token ids.
     fn tokenizer(&self) -> &Arc<TextTokenizer>;
+    /// Answers that wait to be read.
+    fn unread(&self) -> &Arc<Unread>;
     /// Requests in the queue.
     fn waiting(&self) -> usize;
     /// Whether something is being generated.

@@ -5,6 +5,7 @@
 //! thread that owns the model.
 
 mod engine;
+mod events;
 mod generator;
 pub mod grammar;
 mod metrics;
@@ -20,11 +21,12 @@ mod text;
 mod tokenizer;
 
 pub use engine::{Engine, EngineConfig, StartError};
+pub use events::{Charge, EventSender, Events, Unread, channel};
 pub use generator::{Generator, GeneratorFacts};
 pub use mach_models::KvFormat;
 pub use metrics::EngineMetrics;
 pub use request::{
-    CacheHints, DecodeMode, EngineError, Event, Events, FinishReason, GenerateRequest, OutputControl, Preset,
+    CacheHints, DecodeMode, EngineError, Event, FinishReason, GenerateRequest, OutputControl, Preset,
     Started, Timings, TokenLogprob,
 };
 pub use sampling::SamplingParams;

@@ -1,22 +1,32 @@
 //! The bounded queue between request tasks and the engine thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use crate::events::EventSender;
 use crate::{EngineError, Event, GenerateRequest, Started};
 
 /// An accepted request.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) request: GenerateRequest,
-    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) events: EventSender,
     pub(crate) submitted: Instant,
+    /// Some part of its request has begun: the others wait for a place, not for their request's turn. Shared by the parts.
+    pub(crate) begun: Arc<AtomicBool>,
     /// Told when the request leaves the queue.
     pub(crate) started: Option<oneshot::Sender<Started>>,
+}
+
+impl Job {
+    /// Whether its request has waited for its turn for `limit` or longer.
+    pub(crate) fn late(&self, limit: Duration) -> bool {
+        !self.begun.load(Ordering::Relaxed) && self.submitted.elapsed() >= limit
+    }
 }
 
 /// What the engine thread finds when it looks at the queue.
@@ -31,13 +41,24 @@ pub(crate) enum Next {
 
 #[derive(Debug, Default)]
 struct Inner {
-    waiting: VecDeque<Job>,
+    /// With the number of the request that each belongs to; those of one request follow each other.
+    waiting: VecDeque<(u64, Job)>,
+    /// Requests so far.
+    requests: u64,
     closed: bool,
     aborted: bool,
     /// The engine thread has not come back for more work since it took some.
     busy: bool,
     /// Smoothed time that a request holds the engine.
     service_time: Duration,
+}
+
+impl Inner {
+    fn requests_waiting(&self) -> usize {
+        let mut last = None;
+        let open = self.waiting.iter().filter(|(_, job)| !job.events.is_closed());
+        open.filter(|(request, _)| last.replace(*request) != Some(*request)).count()
+    }
 }
 
 /// Shared by the engine's handles and its thread.
@@ -58,20 +79,24 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, job: Job) -> Result<(), EngineError> {
+    /// Takes the jobs of one request, all or none. They fill one place together, so that a request for many answers finds room
+    /// wherever a request for one does.
+    pub(crate) fn push(&self, jobs: Vec<Job>) -> Result<(), EngineError> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(EngineError::ShuttingDown);
         }
-        if inner.waiting.len() >= self.capacity {
-            inner.waiting.retain(|job| !job.events.is_closed());
+        if inner.requests_waiting() >= self.capacity {
+            inner.waiting.retain(|(_, job)| !job.events.is_closed());
         }
-        if inner.waiting.len() >= self.capacity {
-            let waiting = inner.waiting.len();
+        let waiting = inner.requests_waiting();
+        if waiting >= self.capacity {
             let retry_after = inner.service_time.as_secs_f64().ceil().clamp(1.0, 600.0) as u32;
             return Err(EngineError::QueueFull { waiting, retry_after });
         }
-        inner.waiting.push_back(job);
+        inner.requests += 1;
+        let request = inner.requests;
+        inner.waiting.extend(jobs.into_iter().map(|job| (request, job)));
         drop(inner);
         self.changed.notify_one();
         Ok(())
@@ -81,7 +106,7 @@ impl Queue {
     pub(crate) fn pop(&self, wait: bool) -> Next {
         let mut inner = self.lock();
         loop {
-            while let Some(job) = inner.waiting.pop_front() {
+            while let Some((_, job)) = inner.waiting.pop_front() {
                 if !job.events.is_closed() {
                     inner.busy = true;
                     return Next::Job(Box::new(job));
@@ -104,18 +129,19 @@ impl Queue {
         self.lock().busy
     }
 
+    /// Requests that wait and that somebody waits for.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().waiting.iter().filter(|job| !job.events.is_closed()).count()
+        self.lock().requests_waiting()
     }
 
     /// Fails the jobs that have waited for `limit` or longer.
     pub(crate) fn expire(&self, limit: Duration) -> usize {
         let mut inner = self.lock();
         let before = inner.waiting.len();
-        inner.waiting.retain(|job| {
-            let expired = job.submitted.elapsed() >= limit;
+        inner.waiting.retain(|(_, job)| {
+            let expired = job.late(limit);
             if expired {
-                let _ = job.events.send(Event::Failed(EngineError::QueueTimeout { limit }));
+                job.events.send(Event::Failed(EngineError::QueueTimeout { limit }));
             }
             !expired
         });
@@ -140,9 +166,8 @@ impl Queue {
         let mut inner = self.lock();
         inner.closed = true;
         inner.aborted = true;
-        for job in inner.waiting.drain(..) {
-            // A closed channel means that nobody waits for the answer.
-            let _ = job.events.send(Event::Failed(EngineError::ShuttingDown));
+        for (_, job) in inner.waiting.drain(..) {
+            job.events.send(Event::Failed(EngineError::ShuttingDown));
         }
         drop(inner);
         self.changed.notify_all();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mach_specdec::policy::Blocks;
-use tokio::sync::mpsc;
 
 use crate::grammar::Grammar;
 use crate::sampling::SamplingParams;
@@ -165,9 +164,6 @@ pub struct Started {
     pub active: usize,
 }
 
-/// The events of one request. Dropping it cancels the request before the next step.
-pub type Events = mpsc::UnboundedReceiver<Event>;
-
 /// Why the engine refuses or fails a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -213,6 +209,9 @@ pub enum EngineError {
         /// The limit that was reached.
         limit: Duration,
     },
+    /// The answer was not read as fast as it came, until too much of it waited.
+    #[error("the answer was not read: too much of it waits")]
+    Unread,
     /// The prompt would fit the model's context, not the memory.
     #[error(
         "the prompt has {prompt} tokens; memory for sequences ({budget} bytes) holds {context}, prompt and answer together"

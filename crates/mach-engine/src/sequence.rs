@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use mach_models::{Model, SequenceState};
 use mach_specdec::{Picker, Proposal, Speculator};
-use tokio::sync::mpsc::UnboundedSender;
 
+use crate::events::EventSender;
 use crate::grammar::{Guide, Lost};
 use crate::prefix::Reuse;
 use crate::sampling::{Sampler, choice_seed, raw_logprobs};
@@ -41,7 +41,7 @@ pub(crate) struct Sequence {
     sampler: Sampler,
     guide: Option<Guide>,
     text: TextStream<TokenLogprob>,
-    events: UnboundedSender<Event>,
+    events: EventSender,
     submitted: Instant,
     admitted: Instant,
     first_token: Option<Instant>,
@@ -66,7 +66,7 @@ pub(crate) struct Origin<'a> {
     pub(crate) choice: u32,
     pub(crate) limit: usize,
     pub(crate) stop_ids: Arc<[u32]>,
-    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) events: EventSender,
     pub(crate) submitted: Instant,
     /// When it left the queue: before a cached beginning is brought back, which is part of the time to the first token.
     pub(crate) admitted: Instant,
@@ -185,7 +185,7 @@ impl Sequence {
 
     /// Reports a failure of the whole request.
     pub(crate) fn fail(&self, error: &EngineError) {
-        let _ = self.events.send(Event::Failed(error.clone()));
+        self.events.send(Event::Failed(error.clone()));
     }
 
     /// Chooses the next token from the logits after the last token and reports what became visible. True when the
@@ -242,7 +242,7 @@ impl Sequence {
 
     fn send_text(&self, text: String, logprobs: Vec<TokenLogprob>) {
         if !text.is_empty() || !logprobs.is_empty() {
-            let _ = self.events.send(Event::Text { choice: self.choice, text, logprobs });
+            self.events.send(Event::Text { choice: self.choice, text, logprobs });
         }
     }
 
@@ -261,7 +261,6 @@ impl Sequence {
             (!self.text.stopped()).then(|| self.tokens.get(self.prompt_len..).unwrap_or_default().to_vec());
         let (choice, cached) = (self.choice, self.reuse.cached);
         let stopped_by = self.text.stopped_by().map(str::to_owned);
-        let _ =
-            self.events.send(Event::Finished { choice, reason, tokens, timings, cached, ids, stopped_by });
+        self.events.send(Event::Finished { choice, reason, tokens, timings, cached, ids, stopped_by });
     }
 }

@@ -265,7 +265,8 @@ impl PrefixCache {
         for stored in self.memory().all().into_iter().filter(|s| s.kind == Kind::Warmed) {
             let bytes = stored.image.exported_bytes() as u64;
             let tokens = stored.tokens().len();
-            all.push(WarmedPrefix { key: hex(&stored.key), tokens, bytes, levels: vec![Level::L1] });
+            let (key, root) = (hex(&stored.key), stored.root);
+            all.push(WarmedPrefix { key, root, tokens, bytes, levels: vec![Level::L1] });
         }
         for head in self.directory.iter().flat_map(|directory| directory.warmed()) {
             let key = hex(&head.key);
@@ -276,6 +277,7 @@ impl PrefixCache {
                 }
                 None => all.push(WarmedPrefix {
                     key,
+                    root: head.root,
                     tokens: head.tokens.len(),
                     bytes: head.file_len(),
                     levels: vec![Level::L2],

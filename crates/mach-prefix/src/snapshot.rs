@@ -75,6 +75,9 @@ pub struct Restored {
 pub struct WarmedPrefix {
     /// Key of the snapshot, in hexadecimal.
     pub key: String,
+    /// Where its hashes begin: the namespace and the salt. Not shown.
+    #[serde(skip)]
+    pub root: Hash,
     /// Tokens of the prefix.
     pub tokens: usize,
     /// Bytes in memory and on disk, whichever is more; in memory shared pages count in full.

@@ -8,7 +8,6 @@ use mach_api::chat::{TokenLogprob, TopLogprob};
 use mach_api::turn::{Counts, Ending, Said, Spoken};
 use mach_api::{ApiError, ErrorKind};
 use mach_engine::{Event, Events, TextTokenizer};
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::info;
 
 use crate::ChatModel;
@@ -85,7 +84,8 @@ impl Answers {
             all.push(events);
         }
         let numbered = (0..).zip(all).map(|(turn, events)| {
-            UnboundedReceiverStream::new(events).map(move |event| (turn, event)).boxed()
+            let mut events = events;
+            stream::poll_fn(move |context| events.poll_recv(context)).map(move |event| (turn, event)).boxed()
         });
         let numbered: Numbered = Box::pin(stream::select_all(numbered));
         let unfinished = readers.len();

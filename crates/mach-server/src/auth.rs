@@ -1,16 +1,46 @@
-//! API keys.
+//! API keys, and whom requests come from.
 
 use axum::http::{HeaderMap, header};
 use mach_api::{ApiError, ErrorKind};
 
-/// The key that a request brings: `Authorization: Bearer KEY`, or `x-api-key: KEY`.
-pub(crate) fn key(headers: &HeaderMap) -> Option<&[u8]> {
+/// The key that a request brings: `Authorization: Bearer KEY`, or `x-api-key: KEY`. An empty one is none.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers
         .get(header::AUTHORIZATION)
-        .and_then(|v| v.as_bytes().split_at_checked(7))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
-        .map(|(_, key)| key.trim_ascii());
-    bearer.or_else(|| headers.get("x-api-key").map(|v| v.as_bytes().trim_ascii()))
+        .and_then(|v| v.as_bytes().split_at_checked(6))
+        .filter(|(scheme, rest)| {
+            scheme.eq_ignore_ascii_case(b"bearer") && rest.first().is_some_and(u8::is_ascii_whitespace)
+        })
+        .map(|(_, key)| key.trim_ascii())
+        .filter(|key| !key.is_empty());
+    let plain = || headers.get("x-api-key").map(|v| v.as_bytes().trim_ascii()).filter(|key| !key.is_empty());
+    bearer.or_else(plain)
+}
+
+/// Whom a request comes from: the key that it brings, in whichever header; those without one are one caller. Kept as a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Caller([u8; 32]);
+
+impl Caller {
+    /// Whoever brings this key.
+    pub fn with_key(key: Option<&[u8]>) -> Self {
+        Self(blake3::derive_key("mach: caller by API key", key.unwrap_or_default()))
+    }
+
+    /// The caller of a request.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self::with_key(key(headers))
+    }
+
+    /// A salt of the prefix cache that no other caller has, whatever salt it asks for.
+    pub fn salt(&self, asked: Option<&str>) -> String {
+        let own = blake3::Hash::from_bytes(blake3::derive_key("mach: cache salt of a caller", &self.0));
+        match asked {
+            // The first part is of one length, so that no two pairs are written alike.
+            Some(asked) => format!("{}:{asked}", own.to_hex()),
+            None => own.to_hex().to_string(),
+        }
+    }
 }
 
 /// Lets a request pass if no key is set, or if it brings the key.
@@ -40,6 +70,43 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, value.parse().unwrap());
         check(Some("secret"), &headers)
+    }
+
+    #[test]
+    fn a_caller_is_a_key_however_it_is_written() {
+        let caller = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            Caller::of(&headers)
+        };
+        let one = Caller::with_key(Some(b"k"));
+        for (name, value) in [
+            ("authorization", "Bearer k"),
+            ("authorization", "bearer  k"),
+            ("authorization", "BEARER\tk "),
+            ("x-api-key", "k"),
+            ("x-api-key", " k"),
+        ] {
+            assert_eq!(caller(name, value), one, "{name}: {value}");
+        }
+        let nobody = Caller::of(&HeaderMap::new());
+        for (name, value) in [("authorization", "Bearer "), ("x-api-key", ""), ("authorization", "Basic k")] {
+            assert_eq!(caller(name, value), nobody, "{name}: {value}");
+        }
+        let mut both = HeaderMap::new();
+        both.insert(header::AUTHORIZATION, "Bearer ".parse().unwrap());
+        both.insert("x-api-key", "k".parse().unwrap());
+        assert_eq!(Caller::of(&both), one);
+        assert_ne!(one, nobody);
+        let salts = [
+            one.salt(None),
+            one.salt(Some("a")),
+            one.salt(Some("b")),
+            nobody.salt(None),
+            nobody.salt(Some("a")),
+        ];
+        assert!((1..salts.len()).all(|i| !salts[..i].contains(&salts[i])), "{salts:?}");
+        assert!(!salts.concat().contains('k'));
     }
 
     #[test]

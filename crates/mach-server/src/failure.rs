@@ -54,6 +54,7 @@ pub(crate) fn from_engine(error: &EngineError, prompt: &str) -> ApiError {
             ApiError::new(ErrorKind::Overloaded, message).retry_after(*retry_after)
         }
         EngineError::QueueTimeout { .. } => ApiError::new(ErrorKind::QueueTimeout, message).retry_after(1),
+        EngineError::Unread => ApiError::new(ErrorKind::Unavailable, message),
         EngineError::RequestTimeout { .. } => ApiError::new(ErrorKind::Timeout, message),
         EngineError::NeverFits { .. } => {
             ApiError { param: Some(prompt.into()), ..ApiError::new(ErrorKind::Unavailable, message) }

@@ -16,11 +16,12 @@ use hyper::body::{Frame, SizeHint};
 use mach_api::{ApiError, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
-use tracing::{Instrument, Span, debug, info, info_span};
+use tracing::{Instrument, info_span};
 
-use crate::drain::Running;
+use crate::auth::Caller;
 use crate::failure::{Failure, Reason};
 use crate::server::Shared;
+use crate::writing::{self, End, Watched};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -43,19 +44,16 @@ pub(crate) async fn observe(
     let span = info_span!("request", id = %id, %method, path = request.uri().path());
     let running = shared.drain.enter();
     let draining = shared.drain.begun();
-    // hyper stops reading a head that is much too large; up to what it reads at once, it does not notice.
-    let mut response = match head_bytes(&request) {
-        size if size > shared.config.max_head => {
-            let message =
-                format!("the head of the request has {size} bytes; {} may be", shared.config.max_head);
-            Failure(ApiError::new(ErrorKind::HeadTooLarge, message)).into_response()
+    let mut response = match refused(&shared, &request, &route) {
+        Some(error) => Failure(error).into_response(),
+        None => next.run(request).instrument(span.clone()).await,
+    };
+    let charge = match writing::charge(&shared, &response) {
+        Ok(charge) => charge,
+        Err(error) => {
+            response = Failure(error).into_response();
+            None
         }
-        // What is measured to the end can be asked for to the end.
-        _ if draining && route != "/metrics" => {
-            let error = ApiError::new(ErrorKind::Unavailable, "the server is stopping").retry_after(1);
-            Failure(error).into_response()
-        }
-        _ => next.run(request).instrument(span.clone()).await,
     };
     if draining {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -67,8 +65,27 @@ pub(crate) async fn observe(
     }
     let quiet = matches!(route.as_str(), "/health" | "/metrics") && status < 400;
     let reason = response.extensions_mut().remove::<Reason>().map(|Reason(message)| message);
-    let end = End { started, status, quiet, reason, _running: running };
-    response.map(|body| Body::new(Watched { body, span, end }))
+    let end = End { started, status, quiet, reason, _running: running, _charge: charge };
+    response.map(|body| Body::new(Watched::new(body, span, end)))
+}
+
+/// Why a request is refused before any route sees it.
+fn refused(shared: &Shared, request: &Request, route: &str) -> Option<ApiError> {
+    // hyper stops reading a head that is much too large; up to what it reads at once, it does not notice.
+    let size = head_bytes(request);
+    if size > shared.config.max_head {
+        let message = format!("the head of the request has {size} bytes; {} may be", shared.config.max_head);
+        return Some(ApiError::new(ErrorKind::HeadTooLarge, message));
+    }
+    if let Some(hosts) = &shared.hosts {
+        let checked = hosts.check(request.uri(), request.headers(), shared.config.cors.as_ref());
+        if let Err(error) = checked {
+            return Some(error);
+        }
+    }
+    // What is measured to the end can be asked for to the end.
+    let stopping = shared.drain.begun() && route != "/metrics";
+    stopping.then(|| ApiError::new(ErrorKind::Unavailable, "the server is stopping").retry_after(1))
 }
 
 fn head_bytes(request: &Request) -> usize {
@@ -86,64 +103,11 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned)
 }
 
-#[derive(Debug)]
-struct End {
-    started: Instant,
-    status: u16,
-    quiet: bool,
-    /// Why the request was refused.
-    reason: Option<String>,
-    _running: Running,
-}
-
-/// A body that is written inside the request's span; the log tells when it is written or given up.
-#[derive(Debug)]
-struct Watched {
-    body: Body,
-    span: Span,
-    end: End,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let this = self.get_mut();
-        let _inside = this.span.enter();
-        Pin::new(&mut this.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _inside = self.span.enter();
-        let (status, seconds) = (self.end.status, self.end.started.elapsed().as_secs_f64());
-        let reason = self.end.reason.as_deref();
-        if self.end.quiet {
-            debug!(status, seconds, reason, "request ended");
-        } else {
-            info!(status, seconds, reason, "request ended");
-        }
-    }
-}
-
 /// Generating requests of each key.
 #[derive(Debug)]
 pub(crate) struct Keys {
     most: Option<usize>,
-    places: Mutex<HashMap<[u8; 32], Weak<Semaphore>>>,
+    places: Mutex<HashMap<Caller, Weak<Semaphore>>>,
 }
 
 impl Keys {
@@ -154,9 +118,8 @@ impl Keys {
     /// A place, if there is a limit; an error if the key has none left.
     fn enter(&self, headers: &HeaderMap) -> Result<Option<(Arc<Semaphore>, OwnedSemaphorePermit)>, ApiError> {
         let Some(most) = self.most else { return Ok(None) };
-        let key = crate::auth::key(headers).unwrap_or_default();
-        // Keys are kept as hashes, and only while they are in use.
-        let key = *blake3::hash(key).as_bytes();
+        let key = Caller::of(headers);
+        // Only while they are in use.
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         places.retain(|_, place| place.strong_count() > 0);
         let place = places.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {

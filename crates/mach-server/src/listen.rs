@@ -14,15 +14,16 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::Service;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::drain::Drain;
-use crate::{ServerConfig, paths};
+use crate::socket::Socket;
+use crate::{ServerConfig, paths, refusal};
 
-/// How long a request's head may take to arrive.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers of a request.
 const MAX_HEADERS: usize = 100;
+/// Bytes of an answer that the kernel holds for a client (it takes twice that, for its own needs).
+const SEND_BUFFER: usize = 256 << 10;
 /// Pause after an accept that failed (most often: no file handle is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,13 +31,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     head: usize,
+    head_timeout: Duration,
     connections: usize,
+    /// How long a client may take nothing of its answer.
+    patience: Option<Duration>,
 }
 
 impl Limits {
     pub(crate) fn of(config: &ServerConfig) -> Self {
         // hyper reads heads through a buffer of at least 8 KiB.
-        Self { head: config.max_head.max(8 << 10), connections: config.max_connections.max(1) }
+        Self {
+            head: config.max_head.max(8 << 10),
+            head_timeout: config.head_timeout,
+            connections: config.max_connections.max(1),
+            patience: config.write_timeout,
+        }
     }
 }
 
@@ -73,6 +82,11 @@ pub(crate) async fn listen(
         if let Err(error) = stream.set_nodelay(true) {
             warn!(%error, "cannot set TCP_NODELAY");
         }
+        // What a client does not read must not pile up in the kernel either.
+        if let Err(error) = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
+            warn!(%error, "cannot set SO_SNDBUF");
+        }
+        let (socket, rest) = Socket::new(stream, limits.patience);
         let router = router.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
             let answer = router.clone().call(paths::canonical(request.map(Body::new)));
@@ -80,16 +94,25 @@ pub(crate) async fn listen(
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(limits.head_timeout)
             .max_headers(MAX_HEADERS)
             .max_buf_size(limits.head)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(socket), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             let _place = place;
-            if let Err(error) = connection.await {
-                debug!(%error, "a connection ended early");
+            let ended = connection.await;
+            if rest.given_up() {
+                info!("a client that did not read its answer was cut off");
+                return rest.reset();
             }
+            if let Err(error) = ended {
+                debug!(%error, "a connection ended early");
+                if error.is_timeout() && rest.begun() {
+                    rest.say(&refusal::late(limits.head_timeout));
+                }
+            }
+            rest.end().await;
         });
     }
     drop(listener);

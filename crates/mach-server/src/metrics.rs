@@ -75,6 +75,8 @@ impl Collector for Live {
         out.gauge("num_requests_running", "Sequences at work", stats.active as f64)?;
         out.gauge("num_requests_waiting", "Requests in the queue", engine.waiting() as f64)?;
         out.gauge("num_sequences_paused", "Sequences that wait for memory", stats.paused as f64)?;
+        let unread = engine.unread().held() as f64;
+        out.gauge("unread_bytes", "Bytes of answers that wait to be read", unread)?;
         decoding(out, &stats)?;
         let calls = &self.0.output_stats;
         out.counter("tool_calls", "Tool calls that could be read", calls.calls() as f64)?;

@@ -16,12 +16,15 @@ use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{info, warn};
 
+use crate::auth::Caller;
 use crate::drain::Drain;
 use crate::failure::Failure;
+use crate::hosts::Hosts;
 use crate::layers::{self, Keys, Origins};
 use crate::listen::{Limits, listen};
 use crate::metrics::HttpMetrics;
 use crate::notes::Named;
+use crate::warmed::Warmed;
 use crate::{ChatModel, routes, shape};
 
 /// Settings of the server.
@@ -37,12 +40,21 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// Largest head of a request in bytes.
     pub max_head: usize,
+    /// How long a request's head may take to arrive.
+    pub head_timeout: Duration,
     /// Connections that may be open at one time; more wait.
     pub max_connections: usize,
     /// Generating requests that one key may have at one time.
     pub max_concurrent_per_key: Option<usize>,
     /// Pages of which sites may ask this server.
     pub cors: Option<Origins>,
+    /// Names that requests may be for. Checked if they are given, or if there is no key: then addresses and `localhost` are
+    /// answered as well, and pages of other sites are not.
+    pub allowed_hosts: Option<Hosts>,
+    /// How long a client may take nothing of its answer before it is cut off.
+    pub write_timeout: Option<Duration>,
+    /// Each API key has a salt of its own in the prefix cache.
+    pub cache_salt_per_key: bool,
 }
 
 impl Default for ServerConfig {
@@ -53,9 +65,13 @@ impl Default for ServerConfig {
             limits: RequestLimits::default(),
             drain_timeout: Duration::from_secs(30),
             max_head: 64 << 10,
+            head_timeout: Duration::from_secs(30),
             max_connections: 1024,
             max_concurrent_per_key: None,
             cors: None,
+            allowed_hosts: None,
+            write_timeout: Some(Duration::from_secs(60)),
+            cache_salt_per_key: false,
         }
     }
 }
@@ -105,6 +121,10 @@ pub(crate) struct Shared {
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) http: HttpMetrics,
     pub(crate) keys: Keys,
+    /// Names that requests may be for, if that is looked at.
+    pub(crate) hosts: Option<Hosts>,
+    /// Who warmed what.
+    pub(crate) warmed: Warmed,
     /// Ignored fields that the log has named.
     pub(crate) named: Named,
     /// What is at work.
@@ -126,6 +146,13 @@ impl Shared {
             return Err(ApiError::new(ErrorKind::Unavailable, "the engine has stopped"));
         }
         Ok(model)
+    }
+}
+
+impl Shared {
+    /// The salt that a caller's request has: the one that it asks for, or one of the caller's own.
+    pub(crate) fn salt(&self, caller: &Caller, asked: Option<String>) -> Option<String> {
+        if self.config.cache_salt_per_key { Some(caller.salt(asked.as_deref())) } else { asked }
     }
 }
 
@@ -184,6 +211,8 @@ pub async fn serve(
     let limits = Limits::of(&config);
     let shared = Arc::new(Shared {
         keys: Keys::new(config.max_concurrent_per_key),
+        hosts: config.allowed_hosts.clone().or_else(|| config.api_key.is_none().then(Hosts::default)),
+        warmed: Warmed::default(),
         named: Named::default(),
         drain: Arc::default(),
         config,

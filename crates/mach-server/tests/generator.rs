@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mach_api::ChatTemplate;
 use mach_engine::{
     DecodeMode, EngineError, EngineMetrics, EngineStats, Event, Events, FinishReason, GenerateRequest,
-    Generator, GeneratorFacts, SamplingParams, Started, TextTokenizer, Timings,
+    Generator, GeneratorFacts, SamplingParams, Started, TextTokenizer, Timings, Unread, channel,
 };
 use mach_server::{ChatModel, Decoding, Readiness, ServerConfig, Templates, serve};
 use mach_specdec::policy::{GuardSpec, PolicySpec};
@@ -14,7 +14,7 @@ use mach_specdec::{DecodePath, DraftState, resolve};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 const VOCAB: usize = 16384;
 
@@ -33,6 +33,7 @@ struct Canned {
     tokenizer: Arc<TextTokenizer>,
     metrics: EngineMetrics,
     switches: Arc<Switches>,
+    unread: Arc<Unread>,
 }
 
 impl Generator for Canned {
@@ -47,22 +48,22 @@ impl Generator for Canned {
         if prompt.contains("be full") {
             return Err(EngineError::QueueFull { waiting: 7, retry_after: 3 });
         }
-        let (events, receiver) = mpsc::unbounded_channel();
+        let (events, receiver) = channel(&self.unread);
         let (started, begun) = oneshot::channel();
         let _ = started.send(Started { mode: DecodeMode::TargetOnly, active: 1 });
         if prompt.contains("break") {
-            let _ = events.send(Event::Failed(EngineError::Model("as told".into())));
+            events.send(Event::Failed(EngineError::Model("as told".into())));
             return Ok((receiver, begun));
         }
         let breaks = prompt.contains("stumble").then_some(2);
         for word in self.words.iter().take(breaks.unwrap_or(self.words.len())) {
-            let _ = events.send(Event::Text { choice: 0, text: (*word).to_owned(), logprobs: Vec::new() });
+            events.send(Event::Text { choice: 0, text: (*word).to_owned(), logprobs: Vec::new() });
         }
         if breaks.is_some() {
-            let _ = events.send(Event::Failed(EngineError::Model("in the middle".into())));
+            events.send(Event::Failed(EngineError::Model("in the middle".into())));
             return Ok((receiver, begun));
         }
-        let _ = events.send(Event::Finished {
+        events.send(Event::Finished {
             choice: 0,
             reason: FinishReason::Stop,
             tokens: self.words.len(),
@@ -80,6 +81,10 @@ impl Generator for Canned {
 
     fn tokenizer(&self) -> &Arc<TextTokenizer> {
         &self.tokenizer
+    }
+
+    fn unread(&self) -> &Arc<Unread> {
+        &self.unread
     }
 
     fn waiting(&self) -> usize {
@@ -121,6 +126,7 @@ fn model(switches: Arc<Switches>) -> ChatModel {
         tokenizer: Arc::new(TextTokenizer::new(tokenizer, VOCAB).unwrap()),
         metrics: EngineMetrics::default(),
         switches,
+        unread: Arc::default(),
     };
     let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let templates = Templates::single(ChatTemplate::compile(source, Map::new()).unwrap());
@@ -139,13 +145,14 @@ async fn send(port: u16, request: &str) -> String {
 }
 
 async fn get(port: u16, path: &str) -> String {
-    send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    send(port, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
 async fn post(port: u16, path: &str, body: Value) -> String {
     let body = body.to_string();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json"
+    );
     send(port, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await
 }
 

@@ -61,7 +61,7 @@ async fn send(port: u16, request: &str) -> String {
 }
 
 async fn get(port: u16, path: &str) -> String {
-    send(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+    send(port, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
 }
 
 async fn chat(port: u16, content: &str, extra: &str) -> String {
@@ -69,7 +69,7 @@ async fn chat(port: u16, content: &str, extra: &str) -> String {
     let body = format!(
         r#"{{"model":"double","messages":[{{"role":"user","content":{content}}}],"max_tokens":5{extra}}}"#
     );
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
     send(port, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await
 }
 

@@ -8,7 +8,8 @@ use super::settings::{Settings, parse_max_tokens};
 use super::tools::Functions;
 use super::{Limits, Message, ToolChoice};
 use crate::ApiError;
-use crate::fields::{Fields, json};
+use crate::fields::Fields;
+use crate::json::json;
 use crate::notes::Notes;
 use crate::turn::{Conversation, Input, Turn};
 

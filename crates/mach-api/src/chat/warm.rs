@@ -7,7 +7,8 @@ use super::request::{parse_messages, parse_template_kwargs};
 use super::settings::parse_cache_salt;
 use super::tools::parse_tools;
 use super::{Limits, Message};
-use crate::fields::{Fields, json};
+use crate::fields::Fields;
+use crate::json::json;
 use crate::{ApiError, Notes};
 
 /// What is to be kept warm.

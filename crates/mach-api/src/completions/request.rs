@@ -6,7 +6,8 @@ use crate::ApiError;
 use crate::chat::known::end_body;
 use crate::chat::settings::parse_max_tokens;
 use crate::chat::{Limits, Settings};
-use crate::fields::{Fields, integer, json, kind};
+use crate::fields::{Fields, integer, kind};
+use crate::json::json;
 use crate::notes::Notes;
 
 /// Tokens of an answer unless told otherwise, as OpenAI has it.

@@ -1,12 +1,13 @@
 //! The body of `POST /v1/messages`, parsed into a turn.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::blocks::{self, conversation};
 use crate::chat::request::PromptEnd;
 use crate::chat::settings::{parse_cache_salt, parse_max_tokens};
 use crate::chat::{Limits, ResponseFormat, SamplingFields, Settings, ToolChoice};
-use crate::fields::{Fields, json};
+use crate::fields::Fields;
+use crate::json::json;
 use crate::notes::Notes;
 use crate::turn::{Conversation, Input, Turn};
 use crate::{ApiError, Message};
@@ -152,7 +153,7 @@ fn parse_tools(
         function.insert("parameters".into(), schema);
         tool.bool("strict")?;
         tool.end(&["allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"])?;
-        tools.push(json!({"type": "function", "function": function}));
+        tools.push(serde_json::json!({"type": "function", "function": function}));
     }
     Ok(tools)
 }

@@ -19,13 +19,13 @@ pub(super) fn neutralise(source: &str) -> String {
         out.push_str(&rest[..start]);
         rest = &rest[start..];
         let end = if raw {
-            rest.starts_with("{%").then(|| rest.find("%}")).flatten()
+            rest.starts_with("{%").then(|| behind(rest, "%}")).flatten()
         } else if rest.starts_with("{{") {
             closing(rest, "}}")
         } else if rest.starts_with("{%") {
             closing(rest, "%}")
         } else if rest.starts_with("{#") {
-            rest.find("#}")
+            behind(rest, "#}")
         } else {
             None
         };
@@ -60,6 +60,11 @@ pub(super) fn neutralise(source: &str) -> String {
     out
 }
 
+/// Where these characters are first, behind the two that open a tag: in `{#}` and `{%}` the second character closes nothing.
+fn behind(tag: &str, end: &str) -> Option<usize> {
+    tag.get(2..)?.find(end).map(|at| at + 2)
+}
+
 /// Where a tag ends: the first of these characters outside of a string.
 fn closing(tag: &str, end: &str) -> Option<usize> {
     let mut quote = None;
@@ -88,6 +93,9 @@ mod tests {
             ("{{ '{% generation %}' }}{# {% raw %} #}", "{{ '{% generation %}' }}{# {% raw %} #}"),
             ("{% raw %}\n{% generation %}{% {% endraw %}", "{% raw +%}\n{% generation %}{% {% endraw %}"),
             ("{% raw -%} x {% endraw %}{% generation %}", "{% raw -%} x {% endraw %}{% if true %}"),
+            ("{#}{% generation %}", "{#}{% if true %}"),
+            ("{#}{% generation %}#}{##}", "{#}{% generation %}#}{##}"),
+            ("{% raw %}{%}{% endraw %}{% generation %}", "{% raw +%}{%}{% endraw %}{% if true %}"),
             ("{% if '%}' == \"{%\" %}{", "{% if '%}' == \"{%\" %}{"),
         ] {
             assert_eq!(neutralise(source), want);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -60,8 +61,7 @@ impl Admission {
     }
 
     fn fail(&self, error: &EngineError) {
-        // A closed channel means that nobody waits for the answer.
-        let _ = self.job.events.send(Event::Failed(error.clone()));
+        self.job.events.send(Event::Failed(error.clone()));
     }
 
     /// The next choice, to be run by itself.
@@ -183,7 +183,7 @@ impl Admissions {
 
     /// Numbers of those that have waited for `limit` or longer without a start.
     pub(super) fn late(&self, limit: Duration) -> Vec<u64> {
-        let late = |a: &&Admission| !a.started() && a.job.submitted.elapsed() >= limit;
+        let late = |a: &&Admission| !a.started() && a.job.late(limit);
         self.waiting.iter().filter(late).map(|a| a.number).collect()
     }
 
@@ -271,6 +271,7 @@ impl Admission {
             let queued = admitted.saturating_duration_since(self.job.submitted);
             self.metrics.queued.observe(queued.as_secs_f64());
         }
+        self.job.begun.store(true, Ordering::Relaxed);
         let mut sequence = self.next(state, speculator, reuse);
         // The whole prompt is known: its last logits are all that is needed.
         let complete = match logits {

@@ -22,7 +22,7 @@ pub(crate) async fn read_json(headers: &HeaderMap, body: Body, limit: usize) -> 
     }
     let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await else {
         let message = format!("the request body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+        return Err(ApiError::new(ErrorKind::ArrivalTimeout, message));
     };
     match read {
         Ok(collected) => Ok(collected.to_bytes()),

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use mach_api::chat::WarmRequest;
+use mach_api::{ApiError, ErrorKind};
 use serde_json::{Value, json};
 
 use super::body::{off_the_sockets, read_json};
+use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::notes::noted;
 use crate::server::Shared;
@@ -31,13 +34,28 @@ pub(crate) async fn cache_stats(
     })))
 }
 
-/// The warmed prefixes and where they are.
+/// What `GET /v1/cache/warm_prefix` may ask for.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Listing {
+    cache_salt: Option<String>,
+}
+
+/// The prefixes that the caller warmed, or that lie below a salt that it names, and where they are.
 pub(crate) async fn list_warm_prefixes(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
+    query: Result<Query<Listing>, QueryRejection>,
 ) -> Result<Json<Value>, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
-    let warmed = shared.model()?.engine.prefix().map(|cache| cache.warmed()).unwrap_or_default();
+    let Query(Listing { cache_salt }) =
+        query.map_err(|e| ApiError::new(ErrorKind::InvalidRequest, e.body_text()))?;
+    let caller = Caller::of(&headers);
+    let warmed = shared.model()?.engine.prefix().map(|cache| {
+        let root = |asked| cache.root(shared.salt(&caller, asked).as_deref());
+        let named = cache_salt.map(|salt| root(Some(salt)));
+        shared.warmed.seen_by(caller, named, root(None), cache.warmed())
+    });
+    let warmed = warmed.unwrap_or_default();
     Ok(Json(json!({"object": "list", "data": warmed})))
 }
 
@@ -51,9 +69,14 @@ pub(crate) async fn warm_prefix(
     let model = Arc::clone(shared.model()?);
     let body = read_json(&headers, body, shared.config.max_body).await?;
     let limits = shared.config.limits.clone();
+    let (for_work, caller) = (Arc::clone(&shared), Caller::of(&headers));
     let work = move || {
-        let request = WarmRequest::parse(&body, &limits)?;
-        Ok((warm(&model, &request)?, request.notes))
+        let mut request = WarmRequest::parse(&body, &limits)?;
+        request.cache_salt = for_work.salt(&caller, request.cache_salt.take());
+        let report = warm(&model, &request)?;
+        let there = || model.engine.prefix().map(|cache| cache.warmed()).unwrap_or_default();
+        for_work.warmed.note(&report.prefix.key, caller, there);
+        Ok((report, request.notes))
     };
     let (report, notes) = off_the_sockets(work).await?;
     Ok(noted(&shared, &notes).tell(Json(report).into_response()))

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::body::{off_the_sockets, read_json};
 use crate::answer::{Answers, Asking};
+use crate::auth::Caller;
 use crate::chat_model::{Prepared, unix_time};
 use crate::failure::{Failure, from_engine};
 use crate::notes::noted;
@@ -60,8 +61,10 @@ pub(crate) async fn count_message_tokens(
     let model = Arc::clone(shared.model()?);
     let body = read_json(&headers, body, shared.config.max_body).await?;
     let limits = shared.config.limits.clone();
+    let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
     let work = move || {
-        let CountRequest { turn, notes } = CountRequest::parse(&body, &limits)?;
+        let CountRequest { mut turn, notes } = CountRequest::parse(&body, &limits)?;
+        turn.settings.cache_salt = for_salt.salt(&caller, turn.settings.cache_salt.take());
         Ok((model.count(&turn)?, notes))
     };
     let (tokens, notes) = off_the_sockets(work).await?;
@@ -78,18 +81,16 @@ async fn generate<D: Dialect>(
     let model = Arc::clone(shared.model()?);
     let body = read_json(&headers, body, shared.config.max_body).await?;
     let (for_work, limits) = (Arc::clone(&model), shared.config.limits.clone());
-    let work = move || Request::<D>::prepare(&for_work, &body, &limits);
+    let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
+    let salt = move |asked| for_salt.salt(&caller, asked);
+    let work = move || Request::<D>::prepare(&for_work, &body, &limits, salt);
     let Request { dialect, settings, prepared, notes } = off_the_sockets(work).await?;
     let told = noted(&shared, &notes);
 
-    let (mut turns, mut starts) = (Vec::new(), Vec::new());
-    for prepared in prepared {
-        let (asking, generate) = Asking::of(prepared);
-        let submitted = model.engine.submit_and_tell(generate);
-        let (events, started) = submitted.map_err(|e| from_engine(&e, D::PROMPT_FIELD))?;
-        turns.push((asking, events));
-        starts.push(started);
-    }
+    let (asking, generate): (Vec<_>, Vec<_>) = prepared.into_iter().map(Asking::of).unzip();
+    let submitted = model.engine.submit_all(generate).map_err(|e| from_engine(&e, D::PROMPT_FIELD))?;
+    let (events, starts): (Vec<_>, Vec<_>) = submitted.into_iter().unzip();
+    let mut turns: Vec<_> = asking.into_iter().zip(events).collect();
     // The head of the response speaks of the first turn.
     let mut first = starts.into_iter().next();
     if let (true, Some(started), Some((_, events))) = (settings.stream, &mut first, turns.first_mut()) {
@@ -119,8 +120,16 @@ struct Request<D> {
 }
 
 impl<D: Dialect> Request<D> {
-    fn prepare(model: &ChatModel, body: &Bytes, limits: &Limits) -> Result<Self, ApiError> {
-        let Parsed { turns, mut dialect, notes } = D::parse(body, limits)?;
+    fn prepare(
+        model: &ChatModel,
+        body: &Bytes,
+        limits: &Limits,
+        salt: impl Fn(Option<String>) -> Option<String>,
+    ) -> Result<Self, ApiError> {
+        let Parsed { mut turns, mut dialect, notes } = D::parse(body, limits)?;
+        for turn in &mut turns {
+            turn.settings.cache_salt = salt(turn.settings.cache_salt.take());
+        }
         let prepared: Vec<Prepared> =
             turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
         let settings = turns.first().map(|turn| turn.settings.clone()).unwrap_or_default();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use mach_api::{ApiError, ErrorKind, ModelCard, ModelList};
@@ -22,9 +23,11 @@ pub(crate) async fn list_models(
 pub(crate) async fn get_model(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
+    // A name that is no text is none of ours.
+    let Path(id) = id.map_err(|e| ApiError::new(ErrorKind::InvalidRequest, e.body_text()))?;
     let card = shared.model()?.cards().find(|card| card.id == id);
     card.map(Json).ok_or_else(|| {
         let id: String = id.chars().take(80).collect();
