@@ -55,7 +55,7 @@ def digest(choice_text, calls, finish):
     return hashlib.sha256(json.dumps([choice_text, calls, finish]).encode()).hexdigest()
 
 
-def ask(url, body, stream, leave=None, timeout=300):
+def ask(url, body, stream, leave=None, timeout=900):
     """The digest of an answer, or an `Asked` that says why there is none. `leave`: seconds after which the client goes."""
     place = urllib.parse.urlsplit(url)
     link = http.client.HTTPConnection(place.hostname, place.port, timeout=timeout)
