@@ -459,3 +459,83 @@ impl Directory {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use mach_models::SequenceState;
+
+    use super::*;
+    use crate::Kind;
+
+    /// A snapshot of a model without layers.
+    fn stored(directory: &Directory, seed: u32) -> Stored {
+        let mut state = SequenceState::without_layers();
+        state.advance(3);
+        let tokens = [seed, 1, 2];
+        let root = crate::chain::root(&directory.namespace, None);
+        let key = Chain::new(&root, &tokens, directory.block).key(&tokens);
+        let image = Image { state, draft: None, logits: Some(vec![1.0; 8].into()), hot: None };
+        Stored { key, root, tokens: tokens.into(), image: Arc::new(image), kind: Kind::PromptEnd }
+    }
+
+    #[test]
+    fn a_namespace_of_another_user_is_neither_read_nor_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = Directory::open(dir.path(), [0; 32], 16, 1 << 20);
+        let saved = stored(&ours, 1);
+        ours.save(&saved, 0, &mut || Ok(())).unwrap();
+        fs::write(ours.home.path.join("tmp-1-1"), beginning()).unwrap();
+        let list = || {
+            let files = fs::read_dir(&ours.home.path).unwrap().map(|e| e.unwrap().file_name());
+            files.collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = list();
+        // As another user would see it.
+        let theirs = Directory::open_as(this_user() + 1, dir.path(), [0; 32], 16, 1 << 20);
+        assert!(!theirs.stats().writable && theirs.stats().files == 0 && !theirs.contains(&saved.key));
+        let error = theirs.save(&stored(&theirs, 2), 0, &mut || Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        // Not even what is known by name is read.
+        let head = ours.lock().segments[&saved.key].head.as_ref().clone();
+        theirs.insert(head, 0);
+        let blank = Blank { state: SequenceState::without_layers(), draft: None };
+        assert!(theirs.load(&saved.key, &blank, 0).is_none() && !theirs.contains(&saved.key));
+        theirs.scan(0);
+        assert_eq!((theirs.stats().files, theirs.stats().quarantined), (0, 0));
+        assert_eq!(list(), before);
+        let again = Directory::open(dir.path(), [0; 32], 16, 1 << 20);
+        assert!(again.load(&saved.key, &blank, 0).is_some() && list().len() == before.len() - 1);
+    }
+
+    #[test]
+    fn nothing_is_saved_for_a_model_that_is_no_longer_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let valid = Arc::new(AtomicBool::new(true));
+        let flag = Arc::clone(&valid);
+        let directory = Directory::open(dir.path(), [0; 32], 16, 1 << 20)
+            .valid_while(Arc::new(move || flag.load(Ordering::Relaxed)));
+        directory.save(&stored(&directory, 1), 0, &mut || Ok(())).unwrap();
+        // It changes while the body is written.
+        let mut pause = || {
+            valid.store(false, Ordering::Relaxed);
+            Ok(())
+        };
+        assert!(directory.save(&stored(&directory, 2), 0, &mut pause).is_err());
+        assert!(directory.save(&stored(&directory, 3), 0, &mut || Ok(())).is_err());
+        assert_eq!(fs::read_dir(&directory.home.path).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_temporary_name_that_is_taken_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path(), [0; 32], 16, 1 << 20);
+        let next = TEMPORARIES.load(Ordering::Relaxed);
+        for number in next..next + 50 {
+            fs::write(directory.home.path.join(names::temporary(std::process::id(), number)), "").unwrap();
+        }
+        directory.save(&stored(&directory, 1), 0, &mut || Ok(())).unwrap();
+        assert_eq!(directory.stats().files, 1);
+    }
+}
