@@ -36,6 +36,17 @@ impl Arena {
         Some(index)
     }
 
+    /// Takes a slot from an expert that was read ahead; returns it and the expert that it held.
+    pub(crate) fn reclaim(&mut self, key: ExpertKey) -> Option<(usize, ExpertKey)> {
+        let ahead = |(index, u): (usize, &Use)| match *u {
+            Use::Here(held) => Some((index, held)),
+            _ => None,
+        };
+        let (index, held) = self.uses.iter().enumerate().find_map(ahead)?;
+        self.set(index, Use::Coming(key));
+        Some((index, held))
+    }
+
     /// What an expert's slot is for, if it has one.
     pub(crate) fn find(&self, key: ExpertKey) -> Option<(usize, Use)> {
         let mine = |u: &Use| matches!(*u, Use::Coming(k) | Use::Here(k) | Use::Taken(k) if k == key);

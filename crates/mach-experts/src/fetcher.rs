@@ -122,13 +122,13 @@ impl Fetcher {
 
     /// Puts a record that has been read into the order that is wanted.
     pub(crate) fn reorder(&mut self, key: ExpertKey, home: Home) {
-        let (Some(stored), Some(record)) = (self.files.stored(key.layer), self.record(key.layer).cloned())
-        else {
+        let (Some(stored), Some(record)) = (self.files.stored(key.layer), self.record(key.layer)) else {
             return;
         };
-        if stored == record {
+        if stored == *record {
             return;
         }
+        let record = *record;
         let mut scratch = std::mem::take(&mut self.scratch);
         if let Some(slot) = self.place(home).and_then(Option::as_mut) {
             scratch.clear();

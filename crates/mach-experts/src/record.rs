@@ -107,7 +107,7 @@ pub struct BiasView<'a> {
 /// A record's bytes, by what they are.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordView<'a> {
-    layout: RecordLayout,
+    layout: &'a RecordLayout,
     data: &'a [u8],
 }
 
@@ -285,8 +285,8 @@ impl RecordLayout {
     }
 
     /// A record's bytes (at least `stride`) by what they are.
-    pub fn view<'a>(&self, record: &'a [u8]) -> RecordView<'a> {
-        RecordView { layout: *self, data: record }
+    pub fn view<'a>(&'a self, record: &'a [u8]) -> RecordView<'a> {
+        RecordView { layout: self, data: record }
     }
 }
 

@@ -253,7 +253,16 @@ impl Traffic {
                 self.ahead.pop_front();
                 continue;
             }
-            let Some(index) = self.arena.start(key) else { break };
+            let index = match self.arena.start(key) {
+                Some(index) => index,
+                // What was read ahead makes room for what is needed now, and is read again after it.
+                None if wanted => {
+                    let Some((index, later)) = self.arena.reclaim(key) else { break };
+                    self.ahead.push_back(later);
+                    index
+                }
+                None => break,
+            };
             if wanted {
                 self.pass.todo.pop_front();
                 self.pass.outstanding += 1;
@@ -262,7 +271,9 @@ impl Traffic {
             }
             orders.push(Order { key, home: Home::Arena(index) });
         }
-        if self.pass.outstanding == 0 && self.ahead.is_empty() && !self.background.idle() {
+        // What waits for room in the arena must not come into the bank meanwhile: there would be two copies of it.
+        let busy = self.pass.outstanding > 0 || !self.pass.todo.is_empty() || !self.ahead.is_empty();
+        if !busy && !self.background.idle() {
             self.refill_background(&mut orders);
         }
         orders
@@ -354,8 +365,10 @@ impl Traffic {
     pub(crate) fn checked(&mut self, found: &[(ExpertKey, bool)]) -> Result<Vec<ExpertKey>, ExpertKey> {
         let (layer, mut landed) = (self.pass.layer, std::mem::take(&mut self.pass.landed));
         for &(key, good) in found {
-            // What was read before it was asked for and is damaged is read again.
-            if self.background.checked(key, good) && !good {
+            // What was read before it was asked for and is damaged is read again. It is in the bank: a mark on what has left it
+            // since says nothing of a copy in the arena.
+            let early = self.residency.resident(key).is_some() && self.background.checked(key, good);
+            if early && !good {
                 self.residency.discard(key);
                 landed.retain(|&expert| expert != key.expert);
                 self.pass.todo.push_back(key.expert);
@@ -423,7 +436,9 @@ impl Traffic {
     pub(crate) fn clear(&mut self) {
         let layer = self.pass.layer;
         for expert in std::mem::take(&mut self.pass.landed) {
-            self.residency.discard(ExpertKey { layer, expert });
+            let key = ExpertKey { layer, expert };
+            self.residency.discard(key);
+            self.background.replaced(key);
         }
         self.arena.forget(|_| false);
     }

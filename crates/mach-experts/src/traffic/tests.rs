@@ -193,3 +193,79 @@ fn an_expert_is_on_its_way_once() {
     }
     assert_eq!(traffic.refill().iter().map(|order| order.key).collect::<Vec<_>>(), [key(2)]);
 }
+
+fn key(layer: usize, expert: usize) -> ExpertKey {
+    ExpertKey { layer, expert }
+}
+
+/// A demand that brings nothing into the bank.
+fn transient(expert: usize) -> Demand {
+    Demand { expert, banked: false, counts: false }
+}
+
+/// While an expert waits for room in the arena it does not come into the bank: the copy that is not compared with its
+/// checksum would be taken for the one that is.
+#[test]
+fn nothing_is_brought_while_the_pass_waits_for_room() {
+    let residency = Residency::new(3, 1, EvictionPolicy::Lru.build(1, EXPERTS));
+    let mut traffic = Traffic::new(residency, 1, vec![true], EXPERTS, 2);
+    assert!(traffic.begin(0, &[transient(0), transient(1)], None, &mut Counters::new(1)).is_empty());
+    traffic.bring(&HotExperts { layers: vec![vec![1]] });
+    assert_eq!(traffic.refill(), [Order { key: key(0, 0), home: Home::Arena(0) }]);
+    traffic.landed(Home::Arena(0), true, false);
+    assert_eq!(traffic.checked(&[(key(0, 0), true)]), Ok(vec![key(0, 0)]));
+    assert_eq!(traffic.hand_out(1), [0]);
+    assert_eq!(traffic.refill(), [], "expert 1 waits for the arena");
+    traffic.done(&[0]);
+    assert_eq!(traffic.refill(), [Order { key: key(0, 1), home: Home::Arena(0) }]);
+}
+
+/// An expert that was brought, never used and evicted is a read of the pass when it comes again through the arena: if that
+/// copy is damaged, the layer fails at once and the slot is free.
+#[test]
+fn a_mark_says_nothing_of_another_copy() {
+    let residency = Residency::new(1, 1, EvictionPolicy::Lru.build(1, EXPERTS));
+    let mut traffic = Traffic::new(residency, 1, vec![true], EXPERTS, 2);
+    traffic.bring(&HotExperts { layers: vec![vec![1]] });
+    assert_eq!(traffic.refill(), [Order { key: key(0, 1), home: Home::Bank(0) }]);
+    traffic.landed(Home::Bank(0), true, false);
+    // Another takes its slot.
+    let banked = Demand { expert: 2, banked: true, counts: true };
+    let orders = traffic.begin(0, &[banked], None, &mut Counters::new(1));
+    assert_eq!(orders, [Order { key: key(0, 2), home: Home::Bank(0) }]);
+    traffic.landed(Home::Bank(0), true, false);
+    assert_eq!(traffic.checked(&[(key(0, 2), true)]), Ok(vec![key(0, 2)]));
+    assert_eq!(traffic.hand_out(1), [2]);
+    traffic.end();
+
+    traffic.begin(0, &[transient(1)], None, &mut Counters::new(1));
+    assert_eq!(traffic.refill(), [Order { key: key(0, 1), home: Home::Arena(0) }]);
+    traffic.landed(Home::Arena(0), true, false);
+    let failures = traffic.background.failures;
+    assert_eq!(traffic.checked(&[(key(0, 1), false)]), Err(key(0, 1)));
+    assert_eq!(traffic.background.failures, failures, "nothing that came in the background has failed");
+    assert_eq!(traffic.arena.usage(0), Use::Free);
+}
+
+/// An expert that the pass must read itself takes the place of one that was read ahead.
+#[test]
+fn what_was_read_ahead_makes_room() {
+    let residency = Residency::new(1, 2, EvictionPolicy::Lru.build(2, EXPERTS));
+    let mut traffic = Traffic::new(residency, 2, vec![true; 2], EXPERTS, 2);
+    traffic.bring(&HotExperts { layers: vec![vec![0]] });
+    assert_eq!(traffic.refill(), [Order { key: key(0, 0), home: Home::Bank(0) }]);
+    traffic.begin(0, &[transient(0)], None, &mut Counters::new(2));
+    assert!(traffic.expect(1));
+    let ahead = [(0, 0), (1, 1)].map(|(expert, slot)| Order { key: key(1, expert), home: Home::Arena(slot) });
+    assert_eq!(traffic.refill(), ahead);
+    traffic.landed(Home::Arena(0), true, false);
+    traffic.landed(Home::Arena(1), true, false);
+    assert!(!traffic.landed(Home::Bank(0), false, false).asked, "the pass reads it itself");
+    assert_eq!(traffic.refill(), [Order { key: key(0, 0), home: Home::Arena(0) }]);
+    assert!(traffic.landed(Home::Arena(0), true, false).asked);
+    assert_eq!(traffic.checked(&[(key(0, 0), true)]), Ok(vec![key(0, 0)]));
+    assert_eq!(traffic.hand_out(1), [0]);
+    traffic.done(&[0]);
+    assert_eq!(traffic.refill().first(), Some(&Order { key: key(1, 2), home: Home::Arena(0) }));
+    assert!(traffic.ahead.contains(&key(1, 0)), "what made room is read later");
+}

@@ -45,6 +45,7 @@ const WIDEN_ROWS: usize = 16;
 unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
     let layout = &job.matrix.layout;
     let (rows, cols) = (job.operand.rows, job.operand.cols);
+    let unit = layout.unit_bytes();
     let block = row_block(4 * cols, 4);
     let last = (job.to * STRIP).min(layout.rows);
     let widen = rows >= WIDEN_ROWS && CODEC != F32;
@@ -57,17 +58,12 @@ unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
             // Four weight rows at once, then the rest one by one; each result is the same either way.
             let step = if last - n >= 4 { 4 } else { 1 };
             // SAFETY: rows n..n+step exist.
-            let data = unsafe { job.matrix.data.as_ptr().add(n * layout.unit_bytes()) };
+            let data = unsafe { job.matrix.data.as_ptr().add(n * unit) };
             if widen {
                 for i in 0..step {
                     // SAFETY: `wide` has four rows.
                     unsafe {
-                        widen_row::<S, CODEC>(
-                            s,
-                            layout,
-                            data.add(i * layout.unit_bytes()),
-                            wide.as_mut_ptr().add(i * cols),
-                        );
+                        widen_row::<S, CODEC>(s, layout, data.add(i * unit), wide.as_mut_ptr().add(i * cols));
                     };
                 }
             }
@@ -85,7 +81,6 @@ unsafe fn blocks<S: Simd, const CODEC: u8>(s: S, job: &Strips<'_>) {
                             _ => tile::<S, 1, 1, F32>(s, job, data, 4 * cols, n, m),
                         }
                     } else {
-                        let unit = layout.unit_bytes();
                         match (step, take) {
                             (4, 4) => tile::<S, 4, 4, CODEC>(s, job, data, unit, n, m),
                             (4, _) => tile::<S, 4, 1, CODEC>(s, job, data, unit, n, m),

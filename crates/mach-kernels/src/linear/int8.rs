@@ -34,6 +34,8 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
 unsafe fn blocks<S: Simd, C: Codes>(s: S, job: &Strips<'_>) {
     let (layout, x) = (&job.matrix.layout, job.operand);
     let (rows, cols, groups) = (x.rows, x.cols, layout.groups());
+    // Sizes divide by the group, which would cost a decoded row more than its loop over few groups.
+    let (strip_bytes, tile_bytes) = (layout.unit_bytes(), layout.tile_bytes());
     let block = row_block(cols, 8);
     let bf16 = matches!(layout.codec, Codec::Affine { scales: FloatType::Bf16, .. });
     let mut start = 0;
@@ -42,22 +44,21 @@ unsafe fn blocks<S: Simd, C: Codes>(s: S, job: &Strips<'_>) {
         for strip in job.from..job.to {
             // SAFETY: strips lie inside the matrix, panels inside the operand, results inside `out`.
             unsafe {
-                let tile = job.matrix.data.as_ptr().add(strip * layout.unit_bytes());
+                let tile = job.matrix.data.as_ptr().add(strip * strip_bytes);
                 let width = STRIP.min(layout.rows - strip * STRIP);
                 let out = job.out.add(strip * STRIP);
                 let panels = (end - start).div_ceil(PANEL);
                 let (mut row, mut turn) = (start, 0);
                 while row < end {
                     let w = panel_width(row, rows);
-                    let ahead = Ahead::new(tile, layout.unit_bytes(), turn, panels);
+                    let ahead = Ahead::new(tile, strip_bytes, turn, panels);
                     let panel = Panel {
                         q: x.q.as_ptr().add(row * cols),
                         scale: x.scale.as_ptr().add(row * groups),
                         sum: x.sum.as_ptr().add(row * groups),
                     };
                     let out = out.add(row * job.stride);
-                    let shape =
-                        Shape { bf16, groups, group: x.group, tile_bytes: layout.tile_bytes(), ahead };
+                    let shape = Shape { bf16, groups, group: x.group, tile_bytes, ahead };
                     match w {
                         8 => part::<S, C, 8, 4, 4>(s, tile, panel, shape, out, job.stride, width),
                         7 => part::<S, C, 7, 4, 3>(s, tile, panel, shape, out, job.stride, width),
