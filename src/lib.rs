@@ -8,6 +8,7 @@ mod budget;
 pub mod commands;
 mod exit;
 pub mod experts;
+mod identity;
 mod loading;
 mod logging;
 mod memory;

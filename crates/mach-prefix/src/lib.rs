@@ -16,6 +16,7 @@ pub mod chain;
 mod config;
 mod directory;
 mod folder;
+mod hashes;
 mod image;
 mod index;
 mod memory;
@@ -31,8 +32,10 @@ mod writer;
 
 pub use cache::PrefixCache;
 pub use config::PrefixConfig;
+pub use hashes::KeptHashes;
 pub use image::{Blank, Image};
 pub use snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 pub use stats::{DiskStats, Durations, MemoryStats, PrefixStats};
 pub use transfer::read_speed;
 pub use turns::{TurnKey, TurnMemory};
+pub use writer::yield_to_others;
