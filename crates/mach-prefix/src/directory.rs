@@ -141,7 +141,7 @@ impl Directory {
         loop {
             let number = TEMPORARIES.fetch_add(1, Ordering::Relaxed);
             let name = names::temporary(std::process::id(), number);
-            let file = match folder.file(&name, Access::Create) {
+            let file = match folder.file(&name, Access::CreateDirect) {
                 // Of a process that has the same number elsewhere, or had it before.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 file => file?,

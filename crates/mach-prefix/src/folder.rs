@@ -35,8 +35,10 @@ pub(crate) enum Access {
     ReadDirect,
     /// To write at its end; it is made if it is not there.
     Append,
-    /// A new file, written past the page cache where the filesystem takes that.
+    /// A new file.
     Create,
+    /// A new file, written past the page cache where the filesystem takes that.
+    CreateDirect,
 }
 
 fn refused(reason: &str) -> io::Error {
@@ -112,20 +114,20 @@ impl Folder {
             | match access {
                 Access::Read | Access::ReadDirect => OFlags::RDONLY,
                 Access::Append => OFlags::RDWR | OFlags::APPEND | OFlags::CREATE,
-                Access::Create => OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
+                Access::Create | Access::CreateDirect => OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
             };
         let mode = Mode::RUSR | Mode::WUSR;
         #[cfg(target_os = "linux")]
         let direct = match access {
-            Access::ReadDirect | Access::Create => OFlags::DIRECT,
-            Access::Read | Access::Append => OFlags::empty(),
+            Access::ReadDirect | Access::CreateDirect => OFlags::DIRECT,
+            Access::Read | Access::Append | Access::Create => OFlags::empty(),
         };
         #[cfg(not(target_os = "linux"))]
         let direct = OFlags::empty();
         let fd = match openat(&self.fd, name, flags | direct, mode) {
             // Filesystems without direct access refuse the flag; some have made the file by then.
             Err(rustix::io::Errno::INVAL) if !direct.is_empty() => {
-                let again = if access == Access::Create { flags - OFlags::EXCL } else { flags };
+                let again = if access == Access::CreateDirect { flags - OFlags::EXCL } else { flags };
                 openat(&self.fd, name, again, mode)
             }
             result => result,
@@ -215,7 +217,9 @@ mod tests {
         assert!(made.unwrap().success());
         let folder = folder(dir.path());
         for name in ["link", "dangling", "directory link", "directory", "pipe"] {
-            for access in [Access::Read, Access::ReadDirect, Access::Append, Access::Create] {
+            for access in
+                [Access::Read, Access::ReadDirect, Access::Append, Access::Create, Access::CreateDirect]
+            {
                 assert!(folder.file(name, access).is_err(), "{name} {access:?}");
             }
         }
