@@ -20,7 +20,8 @@ const LONG: u32 = 1500;
 fn engine(max_batch: usize, change: impl FnOnce(&mut EngineConfig)) -> (Engine, Arc<Seen>) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/tokenizer.json");
     let tokenizer = TextTokenizer::new(tokenizers::Tokenizer::from_file(path).unwrap(), VOCAB).unwrap();
-    let double = Double { pace: PACE, ..Double::new(VOCAB, 2000) };
+    let mut double = Double::new(VOCAB, 2000);
+    double.pace = PACE;
     let seen = Arc::clone(&double.seen);
     let mut config = EngineConfig { max_batch, ..EngineConfig::default() };
     change(&mut config);
