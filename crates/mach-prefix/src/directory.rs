@@ -188,15 +188,17 @@ impl Directory {
         let Ok(names) = folder.names() else { return };
         let names: HashSet<String> = names.into_iter().filter(|name| names::is_segment(name)).collect();
         known.iter().filter(|(name, _)| !names.contains(*name)).for_each(|(_, key)| self.forget(key));
-        let mut found: Vec<(SystemTime, String, File)> = Vec::new();
-        for name in names.into_iter().filter(|name| !known.contains_key(name)) {
-            // Removed by another server, or not this user's: not there.
-            let Ok(file) = folder.file(&name, Access::ReadDirect) else { continue };
+        // Removed by another server, or not this user's: not there.
+        let modified = |name: String| {
+            let file = folder.file(&name, Access::Read).ok()?;
             let modified = file.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            found.push((modified, name, file));
-        }
-        found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-        for (_, name, file) in found {
+            Some((modified, name))
+        };
+        let mut found: Vec<(SystemTime, String)> =
+            names.into_iter().filter(|name| !known.contains_key(name)).filter_map(modified).collect();
+        found.sort();
+        for (_, name) in found {
+            let Ok(file) = folder.file(&name, Access::ReadDirect) else { continue };
             match self.read_head(&file, &name) {
                 Ok(head) => self.insert(head, now),
                 Err(LoadError::Io(error)) => debug!(file = name, %error, "a segment cannot be read"),

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::chain::Hash;
 use crate::folder::{Access, Folder, Home};
@@ -107,12 +107,9 @@ fn locked(folder: &Folder) -> io::Result<Option<(File, Vec<u8>)>> {
         if file.metadata()?.nlink() == 0 {
             continue;
         }
-        let mut start = vec![0; MARK.len()];
-        let len = file.metadata()?.len();
-        if len > 0 {
-            file.read_exact(&mut start)?;
-        }
-        return Ok((len == 0 || start == MARK).then_some((file, start)));
+        let mut start = Vec::new();
+        Read::by_ref(&mut file).take(MARK.len() as u64).read_to_end(&mut start)?;
+        return Ok((start.is_empty() || start == MARK).then_some((file, start)));
     }
 }
 
@@ -144,7 +141,7 @@ impl TurnMemory {
         };
         match taken_in() {
             Ok(true) => drop(self.log.set(home)),
-            Ok(false) => debug!(directory = %home.path.display(), "the log of answers is none of mach's"),
+            Ok(false) => warn!(directory = %home.path.display(), "the log of answers is none of mach's"),
             Err(error) => debug!(%error, "the log of answers cannot be used"),
         }
     }

@@ -179,6 +179,35 @@ fn few_damaged_files_are_kept() {
     assert!(kept < 8 && l2.files == 9 && l2.evicted_for_budget == 8 - kept as u64, "{kept} kept, {l2:?}");
 }
 
+/// What [`many_segments_need_few_open_files`] starts where few files may be open; its directory comes on stdin.
+#[test]
+#[ignore = "started by another test"]
+fn reader_of_many() {
+    let mut dir = String::new();
+    std::io::stdin().lock().read_line(&mut dir).unwrap();
+    let cache = open(Some(Path::new(dir.trim())), false, |_| ());
+    assert_eq!(cache.stats().l2.unwrap().files, 100);
+}
+
+#[test]
+fn many_segments_need_few_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(Some(dir.path()), false, |_| ());
+    save_all(&cache, 0..100);
+    cache.close();
+    let mut child = Command::new("sh")
+        .args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["reader_of_many", "--exact", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writeln!(child.stdin.take().unwrap(), "{}", dir.path().display()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn what_another_server_removed_is_a_miss_and_no_failure() {
     let dir = tempfile::tempdir().unwrap();
