@@ -233,7 +233,7 @@ mod tests {
         let short = identity(model.path(), beside.path(), Duration::ZERO);
         computed(&short).unwrap();
         assert!(kept(&short) && kept(&long));
-        edit(&weights(&model), 5000);
+        edit(&weights(&model), fs::metadata(weights(&model)).unwrap().len() / 2);
         assert!(!kept(&identity(model.path(), beside.path(), Duration::ZERO)));
     }
 
@@ -243,7 +243,7 @@ mod tests {
         computed(&identity(model.path(), beside.path(), Duration::ZERO)).unwrap();
         // Its old hash is kept, and no longer what the file is.
         let opened = identity(model.path(), beside.path(), Duration::ZERO);
-        edit(&weights(&model), 5000);
+        edit(&weights(&model), fs::metadata(weights(&model)).unwrap().len() / 2);
         assert!(computed(&opened).is_err());
         let config = config(beside.path());
         let cache = cache(config);
