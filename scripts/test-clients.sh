@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` packages for Python and
-# Node, and OpenCode. What cannot be installed here is skipped with a line that says so.
+# Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` and `anthropic` packages for
+# Python and Node, OpenCode, and Claude Code. What cannot be installed here is skipped with a line that says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
@@ -21,6 +21,7 @@ full=$(sed -n 's/^startup listening url=\([^ ]*\).*/\1/p' "$work/narrow")/v1
 if python3 -m venv "$work/venv" 2>/dev/null &&
     "$work/venv/bin/pip" install -q -r clients/python/requirements.txt 2>"$work/pip.log"; then
     "$work/venv/bin/python" clients/python/check.py "$base" "$full"
+    "$work/venv/bin/python" clients/python/messages.py "$url"
     echo "python client: passed"
 else
     echo "python client: SKIPPED, its packages cannot be installed here"
@@ -33,7 +34,7 @@ node_packages() {
 }
 
 if node_packages node; then
-    (cd "$work/node" && node check.mjs "$base" "$full")
+    (cd "$work/node" && node check.mjs "$base" "$full" && node messages.mjs "$url")
     echo "node client: passed"
 else
     echo "node client: SKIPPED, its packages cannot be installed here"
@@ -44,4 +45,11 @@ if node_packages opencode && "$work/opencode/node_modules/.bin/opencode" --versi
     echo "opencode: passed"
 else
     echo "opencode: SKIPPED, its package cannot be installed here"
+fi
+
+if node_packages claude-code && "$work/claude-code/node_modules/.bin/claude" --version >/dev/null 2>&1; then
+    clients/claude-code/check.sh "$work/claude-code/node_modules/.bin/claude" "$url"
+    echo "claude code: passed"
+else
+    echo "claude code: SKIPPED, its package cannot be installed here"
 fi

@@ -87,6 +87,10 @@ pub struct ServeArgs {
     #[arg(long, help_heading = "Requests")]
     pub strict_fields: bool,
 
+    /// Leave the line with which Claude Code names itself in the prompt; it may be another with every request
+    #[arg(long, help_heading = "Requests")]
+    pub keep_client_headers: bool,
+
     /// How the model is run: production (also called dflash); openai, the generic path, is not built yet
     #[arg(long, help_heading = "Computing", value_enum, default_value_t = BackendArg::Production)]
     pub backend: BackendArg,
@@ -226,7 +230,11 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             max_concurrent_per_key: args.max_concurrent_per_key,
             cors: Origins::parse(&args.cors_origin)
                 .map_err(|e| Exit::input(format!("--cors-origin: {e}")))?,
-            limits: Limits { unknown_fields, ..Limits::default() },
+            limits: Limits {
+                unknown_fields,
+                keep_client_headers: args.keep_client_headers,
+                ..Limits::default()
+            },
         },
         output: args.output.clone(),
         warm: args.prefix.prefixes()?,

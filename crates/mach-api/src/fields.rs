@@ -92,6 +92,11 @@ impl Fields {
         Ok(())
     }
 
+    /// Notes a part of the body that is left out.
+    pub(crate) fn ignore(&self, path: &str) {
+        self.notes.borrow_mut().ignore(path);
+    }
+
     /// Notes something that was let pass.
     pub(crate) fn warn(&self, text: impl Into<String>) {
         self.notes.borrow_mut().warn(text.into());

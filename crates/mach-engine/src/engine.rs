@@ -297,6 +297,7 @@ fn nothing(
             timings: Timings::default(),
             cached: 0,
             ids: None,
+            stopped_by: None,
         });
     }
 }

@@ -127,6 +127,8 @@ pub enum Event {
         cached: usize,
         /// The tokens themselves, if the text is all that they say (nothing was cut off at a stop string).
         ids: Option<Vec<u32>>,
+        /// The stop string that ended it.
+        stopped_by: Option<String>,
     },
     /// The whole request failed; nothing follows.
     Failed(EngineError),

@@ -260,6 +260,8 @@ impl Sequence {
         let ids =
             (!self.text.stopped()).then(|| self.tokens.get(self.prompt_len..).unwrap_or_default().to_vec());
         let (choice, cached) = (self.choice, self.reuse.cached);
-        let _ = self.events.send(Event::Finished { choice, reason, tokens, timings, cached, ids });
+        let stopped_by = self.text.stopped_by().map(str::to_owned);
+        let _ =
+            self.events.send(Event::Finished { choice, reason, tokens, timings, cached, ids, stopped_by });
     }
 }

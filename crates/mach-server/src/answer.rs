@@ -131,7 +131,7 @@ impl Answers {
                 let logprobs = logprobs.into_iter().map(|token| describe(tokenizer, token)).collect();
                 steps.push(Step::Said { choice, said: said.unwrap_or_default(), logprobs });
             }
-            Event::Finished { choice, reason, tokens, cached, ids, .. } => {
+            Event::Finished { choice, reason, tokens, cached, ids, stopped_by, .. } => {
                 self.counts.completion += tokens;
                 // Every choice of a turn tells how much of its prompt was known.
                 self.counts.cached += if choice == 0 { cached } else { 0 };
@@ -144,7 +144,11 @@ impl Answers {
                     steps.push(Step::Said { choice, said, logprobs: Vec::new() });
                 }
                 let spoken = reader.spoken();
-                steps.push(Step::Ended { choice, ending: spoken.ending(cut) });
+                let ending = match (spoken.ending(cut), stopped_by) {
+                    (Ending::Stop, Some(text)) => Ending::StopString(text),
+                    (ending, _) => ending,
+                };
+                steps.push(Step::Ended { choice, ending });
                 if let Some(Asked { text: Some(text), salt }) = self.asked.get(turn as usize)
                     && let (Some(ids), Some(message)) = (ids, spoken.as_history())
                 {

@@ -255,6 +255,17 @@ impl ChatModel {
         }
     }
 
+    /// Tokens of a turn's prompt.
+    pub(crate) fn count(&self, turn: &Turn) -> Result<usize, ApiError> {
+        self.check_name(turn.settings.model.as_deref())?;
+        match &turn.input {
+            Input::Conversation(conversation) => {
+                Ok(self.prompt(conversation, turn.settings.cache_salt.as_deref())?.tokens.len())
+            }
+            Input::Text(_) | Input::Tokens(_) => Ok(self.prepare(turn)?.generate.prompt.len()),
+        }
+    }
+
     fn prepare_conversation(
         &self,
         conversation: &Conversation,

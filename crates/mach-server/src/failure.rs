@@ -14,6 +14,10 @@ pub(crate) struct Failure(pub(crate) ApiError);
 #[derive(Debug, Clone)]
 pub(crate) struct Reason(pub(crate) String);
 
+/// The error itself, for APIs of another shape: in the extensions of its response.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused(pub(crate) ApiError);
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         Self(error)
@@ -24,7 +28,8 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self.0.body())).into_response();
-        response.extensions_mut().insert(Reason(self.0.message));
+        response.extensions_mut().insert(Reason(self.0.message.clone()));
+        response.extensions_mut().insert(Refused(self.0.clone()));
         let headers = response.headers_mut();
         if let Some(seconds) = self.0.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));

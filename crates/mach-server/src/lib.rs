@@ -20,6 +20,7 @@ mod prompt;
 mod reader;
 mod routes;
 mod server;
+mod shape;
 mod sse;
 mod warm;
 

@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use mach_api::chat::Limits as RequestLimits;
+use mach_api::messages::MessagesDialect;
 use mach_api::{ApiError, ErrorKind};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -21,7 +22,7 @@ use crate::layers::{self, Keys, Origins};
 use crate::listen::{Limits, listen};
 use crate::metrics::HttpMetrics;
 use crate::notes::Named;
-use crate::{ChatModel, routes};
+use crate::{ChatModel, routes, shape};
 
 /// Settings of the server.
 #[derive(Debug, Clone)]
@@ -133,7 +134,14 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/chat/completions", post(routes::chat_completions))
         .route("/v1/completions", post(routes::completions))
         .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time));
+    let messages = Router::new()
+        .route("/v1/messages", post(routes::messages))
+        .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time))
+        .route("/v1/messages/count_tokens", post(routes::count_message_tokens))
+        .method_not_allowed_fallback(routes::method_not_allowed)
+        .layer(from_fn(shape::errors_of::<MessagesDialect>));
     let mut router = Router::new()
+        .route("/", get(routes::root))
         .route("/health", get(routes::health))
         .route("/healthz", get(routes::health))
         .route("/ping", get(routes::health).post(routes::health))
@@ -149,6 +157,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/cache/stats", get(routes::cache_stats))
         .route("/v1/cache/warm_prefix", get(routes::list_warm_prefixes).post(routes::warm_prefix))
         .merge(generating)
+        .merge(messages)
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked));

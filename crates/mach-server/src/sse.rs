@@ -13,10 +13,8 @@ use tracing::warn;
 
 use crate::answer::{Answers, Step};
 
-/// A comment line goes out when nothing else did for this long, so that proxies keep the connection.
+/// Something goes out when nothing else did for this long, so that proxies and clients keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// That line.
-const KEEP_ALIVE_LINE: &[u8] = b": keep-alive\n\n";
 
 /// The streaming response. Dropping it (the client left) drops the answers, which cancels the generation.
 pub(crate) fn response<D: Dialect>(dialect: D, answers: Answers) -> Response {
@@ -54,7 +52,7 @@ impl<D: Dialect> EventWriter<D> {
             }
         }
         match tokio::time::timeout(KEEP_ALIVE, self.answers.next()).await {
-            Err(_) => out.extend_from_slice(KEEP_ALIVE_LINE),
+            Err(_) => self.dialect.keep_alive(&mut out),
             Ok(Err(error)) => self.fail(&error, &mut out),
             Ok(Ok(steps)) => {
                 steps.into_iter().for_each(|step| self.write(step, &mut out));

@@ -69,6 +69,7 @@ impl Generator for Canned {
             timings: Timings::default(),
             cached: 0,
             ids: None,
+            stopped_by: None,
         });
         Ok((receiver, begun))
     }

@@ -115,7 +115,7 @@ impl ToolChoice {
     }
 
     /// Functions must be among `tools`.
-    fn check(self, fields: &Fields, field: &str, tools: &[Value]) -> Result<Self, ApiError> {
+    pub(crate) fn check(self, fields: &Fields, field: &str, tools: &[Value]) -> Result<Self, ApiError> {
         let missing = |name: &&String| !tools.iter().any(|tool| function_name(tool) == Some(name));
         let (unknown, at) = match &self {
             Self::Required if tools.is_empty() => {
@@ -253,7 +253,7 @@ fn from_object(body: &Fields, value: Value, limits: &Limits) -> Result<Option<Re
 }
 
 /// Refuses schemas whose size alone would make them slow.
-pub(super) fn check_schema(path: &str, schema: &Value, limits: &Limits) -> Result<(), ApiError> {
+pub(crate) fn check_schema(path: &str, schema: &Value, limits: &Limits) -> Result<(), ApiError> {
     if !matches!(schema, Value::Object(_) | Value::Bool(_)) {
         return Err(ApiError::field(path, format!("must be an object, not {}", kind(schema))));
     }

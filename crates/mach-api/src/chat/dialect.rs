@@ -102,7 +102,7 @@ impl Dialect for ChatDialect {
 impl ChatDialect {
     fn finish_reason(&self, ending: Ending) -> FinishReason {
         match ending {
-            Ending::Stop => FinishReason::Stop,
+            Ending::Stop | Ending::StopString(_) => FinishReason::Stop,
             Ending::Length => FinishReason::Length,
             Ending::Calls if self.legacy => FinishReason::FunctionCall,
             Ending::Calls => FinishReason::ToolCalls,

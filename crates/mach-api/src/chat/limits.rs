@@ -26,6 +26,9 @@ pub struct Limits {
     pub grammar_bytes: usize,
     /// What is done with fields that nobody knows.
     pub unknown_fields: UnknownFields,
+    /// Whether the line with which some clients begin their instructions to name themselves is part of the prompt. It may be another
+    /// one with every request, and no prefix would be found again.
+    pub keep_client_headers: bool,
 }
 
 impl Default for Limits {
@@ -41,6 +44,7 @@ impl Default for Limits {
             schema_values: 50_000,
             grammar_bytes: 64 << 10,
             unknown_fields: UnknownFields::default(),
+            keep_client_headers: false,
         }
     }
 }

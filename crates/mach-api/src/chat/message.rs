@@ -109,6 +109,16 @@ impl Message {
         }
     }
 
+    /// Whether it is an assistant's and says something that an answer can go on with.
+    pub(crate) fn can_go_on(&self) -> bool {
+        let said = match &self.content {
+            Content::None => false,
+            Content::Text(text) => !text.trim().is_empty(),
+            Content::Parts(parts) => parts.last().is_some_and(|text| !text.trim().is_empty()),
+        };
+        self.role == Role::Assistant && self.tool_calls.is_empty() && said
+    }
+
     /// Parses the message found at `path` of a body.
     pub(crate) fn parse(body: &Fields, path: &str, value: Value) -> Result<Self, ApiError> {
         let mut fields = body.nested(path, value)?;

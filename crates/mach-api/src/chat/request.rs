@@ -6,7 +6,7 @@ use super::known::end_body;
 use super::sampling::parse_logprobs;
 use super::settings::{Settings, parse_max_tokens};
 use super::tools::Functions;
-use super::{Content, Limits, Message, Role, ToolChoice};
+use super::{Limits, Message, ToolChoice};
 use crate::ApiError;
 use crate::fields::{Fields, json};
 use crate::notes::Notes;
@@ -81,15 +81,7 @@ impl PromptEnd {
             let reason = "cannot be combined with `add_generation_prompt`";
             return Err(fields.error("continue_final_message", reason));
         }
-        let goes_on = messages.last().is_some_and(|last| {
-            let said = match &last.content {
-                Content::None => false,
-                Content::Text(text) => !text.trim().is_empty(),
-                Content::Parts(parts) => parts.last().is_some_and(|text| !text.trim().is_empty()),
-            };
-            last.role == Role::Assistant && last.tool_calls.is_empty() && said
-        });
-        if goes_on {
+        if messages.last().is_some_and(Message::can_go_on) {
             return Ok(Self::Continue);
         }
         let reason = "needs an assistant message with content at the end of `messages`";

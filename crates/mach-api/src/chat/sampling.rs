@@ -30,7 +30,7 @@ pub struct SamplingFields {
 }
 
 impl SamplingFields {
-    pub(super) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
+    pub(crate) fn parse(fields: &mut Fields, limits: &Limits) -> Result<Self, ApiError> {
         let repetition_penalty = fields.number("repetition_penalty", 0.0..=2.0)?;
         if repetition_penalty == Some(0.0) {
             return Err(fields.error("repetition_penalty", "must be above 0"));

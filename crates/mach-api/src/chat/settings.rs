@@ -74,7 +74,7 @@ pub(crate) fn parse_max_tokens(
     }
 }
 
-pub(super) fn parse_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+pub(crate) fn parse_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let salt = fields.string("cache_salt")?;
     match &salt {
         Some(salt) if salt.is_empty() => Err(fields.error("cache_salt", "must not be empty")),

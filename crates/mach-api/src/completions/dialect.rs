@@ -153,6 +153,6 @@ impl CompletionDialect {
 fn finish_reason(ending: Ending) -> FinishReason {
     match ending {
         Ending::Length => FinishReason::Length,
-        Ending::Stop | Ending::Calls => FinishReason::Stop,
+        Ending::Stop | Ending::StopString(_) | Ending::Calls => FinishReason::Stop,
     }
 }

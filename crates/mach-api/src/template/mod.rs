@@ -141,6 +141,7 @@ impl ChatTemplate {
         kwargs: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let messages = &*self.shape.arrange(messages);
         let render = |shape: &Shape| self.render_shape(shape, messages, tools, kwargs, add_generation_prompt);
         render(&self.shape).or_else(|error| {
             other_shapes(&self.shape, messages).iter().find_map(|shape| render(shape).ok()).ok_or(error)

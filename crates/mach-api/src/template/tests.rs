@@ -313,3 +313,35 @@ fn lines_of_errors_are_those_of_the_source() {
         compile("{{ 'a' ~ 1 }}\n{{ 'x' ~ (messages[9].a.items\n ~ 5) }}").render(&hello(), &[], &Map::new());
     assert!(matches!(&error, Err(TemplateError::Render(m)) if m.starts_with("line 2:")), "{error:?}");
 }
+
+/// Instructions at the start become one, those in the middle the user's, where the template takes one message of them; what
+/// stands before is rendered as it was without them.
+#[test]
+fn instructions_come_where_the_template_takes_them() {
+    let says = |role, text: &str| Message::text(role, text);
+    let all = [
+        says(Role::System, "a"),
+        says(Role::Developer, "b"),
+        says(Role::User, "c"),
+        says(Role::System, "d"),
+        says(Role::Assistant, "e"),
+        says(Role::System, "f"),
+        says(Role::User, "g"),
+    ];
+    let render = |source: &str, n: usize| {
+        let messages = all.get(..n).unwrap();
+        compile(source).render_as(messages, &[], &Map::new(), false).unwrap()
+    };
+    let each = "{% for m in messages %}[{{ m.role }} {{ m.content }}]{% endfor %}";
+    assert_eq!(render(each, 7), "[system a][system b][user c][system d][assistant e][system f][user g]");
+    let first = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}[{{ m.role }} {{ m.content }}]{% endfor %}";
+    assert_eq!(render(first, 7), "[system a\n\nb][user c\n\nd][assistant e][user f\n\ng]");
+    // Left out in silence is no better than refused.
+    let silent = "{% for m in messages %}{% if m.role != 'system' or loop.first %}[{{ m.role }} {{ m.content }}]{% endif %}{% endfor %}";
+    assert_eq!(render(silent, 7), render(first, 7));
+    let with_end = render(first, 5);
+    assert!(render(first, 7).starts_with(&with_end), "{with_end}");
+    let none = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}";
+    let error = compile(none).render(&all, &[], &Map::new()).unwrap_err();
+    assert_eq!(error, TemplateError::Refused("none".into()));
+}

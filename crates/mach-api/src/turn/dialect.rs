@@ -26,6 +26,8 @@ pub struct Head {
     pub model: String,
     /// Name of the arithmetic.
     pub numerics: String,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
     /// Texts of the prompts, if [`Dialect::wants_prompts`].
     pub prompts: Vec<String>,
 }
@@ -67,6 +69,11 @@ pub trait Dialect: Send + Sized + 'static {
     /// Writes what opens a stream.
     fn open(&mut self, _out: &mut Vec<u8>) {}
 
+    /// Writes something that keeps a silent connection open.
+    fn keep_alive(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b": keep-alive\n\n");
+    }
+
     /// Writes what is new of a choice, and the log probabilities of its tokens where they were asked for.
     fn said(&mut self, choice: u32, said: Vec<Said>, logprobs: Vec<TokenLogprob>, out: &mut Vec<u8>);
 
@@ -81,6 +88,12 @@ pub trait Dialect: Send + Sized + 'static {
 
     /// The answers as one document.
     fn document(self, answers: Vec<(Spoken, Vec<TokenLogprob>, Ending)>, counts: Counts) -> Value;
+
+    /// The body of a response that refuses a request or tells of its failure.
+    fn error(error: &ApiError) -> Value {
+        // Strings only.
+        serde_json::to_value(error.body()).unwrap_or_default()
+    }
 }
 
 /// One server-sent event without a name.

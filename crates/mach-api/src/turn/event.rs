@@ -31,10 +31,12 @@ pub enum Said {
 }
 
 /// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// The model ended it, or a stop string or id did.
+    /// The model ended it, or a stop id did.
     Stop,
+    /// This stop string did.
+    StopString(String),
     /// The length that was asked for, or the context is full.
     Length,
     /// The model calls tools.

@@ -6,7 +6,7 @@
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    stopped: Option<String>,
 }
 
 impl StopMatcher {
@@ -14,13 +14,13 @@ impl StopMatcher {
         Self {
             stops: stops.into_iter().filter(|s| !s.is_empty()).collect(),
             held: String::new(),
-            stopped: false,
+            stopped: None,
         }
     }
 
     /// Takes more text and returns what may be shown. After a match, nothing more is.
     pub(crate) fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.stopped.is_some() {
             return String::new();
         }
         if self.stops.is_empty() {
@@ -30,10 +30,10 @@ impl StopMatcher {
         let first = self
             .stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)))
+            .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, stop)))
             .min();
-        if let Some((_, start)) = first {
-            self.stopped = true;
+        if let Some((_, start, stop)) = first {
+            self.stopped = Some(stop.clone());
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
         }
@@ -44,7 +44,12 @@ impl StopMatcher {
 
     /// Whether a stop string was met.
     pub(crate) fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.is_some()
+    }
+
+    /// The stop string that was met.
+    pub(crate) fn stopped_by(&self) -> Option<&str> {
+        self.stopped.as_deref()
     }
 
     /// Ends the text: what was held back was no stop string.

@@ -71,6 +71,11 @@ impl<T> TextStream<T> {
         self.stop.stopped()
     }
 
+    /// The stop string that was met.
+    pub(crate) fn stopped_by(&self) -> Option<&str> {
+        self.stop.stopped_by()
+    }
+
     /// Ends the text and lets out what was held back.
     pub(crate) fn finish(&mut self) -> Visible<T> {
         if self.stop.stopped() {

@@ -10,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use mach_api::chat::{ChatDialect, Limits, Settings};
 use mach_api::completions::CompletionDialect;
+use mach_api::messages::{CountRequest, MessagesDialect};
 use mach_api::turn::{Head, Input, Parsed};
 use mach_api::{ApiError, Dialect, Notes};
+use serde_json::json;
 
 use super::body::{off_the_sockets, read_json};
 use crate::answer::{Answers, Asking};
@@ -37,6 +39,33 @@ pub(crate) async fn completions(
     body: Body,
 ) -> Result<Response, Failure> {
     generate::<CompletionDialect>(shared, headers, body).await
+}
+
+/// `POST /v1/messages`.
+pub(crate) async fn messages(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    generate::<MessagesDialect>(shared, headers, body).await
+}
+
+/// `POST /v1/messages/count_tokens`: the length of the prompt that a request would have. Nothing is queued.
+pub(crate) async fn count_message_tokens(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    auth::check(shared.config.api_key.as_deref(), &headers)?;
+    let model = Arc::clone(shared.model()?);
+    let body = read_json(&headers, body, shared.config.max_body).await?;
+    let limits = shared.config.limits.clone();
+    let work = move || {
+        let CountRequest { turn, notes } = CountRequest::parse(&body, &limits)?;
+        Ok((model.count(&turn)?, notes))
+    };
+    let (tokens, notes) = off_the_sockets(work).await?;
+    Ok(noted(&shared, &notes).tell(Json(json!({"input_tokens": tokens})).into_response()))
 }
 
 /// Parse, prepare, ask the engine, write.
@@ -92,7 +121,8 @@ struct Request<D> {
 impl<D: Dialect> Request<D> {
     fn prepare(model: &ChatModel, body: &Bytes, limits: &Limits) -> Result<Self, ApiError> {
         let Parsed { turns, mut dialect, notes } = D::parse(body, limits)?;
-        let prepared = turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
+        let prepared: Vec<Prepared> =
+            turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
         let settings = turns.first().map(|turn| turn.settings.clone()).unwrap_or_default();
         let text = |input: &Input| match input {
             Input::Text(text) => text.clone(),
@@ -103,6 +133,7 @@ impl<D: Dialect> Request<D> {
             created: unix_time(),
             model: model.name_for(&settings).to_owned(),
             numerics: model.numerics.clone(),
+            prompt_tokens: prepared.iter().map(|prepared| prepared.generate.prompt.len()).sum(),
             prompts: match dialect.wants_prompts() {
                 true => turns.iter().map(|turn| text(&turn.input)).collect(),
                 false => Vec::new(),

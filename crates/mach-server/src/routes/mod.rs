@@ -24,7 +24,7 @@ use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
-pub(crate) use generate::{chat_completions, completions};
+pub(crate) use generate::{chat_completions, completions, count_message_tokens, messages};
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;
@@ -41,6 +41,11 @@ pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
         }
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopped"}))).into_response(),
     }
+}
+
+/// `GET /`: that a server is here. Some clients ask for the head of it before anything else. Needs no key.
+pub(crate) async fn root() -> Json<Value> {
+    Json(json!({"name": "mach", "version": env!("CARGO_PKG_VERSION"), "routes": "/openapi.json"}))
 }
 
 /// `GET /version`. Needs no key.
