@@ -9,6 +9,7 @@ pub mod commands;
 mod exit;
 pub mod experts;
 pub mod host;
+mod identity;
 mod loading;
 mod logging;
 mod memory;

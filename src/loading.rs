@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
 use mach_checkpoint::{Checkpoint, OutputConvention};
-use mach_engine::{Engine, EngineConfig, SamplingParams, Speculation, TextTokenizer};
+use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, Serving, Templates};
@@ -19,6 +19,7 @@ use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::Budget;
 use crate::experts::{Beside, Prepared};
+use crate::identity::{Identity, WeightFiles};
 use crate::signals::Signal;
 
 /// A checkpoint whose files have been read and checked, weights aside.
@@ -29,6 +30,7 @@ pub(crate) struct Opened {
     tokenizer: Arc<TextTokenizer>,
     templates: Option<Templates>,
     stop_ids: Vec<u32>,
+    weight_files: WeightFiles,
 }
 
 impl Opened {
@@ -47,7 +49,8 @@ impl Opened {
         })?;
         let templates = Templates::of(&checkpoint).map_err(Exit::input)?;
         let stop_ids = ChatModel::stop_ids_of(&checkpoint, &tokenizer).map_err(Exit::input)?;
-        Ok(Self { config, checkpoint, tokenizer: Arc::new(tokenizer), templates, stop_ids })
+        let weight_files = WeightFiles::of(&checkpoint, draft_dir(&config).as_deref());
+        Ok(Self { config, checkpoint, tokenizer: Arc::new(tokenizer), templates, stop_ids, weight_files })
     }
 
     /// The directory's own name.
@@ -108,6 +111,7 @@ impl Opened {
         let (card, numerics) = (model.card(), model.numerics());
         let tokenizer = Arc::clone(&self.tokenizer);
         let engine = Engine::start(model, tokenizer, settings.clone()).map_err(Exit::failure)?;
+        self.settle_identity(&engine, &settings);
         let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
         if report.signals {
             self.model_signal(&names, &card).emit();
@@ -145,6 +149,18 @@ impl Opened {
         });
         display.finish();
         model.map_err(Exit::input)
+    }
+
+    /// Has the prefix cache use its disk as soon as it is known which weights these are.
+    fn settle_identity(&self, engine: &Engine, settings: &EngineConfig) {
+        let (Some(cache), Some(config)) = (engine.prefix(), &settings.prefix) else { return };
+        let files = match settings.speculation.draft {
+            Some(_) => self.weight_files.clone(),
+            None => self.weight_files.clone().without_draft(),
+        };
+        if let Some(identity) = Identity::new(config, files) {
+            identity.settle(cache);
+        }
     }
 
     /// The engine's settings, completed by what the budget leaves and the draft that was found.
@@ -240,8 +256,7 @@ fn draft_dir(config: &ModelConfig) -> Option<std::path::PathBuf> {
 
 /// Bytes of the safetensors of a directory.
 fn safetensors_bytes(dir: &Path) -> usize {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let shards = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+    let shards = crate::prefix::safetensors(dir).into_iter();
     shards.filter_map(|f| Some(f.metadata().ok()?.len() as usize)).sum()
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mach_api::chat::{Limits, WarmRequest};
-use mach_checkpoint::Checkpoint;
+use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
 use mach_models::LoadOptions;
 use mach_prefix::{PrefixConfig, chain};
 use serde_json::Value;
@@ -37,7 +37,7 @@ pub struct PrefixArgs {
     #[arg(long, value_name = "DIR")]
     pub disk_kv_dir: Option<PathBuf>,
 
-    /// Disk space for prefixes in GB; 0 keeps none on disk
+    /// Disk space for this model's prefixes in GB; 0 keeps none on disk
     #[arg(long, default_value_t = 8.0, value_name = "GB")]
     pub disk_kv_budget_gb: f64,
 
@@ -119,7 +119,8 @@ fn default_directory() -> Option<PathBuf> {
     caches.map(|caches| caches.join("mach").join("prefix"))
 }
 
-/// Fills in what depends on the model.
+/// Fills in what depends on the model: the namespace of everything but the contents of weight files, which
+/// [`Identity`](crate::identity::Identity) adds for what goes to disk.
 pub(crate) fn complete(
     config: &mut PrefixConfig,
     checkpoint: &Checkpoint,
@@ -127,27 +128,86 @@ pub(crate) fn complete(
     draft: Option<&Path>,
 ) {
     let template = checkpoint.chat_template().ok().flatten().map(|t| t.source).unwrap_or_default();
-    let draft = draft.map(fingerprint).unwrap_or_default();
+    let draft = draft.map(description).unwrap_or_default();
+    // Tokens of remembered answers mean nothing under another vocabulary, and streamed experts come from the sidecar.
+    let read = |name: &str| std::fs::read(checkpoint.dir().join(name)).unwrap_or_default();
     config.namespace = chain::namespace([
         checkpoint.fingerprint().as_slice(),
         template.as_bytes(),
         mach_cpu::numerics(load).as_bytes(),
         &draft,
+        &read("tokenizer.json"),
+        &read(MANIFEST_FILE),
     ]);
+    config.disk_later = true;
 }
 
-/// A hash over a draft's settings and its weights' names, sizes and times.
-fn fingerprint(draft: &Path) -> Vec<u8> {
-    let mut files: Vec<_> = std::fs::read_dir(draft).into_iter().flatten().flatten().collect();
-    files.sort_by_key(std::fs::DirEntry::file_name);
+/// The safetensors of a directory, in order.
+pub(crate) fn safetensors(dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
+    let mut files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "safetensors")).collect();
+    files.sort();
+    files
+}
+
+/// A draft's settings and its weights' names. Their contents are the identity's.
+fn description(draft: &Path) -> Vec<u8> {
     let mut parts = vec![std::fs::read(draft.join("config.json")).unwrap_or_default()];
-    for file in files.iter().filter(|f| f.path().extension().is_some_and(|e| e == "safetensors")) {
-        let meta = file.metadata().ok();
-        let modified = meta.as_ref().and_then(|m| m.modified().ok());
-        let age = modified.and_then(|m| m.duration_since(std::time::UNIX_EPOCH).ok());
-        parts.push(file.file_name().into_encoded_bytes());
-        parts.push(meta.map_or(0, |m| m.len()).to_le_bytes().to_vec());
-        parts.push(age.map_or(0, |a| a.as_nanos()).to_le_bytes().to_vec());
-    }
+    let names =
+        safetensors(draft).into_iter().filter_map(|f| Some(f.file_name()?.as_encoded_bytes().to_vec()));
+    parts.extend(names);
     chain::namespace(parts.iter().map(Vec::as_slice)).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use mach_models::Activations;
+    use mach_quant::TurboQuant;
+
+    use super::*;
+
+    #[test]
+    fn everything_that_decides_a_state_is_in_the_namespace() {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "chat_template.jinja", "resident.safetensors"] {
+            std::fs::copy(demo.join(name), copy.path().join(name)).unwrap();
+        }
+        let sidecar = copy.path().join(MANIFEST_FILE);
+        std::fs::create_dir_all(sidecar.parent().unwrap()).unwrap();
+        std::fs::copy(demo.join(MANIFEST_FILE), sidecar).unwrap();
+        let of = |load: &LoadOptions, draft: Option<&Path>| {
+            let mut config = PrefixConfig::default();
+            complete(&mut config, &Checkpoint::open(copy.path()).unwrap(), load, draft);
+            config.namespace
+        };
+        let usual = LoadOptions::default();
+        let draft = demo.join("draft");
+        let mut all = vec![of(&usual, None)];
+        assert_eq!(of(&usual, None), all[0], "it is a function of its parts");
+        for activations in [Activations::F32, Activations::Int8] {
+            let load = LoadOptions { activations, ..usual.clone() };
+            if activations == usual.activations {
+                assert_eq!(of(&load, None), all[0]);
+            } else {
+                all.push(of(&load, None));
+            }
+        }
+        for kv in ["k4v3", "k4v4"] {
+            all.push(of(
+                &LoadOptions { turboquant_kv: Some(kv.parse::<TurboQuant>().unwrap()), ..usual.clone() },
+                None,
+            ));
+        }
+        all.push(of(&usual, Some(&draft)));
+        for name in ["tokenizer.json", "chat_template.jinja", "config.json", MANIFEST_FILE] {
+            let file = copy.path().join(name);
+            let mut bytes = std::fs::read(&file).unwrap();
+            bytes.push(b'\n');
+            std::fs::write(&file, bytes).unwrap();
+            all.push(of(&usual, None));
+        }
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "two of them share a namespace");
+    }
 }

@@ -236,3 +236,133 @@ fn each_key_may_have_a_cache_of_its_own_and_lists_its_own_prefixes() {
     assert!(list(&server, b, "").is_empty() && list(&server, nobody, "").is_empty());
     assert_eq!(list(&server, b, "?cache_salt=s"), [salted]);
 }
+
+/// A small checkpoint of plain safetensors, as published ones are.
+fn plain_checkpoint(dir: &Path) -> std::path::PathBuf {
+    use mach_checkpoint::synth::{Routing, SynthOptions, write};
+    let options = SynthOptions {
+        shape: "tiny-qwen3_moe".to_owned(),
+        layers: 2,
+        routing: Routing::Uniform,
+        seed: 5,
+        out: dir.join("model"),
+    };
+    write(&options, &mut |_| ()).unwrap();
+    options.out
+}
+
+/// Changes a byte between the samples of a fingerprint, in place, and puts the time of modification back.
+fn edit_weights(model: &Path) {
+    use std::os::unix::fs::FileExt;
+    let files = std::fs::read_dir(model).unwrap().map(|e| e.unwrap().path());
+    let mut shards: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "safetensors")).collect();
+    shards.sort_by_key(|f| f.metadata().unwrap().len());
+    let shard = shards.pop().unwrap();
+    let before = mach_checkpoint::Checkpoint::open(model).unwrap().fingerprint();
+    let modified = shard.metadata().unwrap().modified().unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&shard).unwrap();
+    // The sign of a weight, wherever no sample is.
+    let mut at = shard.metadata().unwrap().len() / 2;
+    loop {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x80], at).unwrap();
+        if mach_checkpoint::Checkpoint::open(model).unwrap().fingerprint() == before {
+            break;
+        }
+        file.write_all_at(&byte, at).unwrap();
+        at += 1021;
+    }
+    file.set_modified(modified).unwrap();
+}
+
+#[test]
+fn an_edited_tensor_never_meets_a_state_of_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, cache) = (plain_checkpoint(dir.path()), dir.path().join("cache"));
+    let start = || {
+        let cache = cache.to_str().unwrap();
+        Server::start(&model, &["--no-streaming", "--disk-kv-dir", cache, "--memory-gb", "2"])
+    };
+    let ask = |server: &Server| {
+        let prompt = "the same words, over and over again ".repeat(20);
+        let body = json!({"model": "model", "prompt": prompt, "max_tokens": 8, "temperature": 0});
+        let answer = server.post("/v1/completions", &body.to_string());
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        let cached = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+        (answer.json()["choices"][0]["text"].clone(), cached)
+    };
+    let server = start();
+    let (first, cached) = ask(&server);
+    assert_eq!(cached, 0);
+    stop(server);
+    let server = start();
+    let (again, cached) = ask(&server);
+    assert!(again == first && cached > 40, "{cached} tokens after a restart");
+    stop(server);
+    edit_weights(&model);
+    let server = start();
+    let (_, cached) = ask(&server);
+    assert_eq!(cached, 0, "of the weights before");
+    stop(server);
+    // The present weights have states of their own by now.
+    let server = start();
+    assert!(ask(&server).1 > 40);
+    stop(server);
+}
+
+/// Edits of weights while they are served: what is computed from then on may be of either.
+#[test]
+fn nothing_is_saved_once_the_weights_changed_under_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, cache) = (plain_checkpoint(dir.path()), dir.path().join("cache"));
+    let server = Server::start(
+        &model,
+        &["--no-streaming", "--disk-kv-dir", cache.to_str().unwrap(), "--memory-gb", "2"],
+    );
+    edit_weights(&model);
+    let body = json!({"model": "model", "prompt": "words and words ".repeat(40), "max_tokens": 8});
+    assert_eq!(server.post("/v1/completions", &body.to_string()).status, 200);
+    let failures = common::eventually(|| {
+        let l2 = server.get("/v1/cache/stats").json()["prefix_cache"]["l2"].clone();
+        l2["save_failures"].as_u64().filter(|&n| n > 0)
+    });
+    assert!(failures > 0);
+    stop(server);
+    let segments = walk_files(&cache).into_iter().filter(|f| f.extension().is_some_and(|e| e == "seg"));
+    assert_eq!(segments.count(), 0);
+}
+
+fn walk_files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    entries.flat_map(|path| if path.is_dir() { walk_files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn remembered_answers_of_one_salt_are_none_of_anothers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), &["--remember-turns"]);
+    let plain = Server::demo(&[]);
+    let ask = |server: &Server, messages: &Value, salt: &str, fields: Value| {
+        let mut body = json!({"messages": messages, "cache_salt": salt});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server.chat(body).json()
+    };
+    let mut told_apart = 0;
+    for seed in 0..8 {
+        let question = format!("Explain topic number {seed} of physics.");
+        let hot = json!({"temperature": 1.6, "top_p": 1, "top_k": 0, "seed": seed, "max_tokens": 40, "ignore_eos": true});
+        let said = ask(&server, &conversation(&[], &question), "a", hot);
+        let said = said["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+        let follow = conversation(&[(&question, &said)], "Shorter.");
+        let [own, others, expected] = [(&server, "a"), (&server, "b"), (&plain, "b")]
+            .map(|(server, salt)| ask(server, &follow, salt, json!({"max_tokens": 1}))["usage"].clone());
+        assert_eq!(others["prompt_tokens"], expected["prompt_tokens"], "its own tokens");
+        assert_eq!(
+            others["prompt_tokens_details"]["cached_tokens"],
+            expected["prompt_tokens_details"]["cached_tokens"]
+        );
+        told_apart += u32::from(own["prompt_tokens"] != expected["prompt_tokens"]);
+    }
+    assert!(told_apart > 0, "these answers tell the two apart");
+}

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::parse::parse_config;
 use crate::families::Row;
+use crate::identity::WeightFile;
 use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
 use crate::tensors::{Tensors, finite_floats};
@@ -188,6 +189,20 @@ impl Checkpoint {
             None => self.config.tensor_prefix.starts_with("model."),
         };
         if published { 1.0 } else { 0.0 }
+    }
+
+    /// The files whose bytes nothing vouches for: all but what `mach convert` wrote, whose headers and manifest have a
+    /// checksum of everything that is loaded. [`fingerprint`](Self::fingerprint) and the hashes of these files together
+    /// say which weights the checkpoint has.
+    pub fn unverified_files(&self) -> Vec<WeightFile> {
+        let plain = self.tensors.shards.files.iter().filter(|shard| shard.resident.is_none());
+        plain.map(|shard| WeightFile { path: shard.path.clone(), stamp: shard.stamp }).collect()
+    }
+
+    /// All files of weights, as they were when they were mapped.
+    pub fn files(&self) -> Vec<WeightFile> {
+        let shards = self.tensors.shards.files.iter();
+        shards.map(|shard| WeightFile { path: shard.path.clone(), stamp: shard.stamp }).collect()
     }
 
     /// A hash over `config.json` and every shard's name, length, header and a sample of its data (for a converted

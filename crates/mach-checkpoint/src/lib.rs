@@ -10,6 +10,7 @@ mod experts;
 mod families;
 mod finite;
 mod header;
+mod identity;
 mod json;
 mod quantized;
 mod resident;
@@ -29,6 +30,7 @@ pub use families::{
     Synthetic,
 };
 pub use header::{Dtype, TensorEntry, parse_header};
+pub use identity::{FileStamp, WeightFile};
 pub use quantized::{LinearSource, Packing};
 pub use resident::{
     MANIFEST_FILE, RESIDENT_FILE, RESIDENT_FORMAT, ResidentIndex, ResidentTensor, SIDECAR_DIR,

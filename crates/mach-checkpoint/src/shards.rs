@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use serde::Deserialize;
 
 use crate::header::{TensorEntry, parse_header_and_metadata};
+use crate::identity::FileStamp;
 use crate::resident::{RESIDENT_FILE, ResidentIndex};
 use crate::{CheckpointError, json};
 
@@ -15,6 +16,8 @@ use crate::{CheckpointError, json};
 #[derive(Debug)]
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
+    /// What the file was when it was mapped.
+    pub(crate) stamp: FileStamp,
     pub(crate) map: Mmap,
     /// Bytes before the data: length field and header.
     pub(crate) header_len: usize,
@@ -123,6 +126,7 @@ impl Shards {
 
 fn map_shard(path: PathBuf) -> Result<(Shard, Vec<TensorEntry>), CheckpointError> {
     let file = File::open(&path).map_err(CheckpointError::io(&path))?;
+    let stamp = FileStamp::new(&file.metadata().map_err(CheckpointError::io(&path))?);
     // SAFETY: the mapping is read-only and lives as long as its `Mmap`. Another process that shortens the file while it
     // is mapped can still fault a read; a checkpoint is taken to be immutable while it is served.
     let map = unsafe { Mmap::map(&file) }.map_err(CheckpointError::io(&path))?;
@@ -133,5 +137,5 @@ fn map_shard(path: PathBuf) -> Result<(Shard, Vec<TensorEntry>), CheckpointError
     } else {
         None
     };
-    Ok((Shard { path, map, header_len, resident }, entries))
+    Ok((Shard { path, stamp, map, header_len, resident }, entries))
 }

@@ -177,3 +177,110 @@ impl Queue {
         self.lock().aborted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::channel;
+    use crate::{CacheHints, Events, OutputControl, Preset, SamplingParams, Unread};
+
+    fn job(prompt: u32) -> (Job, Events) {
+        let request = GenerateRequest {
+            prompt: vec![prompt],
+            choices: 1,
+            max_tokens: None,
+            sampling: SamplingParams::greedy(),
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            preset: Preset::None,
+            cache: CacheHints::default(),
+            warm: false,
+            output: OutputControl::default(),
+            policy: None,
+        };
+        let (events, receiver) = channel(&Arc::new(Unread::new(1 << 20)));
+        (Job { request, events, submitted: Instant::now(), begun: Arc::default(), started: None }, receiver)
+    }
+
+    fn popped(queue: &Queue) -> Option<u32> {
+        match queue.pop(false) {
+            Next::Job(job) => job.request.prompt.first().copied(),
+            Next::Empty | Next::Closed => None,
+        }
+    }
+
+    #[test]
+    fn the_job_of_a_client_that_is_gone_is_not_handed_out() {
+        let queue = Queue::new(8);
+        let (jobs, mut receivers): (Vec<_>, Vec<_>) = (0..4).map(job).unzip();
+        jobs.into_iter().for_each(|job| queue.push(vec![job]).unwrap());
+        assert_eq!(queue.waiting(), 4);
+        drop(receivers.remove(2));
+        drop(receivers.remove(0));
+        assert_eq!(queue.waiting(), 2);
+        assert_eq!([popped(&queue), popped(&queue), popped(&queue)], [Some(1), Some(3), None]);
+    }
+
+    #[test]
+    fn places_of_clients_that_are_gone_are_free() {
+        let queue = Queue::new(2);
+        let (first, receiver) = job(0);
+        let (second, _stays) = job(1);
+        queue.push(vec![first]).unwrap();
+        queue.push(vec![second]).unwrap();
+        let (third, _stays_too) = job(2);
+        assert!(matches!(
+            queue.push(vec![job(3).0]),
+            Err(EngineError::QueueFull { waiting: 2, retry_after: 1 })
+        ));
+        drop(receiver);
+        queue.push(vec![third]).unwrap();
+        assert_eq!([popped(&queue), popped(&queue), popped(&queue)], [Some(1), Some(2), None]);
+    }
+
+    #[test]
+    fn jobs_that_waited_too_long_are_told() {
+        let queue = Queue::new(2);
+        let (late, mut receiver) = job(0);
+        queue.push(vec![Job { submitted: Instant::now() - Duration::from_secs(9), ..late }]).unwrap();
+        let (young, _stays) = job(1);
+        queue.push(vec![young]).unwrap();
+        assert_eq!(queue.expire(Duration::from_secs(5)), 1);
+        assert!(matches!(receiver.try_recv(), Ok(Event::Failed(EngineError::QueueTimeout { .. }))));
+        assert_eq!([popped(&queue), popped(&queue)], [Some(1), None]);
+    }
+
+    #[test]
+    fn a_closed_queue_serves_what_waits_and_an_aborted_one_does_not() {
+        let queue = Queue::new(4);
+        let (waits, _stays) = job(0);
+        queue.push(vec![waits]).unwrap();
+        queue.close();
+        assert!(matches!(queue.push(vec![job(1).0]), Err(EngineError::ShuttingDown)) && !queue.aborted());
+        assert_eq!(popped(&queue), Some(0));
+        assert!(matches!(queue.pop(true), Next::Closed));
+        let queue = Queue::new(4);
+        let (waits, mut receiver) = job(0);
+        queue.push(vec![waits]).unwrap();
+        queue.abort();
+        assert!(queue.aborted() && matches!(queue.pop(true), Next::Closed));
+        assert!(matches!(receiver.try_recv(), Ok(Event::Failed(EngineError::ShuttingDown))));
+    }
+
+    #[test]
+    fn the_time_to_wait_follows_the_time_that_requests_take() {
+        let queue = Queue::new(0);
+        let retry = || match queue.push(vec![job(0).0]) {
+            Err(EngineError::QueueFull { retry_after, .. }) => retry_after,
+            _ => 0,
+        };
+        assert_eq!(retry(), 1);
+        queue.served(Duration::from_secs(8));
+        assert_eq!(retry(), 8);
+        queue.served(Duration::from_secs(16));
+        assert_eq!(retry(), 10, "a quarter of the way from 8 to 16");
+        queue.served(Duration::from_secs(100_000));
+        assert_eq!(retry(), 600);
+    }
+}

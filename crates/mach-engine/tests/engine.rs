@@ -165,9 +165,11 @@ fn memory_bounds_the_context() {
 
 #[test]
 fn a_full_queue_refuses_and_forgets_the_cancelled() {
+    let mut inside = None;
     let engine = engine(|d, c| {
         d.pace = Duration::from_millis(2);
-        c.queue_capacity = 2;
+        (c.queue_capacity, c.max_batch) = (2, 1);
+        inside = Some(Arc::clone(&d.seen));
     });
     let running = engine.submit(request(vec![1], 1000)).unwrap();
     while engine.waiting() > 0 {
@@ -182,13 +184,15 @@ fn a_full_queue_refuses_and_forgets_the_cancelled() {
     let last = engine.submit(request(vec![1], 2)).unwrap();
     drop(running);
     assert_eq!(collect(last, 1).unwrap()[0].finish, Some((FinishReason::Length, 2)));
+    assert!(inside.unwrap().passes.load(Ordering::SeqCst) < 900, "nobody waited for those who left");
 }
 
 #[test]
 fn dropping_the_events_cancels_within_a_step() {
     let mut inside = None;
-    let engine = engine(|d, _| {
+    let engine = engine(|d, c| {
         d.pace = Duration::from_millis(1);
+        c.max_batch = 1;
         inside = Some(Arc::clone(&d.seen));
     });
     let mut events = engine.submit(request(vec![1], 1000)).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -14,7 +14,7 @@ use crate::image::Blank;
 use crate::memory::{Memory, Stored};
 use crate::snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 use crate::stats::{PrefixStats, Recent};
-use crate::turns::TurnMemory;
+use crate::turns::{TurnKey, TurnMemory, turn_key};
 use crate::writer::SegmentWriter;
 
 /// A segment on disk is worth reading if it reaches this many tokens further than a snapshot in memory.
@@ -26,12 +26,18 @@ pub struct PrefixCache {
     config: PrefixConfig,
     blank: Blank,
     memory: Mutex<Memory>,
-    directory: Option<Arc<Directory>>,
-    writer: Option<SegmentWriter>,
+    disk: OnceLock<Disk>,
     turns: Option<TurnMemory>,
     counts: Mutex<Counts>,
     /// Lookups: the clock by which hits fade.
     now: AtomicU64,
+}
+
+/// What is there once it is known which segments are the model's.
+#[derive(Debug)]
+struct Disk {
+    directory: Arc<Directory>,
+    writer: Option<SegmentWriter>,
 }
 
 #[derive(Debug, Default)]
@@ -50,23 +56,47 @@ struct Counts {
 impl PrefixCache {
     /// Opens the cache. A directory that cannot be used is no failure.
     pub fn open(config: PrefixConfig, blank: Blank) -> Self {
-        let open = |base: &PathBuf| {
-            Arc::new(Directory::open(base, config.namespace, config.block.max(1), config.disk_budget))
-        };
-        let directory = config.directory.as_ref().map(open);
-        let writable = directory.as_ref().filter(|directory| directory.stats().writable);
-        let writer = writable.and_then(|directory| match SegmentWriter::start(Arc::clone(directory)) {
-            Ok(writer) => Some(writer),
-            Err(error) => {
-                warn!(%error, "the thread that saves prefixes cannot be started");
-                None
-            }
-        });
-        let log = || directory.as_ref().map(|directory| directory.turn_log());
-        let turns = config.remember_turns.then(|| TurnMemory::open(log()));
+        let turns = config.remember_turns.then(TurnMemory::default);
         let memory = Memory::new(config.block.max(1), config.max_bytes, config.max_entries).into();
         let (counts, now) = (Mutex::default(), AtomicU64::new(0));
-        PrefixCache { config, blank, memory, directory, writer, turns, counts, now }
+        let cache = PrefixCache { config, blank, memory, disk: OnceLock::new(), turns, counts, now };
+        if !cache.config.disk_later {
+            cache.open_disk(cache.config.namespace, Arc::new(|| true));
+        }
+        cache
+    }
+
+    /// Opens the configured directory for the segments of `identity`, which decides what a state on disk means beside its
+    /// tokens. Nothing is read from disk or written to it before, and nothing is written while `valid` says that the model is
+    /// no longer the one of that identity. Only the first call counts.
+    pub fn open_disk(&self, identity: Hash, valid: Arc<dyn Fn() -> bool + Send + Sync>) {
+        let Some(base) = &self.config.directory else { return };
+        let mut opened = false;
+        self.disk.get_or_init(|| {
+            opened = true;
+            let block = self.config.block.max(1);
+            let directory =
+                Arc::new(Directory::open(base, identity, block, self.config.disk_budget).valid_while(valid));
+            let writable = directory.stats().writable;
+            let writer = writable.then(|| SegmentWriter::start(Arc::clone(&directory)));
+            let writer = writer.and_then(|started| {
+                started
+                    .inspect_err(|error| warn!(%error, "the thread that saves prefixes cannot be started"))
+                    .ok()
+            });
+            Disk { directory, writer }
+        });
+        if opened && let (Some(turns), Some(directory)) = (&self.turns, self.directory()) {
+            turns.keep_in(directory.home.clone());
+        }
+    }
+
+    fn directory(&self) -> Option<&Directory> {
+        self.disk.get().map(|disk| disk.directory.as_ref())
+    }
+
+    fn writer(&self) -> Option<&SegmentWriter> {
+        self.disk.get()?.writer.as_ref()
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -77,6 +107,11 @@ impl PrefixCache {
     /// The settings that the cache was opened with.
     pub fn config(&self) -> &PrefixConfig {
         &self.config
+    }
+
+    /// The name of an answer to a request with this salt: the digest of the text before it, and that of what it says.
+    pub fn turn_key(&self, salt: Option<&str>, text: &Hash, digest: &Hash) -> TurnKey {
+        turn_key(&self.root(salt), text, digest)
     }
 
     /// Exact tokens of answers, if they are remembered.
@@ -102,7 +137,7 @@ impl PrefixCache {
         let in_memory = self.memory().longest(&chain, prompt);
         let mut looked = started.elapsed();
         let mut restored = None;
-        while let Some(directory) = &self.directory {
+        while let Some(directory) = self.directory() {
             let started = Instant::now();
             let on_disk = directory.longest(&chain, prompt);
             looked += started.elapsed();
@@ -128,7 +163,7 @@ impl PrefixCache {
     /// Brings into memory what a lookup would read from disk, so that it need not.
     pub fn preload(&self, root: &Hash, prompt: &[u32]) {
         let (now, chain) = (self.now.load(Ordering::Relaxed), self.chain(root, prompt));
-        while let (Some(directory), Some((key, end))) = (&self.directory, self.worth_reading(&chain, prompt))
+        while let (Some(directory), Some((key, end))) = (self.directory(), self.worth_reading(&chain, prompt))
         {
             if self.load(directory, &chain, root, key, end, now).is_some() {
                 return;
@@ -138,7 +173,7 @@ impl PrefixCache {
 
     /// The segment that reaches enough further than what is in memory.
     fn worth_reading(&self, chain: &Chain, prompt: &[u32]) -> Option<(Hash, usize)> {
-        let (key, end) = self.directory.as_ref()?.longest(chain, prompt)?;
+        let (key, end) = self.directory()?.longest(chain, prompt)?;
         let enough = self.memory().longest(chain, prompt).map_or(0, |(_, end)| end + WORTH_READING);
         (end >= enough.max(1)).then_some((key, end))
     }
@@ -167,7 +202,11 @@ impl PrefixCache {
         let started = Instant::now();
         let (image, head) = directory.load(&key, &self.blank, now)?;
         self.counts().l2_restore.push(started.elapsed());
-        let cut = image.cut(end)?;
+        let Some(cut) = image.cut(end) else {
+            // It would be found again, and again in vain.
+            directory.forget(&key);
+            return None;
+        };
         let kind = match (head.warmed, head.anchor) {
             (true, _) => Kind::Warmed,
             (_, true) => Kind::System,
@@ -191,7 +230,7 @@ impl PrefixCache {
         let Some(restored) = restored else {
             counts.misses += 1;
             drop(counts);
-            if let Some(writer) = &self.writer {
+            if let Some(writer) = self.writer() {
                 writer.look_around();
             }
             return;
@@ -226,7 +265,7 @@ impl PrefixCache {
     }
 
     fn enqueue(&self, stored: Stored, now: u64) {
-        if let (Some(writer), Some(directory)) = (&self.writer, &self.directory)
+        if let (Some(writer), Some(directory)) = (self.writer(), self.directory())
             && !directory.contains(&stored.key)
         {
             writer.save(stored, now);
@@ -247,8 +286,8 @@ impl PrefixCache {
         if !self.memory().warm(key) {
             return self.warmed().into_iter().find(|warmed| warmed.key == hex(key));
         }
-        let known = self.directory.as_ref().is_some_and(|d| d.warmed().iter().any(|head| head.key == *key));
-        if let (Some(writer), false) = (&self.writer, known) {
+        let known = self.directory().is_some_and(|d| d.warmed().iter().any(|head| head.key == *key));
+        if let (Some(writer), false) = (self.writer(), known) {
             let now = self.now.load(Ordering::Relaxed);
             let stored = self.memory().get(key).cloned();
             if let Some(stored) = stored {
@@ -268,7 +307,7 @@ impl PrefixCache {
             let (key, root) = (hex(&stored.key), stored.root);
             all.push(WarmedPrefix { key, root, tokens, bytes, levels: vec![Level::L1] });
         }
-        for head in self.directory.iter().flat_map(|directory| directory.warmed()) {
+        for head in self.directory().into_iter().flat_map(|directory| directory.warmed()) {
             let key = hex(&head.key);
             match all.iter_mut().find(|warmed| warmed.key == key) {
                 Some(warmed) => {
@@ -290,12 +329,12 @@ impl PrefixCache {
 
     /// Whether exactly this prefix is known at any level.
     pub fn contains(&self, key: &Hash) -> bool {
-        self.memory().get(key).is_some() || self.directory.as_ref().is_some_and(|d| d.contains(key))
+        self.memory().get(key).is_some() || self.directory().is_some_and(|d| d.contains(key))
     }
 
     /// The segment file of a snapshot that is on disk.
     pub fn file(&self, key: &Hash) -> Option<PathBuf> {
-        self.directory.as_ref().filter(|d| d.contains(key)).map(|d| d.file(key))
+        self.directory().filter(|d| d.contains(key)).map(|d| d.file(key))
     }
 
     /// The key of a prefix.
@@ -306,9 +345,9 @@ impl PrefixCache {
     /// What it did and holds.
     pub fn stats(&self) -> PrefixStats {
         let l1 = self.memory().stats();
-        let l2 = self.directory.as_ref().map(|directory| {
+        let l2 = self.directory().map(|directory| {
             let mut stats = directory.stats();
-            if let Some(writer) = &self.writer {
+            if let Some(writer) = self.writer() {
                 (stats.pending, stats.dropped) = writer.pending();
             }
             stats
@@ -333,7 +372,7 @@ impl PrefixCache {
 
     /// Saves what is worth it, for at most the configured time, and ends the thread that saves.
     pub fn close(&self) {
-        let Some(writer) = &self.writer else { return };
+        let Some(writer) = self.writer() else { return };
         let now = self.now.load(Ordering::Relaxed);
         let all = self.memory().all();
         let continued = |of: &Stored| {
@@ -367,7 +406,7 @@ impl PrefixCache {
     /// Waits until nothing is left to save, for at most this long.
     pub fn wait_saved(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
-        while self.writer.as_ref().is_some_and(|w| w.pending().0 > 0) && Instant::now() < deadline {
+        while self.writer().is_some_and(|w| w.pending().0 > 0) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

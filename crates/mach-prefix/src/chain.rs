@@ -6,7 +6,8 @@ pub type Hash = [u8; 32];
 /// Which cache: everything that decides what a state means beside its tokens. States of different namespaces never meet.
 pub fn namespace<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Hash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(b"mach prefix cache 2");
+    // Builds that write segments otherwise share nothing.
+    hasher.update(format!("mach prefix cache {}", crate::segment::VERSION).as_bytes());
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);

@@ -20,7 +20,10 @@ pub struct PrefixConfig {
     pub max_entries: usize,
     /// Where segments are saved, if at all.
     pub directory: Option<PathBuf>,
-    /// Most bytes there.
+    /// Whether the directory waits for [`PrefixCache::open_disk`](crate::PrefixCache::open_disk), because it is not known yet
+    /// whose segments may be used.
+    pub disk_later: bool,
+    /// Most bytes there that are this namespace's.
     pub disk_budget: u64,
     /// Whether a restore brings back the experts that the prefix used most, where they are streamed.
     pub bring_experts: bool,
@@ -40,6 +43,7 @@ impl Default for PrefixConfig {
             max_bytes: 1 << 30,
             max_entries: 4096,
             directory: None,
+            disk_later: false,
             disk_budget: 16 << 30,
             bring_experts: true,
             remember_turns: false,

@@ -82,6 +82,18 @@ pub enum HeadError {
     Damaged,
 }
 
+/// What a segment that is being written begins with, so that it can be told from files that are not mach's.
+pub fn beginning() -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.resize(ALIGN, 0);
+    out
+}
+
+/// Whether these first bytes are those of a segment of any version, whole or not.
+pub fn is_begun(start: &[u8]) -> bool {
+    start.starts_with(MAGIC)
+}
+
 /// Length of the head whose first bytes these are.
 pub fn head_len(start: &[u8]) -> Result<usize, HeadError> {
     if start.len() < FIXED {

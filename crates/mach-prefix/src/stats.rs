@@ -63,7 +63,7 @@ pub struct MemoryStats {
 /// Snapshots on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct DiskStats {
-    /// Directory of this namespace.
+    /// Directory that was configured.
     pub directory: String,
     /// Whether anything can be saved there.
     pub writable: bool,
@@ -71,8 +71,10 @@ pub struct DiskStats {
     pub files: usize,
     /// Bytes of those files.
     pub bytes: u64,
-    /// Most bytes of all files in the directory.
+    /// Most bytes of those files.
     pub budget_bytes: u64,
+    /// Bytes of segments of other models and builds in the same directory, at the start. They count for no budget.
+    pub other_namespaces_bytes: u64,
     /// Segments saved.
     pub saved: u64,
     /// Bytes saved.

@@ -15,32 +15,8 @@ use crate::segment::{ALIGN, CHUNK};
 /// Chunks in flight while a body is read. Each has a thread: while one waits for the drive, others check and copy.
 const READERS: usize = 4;
 
-fn direct(options: &mut OpenOptions) -> &mut OpenOptions {
-    #[cfg(target_os = "linux")]
-    options.custom_flags(libc::O_DIRECT);
-    options
-}
-
-fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
-    match direct(&mut options.clone()).open(path) {
-        // Filesystems without direct access refuse the flag.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path),
-        result => result,
-    }
-}
-
 fn buffer(len: usize) -> io::Result<HugeBuf> {
     HugeBuf::zeroed(len).map_err(|e| io::Error::other(e.to_string()))
-}
-
-/// Opens for reading.
-pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    open(path, OpenOptions::new().read(true))
-}
-
-/// Creates a file that nobody else may read.
-pub(crate) fn create(path: &Path) -> io::Result<File> {
-    open(path, OpenOptions::new().write(true).create_new(true).mode(0o600))
 }
 
 /// Reads `len` bytes (a multiple of [`ALIGN`]) at an aligned offset.
@@ -181,7 +157,15 @@ fn cut<'a>(checksums: &[u32], sections: Vec<&'a mut [u8]>) -> Vec<Chunk<'a>> {
 
 /// Reads a file in order, as many chunks in flight as a restore has, and does nothing with it: the drive's limit.
 pub fn read_speed(path: &Path) -> io::Result<(u64, Duration)> {
-    let file = open_to_read(path)?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(target_os = "linux")]
+    options.custom_flags(libc::O_DIRECT);
+    let file = match options.open(path) {
+        // Filesystems without direct access refuse the flag.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => File::open(path)?,
+        result => result?,
+    };
     let len = file.metadata()?.len() / ALIGN as u64 * ALIGN as u64;
     let next = AtomicU64::new(0);
     let started = Instant::now();

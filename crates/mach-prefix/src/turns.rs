@@ -5,18 +5,34 @@
 //! it and by the message, and the tokens themselves are put in the message's place.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tracing::debug;
+use rustix::fs::{FlockOperation, flock};
+use tracing::{debug, warn};
 
 use crate::chain::Hash;
+use crate::folder::{Access, Folder, Home};
 
-/// Names an answer: what came before it and what it said.
+/// Names an answer: whose it is, what came before it and what it said.
 pub type TurnKey = Hash;
+
+/// The name of an answer. `root` is that of its salt ([`PrefixCache::root`](crate::PrefixCache::root)): an answer to a request
+/// with one salt has no name under another.
+pub(crate) fn turn_key(root: &Hash, text: &Hash, digest: &Hash) -> TurnKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"turn");
+    for part in [root, text, digest] {
+        hasher.update(part);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// The log's name in the directory of its namespace.
+const LOG: &str = "turns";
+const NEW_LOG: &str = "turns.new";
 
 /// Tokens remembered in all; older answers are forgotten first.
 const MOST_TOKENS: usize = 4 << 20;
@@ -35,7 +51,7 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct TurnMemory {
     inner: Mutex<Inner>,
-    log: Option<PathBuf>,
+    log: OnceLock<Home>,
 }
 
 impl Inner {
@@ -82,25 +98,56 @@ fn parse(bytes: &[u8]) -> Option<(TurnKey, Arc<[u32]>, usize)> {
     Some((key.try_into().ok()?, tokens.chunks_exact(4).map(word).collect(), 12 + len))
 }
 
-impl TurnMemory {
-    /// With a log, which is read first. Without one, or where it cannot be read, nothing is known yet.
-    pub fn open(log: Option<PathBuf>) -> Self {
-        let memory = TurnMemory { inner: Mutex::default(), log };
-        if let Some(path) = &memory.log
-            && let Ok(bytes) = fs::read(path)
-        {
-            memory.load(&bytes);
-            if bytes.len() as u64 > MOST_LOG
-                && let Err(error) = memory.rewrite(path)
-            {
-                debug!(%error, "the log of answers cannot be shortened");
-            }
+/// The log, locked: nobody appends to it or replaces it meanwhile. `None` if something else has its name.
+fn locked(folder: &Folder) -> io::Result<Option<(File, Vec<u8>)>> {
+    loop {
+        let mut file = folder.file(LOG, Access::Append)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        // Replaced by a shorter one while this waited.
+        if file.metadata()?.nlink() == 0 {
+            continue;
         }
-        memory
+        let mut start = Vec::new();
+        Read::by_ref(&mut file).take(MARK.len() as u64).read_to_end(&mut start)?;
+        return Ok((start.is_empty() || start == MARK).then_some((file, start)));
+    }
+}
+
+impl TurnMemory {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives it a log, whose answers it takes in, and which gets those that are remembered already. Where the log cannot be
+    /// read, or is no log, there is none.
+    pub(crate) fn keep_in(&self, home: Home) {
+        let taken_in = || -> io::Result<bool> {
+            let folder = home.open()?;
+            let Some((mut file, mut bytes)) = locked(&folder)? else { return Ok(false) };
+            file.read_to_end(&mut bytes)?;
+            let early: Vec<(TurnKey, Arc<[u32]>)> = {
+                let inner = self.lock();
+                inner.turns.iter().map(|(key, tokens)| (*key, Arc::clone(tokens))).collect()
+            };
+            self.load(&bytes);
+            for (key, tokens) in early {
+                self.lock().insert(key, Arc::clone(&tokens));
+                file.write_all(&record(&key, &tokens))?;
+            }
+            if bytes.len() as u64 > MOST_LOG {
+                self.rewrite(&folder)?;
+            }
+            Ok(true)
+        };
+        match taken_in() {
+            Ok(true) => drop(self.log.set(home)),
+            Ok(false) => warn!(directory = %home.path.display(), "the log of answers is none of mach's"),
+            Err(error) => debug!(%error, "the log of answers cannot be used"),
+        }
     }
 
     fn load(&self, bytes: &[u8]) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match parse(rest) {
@@ -119,34 +166,36 @@ impl TurnMemory {
         }
     }
 
-    /// Keeps the half that was remembered last.
-    fn rewrite(&self, path: &Path) -> io::Result<()> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let temporary = path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    /// Keeps the half that was remembered last. The log is locked.
+    fn rewrite(&self, folder: &Folder) -> io::Result<()> {
+        let inner = self.lock();
+        // Left by a process that ended here, and nobody else's: the log is locked.
+        folder.remove(NEW_LOG)?;
+        let mut file = folder.file(NEW_LOG, Access::Append)?;
         for key in inner.order.iter().skip(inner.order.len() / 2) {
             if let Some(tokens) = inner.turns.get(key) {
                 file.write_all(&record(key, tokens))?;
             }
         }
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        folder.rename(NEW_LOG, folder, LOG)
     }
 
     /// The tokens of an answer.
     pub fn recall(&self, key: &TurnKey) -> Option<Arc<[u32]>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).turns.get(key).cloned()
+        self.lock().turns.get(key).cloned()
     }
 
     /// Remembers an answer. A log that cannot be written costs the memory of a restart, nothing else.
     pub fn remember(&self, key: TurnKey, tokens: &[u32]) {
-        let new = self.inner.lock().unwrap_or_else(PoisonError::into_inner).insert(key, tokens.into());
-        if let Some(path) = self.log.as_ref().filter(|_| new) {
+        let new = self.lock().insert(key, tokens.into());
+        if let Some(home) = self.log.get().filter(|_| new) {
             let append = || -> io::Result<()> {
-                let mut file: File = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-                // One write: records of several servers do not mix.
-                file.write_all(&record(&key, tokens))
+                // One write under the lock: records of several servers do not mix.
+                match locked(&home.open()?)? {
+                    Some((mut file, _)) => file.write_all(&record(&key, tokens)),
+                    None => Err(io::Error::other("something else has the log's name")),
+                }
             };
             if let Err(error) = append() {
                 debug!(%error, "an answer's tokens cannot be logged");
@@ -156,7 +205,7 @@ impl TurnMemory {
 
     /// Answers remembered.
     pub fn len(&self) -> usize {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).turns.len()
+        self.lock().turns.len()
     }
 
     /// Whether none is.
@@ -167,13 +216,27 @@ impl TurnMemory {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
+    use crate::folder::this_user;
+
+    fn open(dir: &Path) -> TurnMemory {
+        let memory = TurnMemory::default();
+        memory.keep_in(Home { path: dir.to_owned(), owner: this_user() });
+        memory
+    }
+
+    fn known(memory: &TurnMemory) -> Vec<bool> {
+        (0..5u8).map(|i| memory.recall(&[i; 32]).is_some_and(|t| *t == [u32::from(i), 7])).collect()
+    }
 
     #[test]
     fn answers_outlive_the_process_and_torn_records() {
         let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("turns");
-        let memory = TurnMemory::open(Some(log.clone()));
+        let log = dir.path().join(LOG);
+        let memory = open(dir.path());
         for i in 0..5u8 {
             memory.remember([i; 32], &[u32::from(i), 7]);
         }
@@ -185,9 +248,86 @@ mod tests {
         let mut bad = bytes[..bytes.len() - 3].to_vec();
         bad[one + 20] ^= 1;
         fs::write(&log, bad).unwrap();
-        let again = TurnMemory::open(Some(log));
-        let known: Vec<_> = (0..5u8).map(|i| again.recall(&[i; 32]).is_some()).collect();
-        assert_eq!(known, [true, false, true, true, false]);
+        let again = open(dir.path());
+        assert_eq!(known(&again), [true, false, true, true, false]);
         assert_eq!(again.recall(&[3; 32]).unwrap().as_ref(), [3, 7]);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_record_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join(LOG);
+        let memory = open(dir.path());
+        (0..5u8).for_each(|i| memory.remember([i; 32], &[u32::from(i), 7]));
+        let good = fs::read(&log).unwrap();
+        let one = good.len() / 5;
+        for bit in 0..8 * one {
+            let mut bad = good.clone();
+            bad[2 * one + bit / 8] ^= 1 << (bit % 8);
+            fs::write(&log, bad).unwrap();
+            let again = open(dir.path());
+            assert_eq!(known(&again), [true, true, false, true, true], "bit {bit}");
+            assert_eq!(again.len(), 4, "bit {bit}: nothing else is taken for an answer");
+        }
+    }
+
+    #[test]
+    fn what_is_no_log_is_left_alone() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (log, target) = (dir.path().join(LOG), elsewhere.path().join("target"));
+        fs::write(&target, record(&[1; 32], &[1, 7])).unwrap();
+        let before = fs::read(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &log).unwrap();
+        let memory = open(dir.path());
+        memory.remember([2; 32], &[2, 7]);
+        assert_eq!((memory.len(), fs::read(&target).unwrap()), (1, before), "a link is not followed");
+        fs::remove_file(&log).unwrap();
+        fs::write(&log, "a play in five turns").unwrap();
+        let memory = open(dir.path());
+        memory.remember([2; 32], &[2, 7]);
+        assert_eq!(fs::read(&log).unwrap(), b"a play in five turns");
+    }
+
+    #[test]
+    fn a_log_that_comes_late_has_what_was_remembered_before() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).remember([0; 32], &[0, 7]);
+        let memory = TurnMemory::default();
+        memory.remember([1; 32], &[1, 7]);
+        memory.keep_in(Home { path: dir.path().to_owned(), owner: this_user() });
+        memory.remember([2; 32], &[2, 7]);
+        assert_eq!(known(&memory), [true, true, true, false, false]);
+        assert_eq!(known(&open(dir.path())), [true, true, true, false, false]);
+    }
+
+    #[test]
+    fn two_servers_share_a_log_that_is_shortened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (open(dir.path()), open(dir.path()));
+        (0..4u8).for_each(|i| first.remember([i; 32], &[u32::from(i), 7]));
+        second.remember([4; 32], &[4, 7]);
+        assert_eq!(known(&open(dir.path())), [true; 5]);
+        let folder = Home { path: dir.path().to_owned(), owner: this_user() }.open().unwrap();
+        let lock = locked(&folder).unwrap().unwrap();
+        first.rewrite(&folder).unwrap();
+        drop(lock);
+        second.remember([9; 32], &[9, 7]);
+        let again = open(dir.path());
+        assert_eq!(known(&again), [false, false, true, true, false], "the later half of the first's");
+        assert!(again.recall(&[9; 32]).is_some(), "appended to the new file");
+    }
+
+    #[test]
+    fn a_salt_has_names_of_its_own() {
+        use crate::chain::root;
+        let (text, digest) = ([1; 32], [2; 32]);
+        let salts = [None, Some(""), Some("a"), Some("b")];
+        let keys: Vec<_> =
+            salts.iter().map(|salt| turn_key(&root(&[0; 32], *salt), &text, &digest)).collect();
+        for (i, key) in keys.iter().enumerate() {
+            assert!(!keys[i + 1..].contains(key), "salt {:?}", salts[i]);
+            assert_ne!(*key, turn_key(&root(&[0; 32], salts[i]), &digest, &text));
+            assert_ne!(*key, turn_key(&root(&[1; 32], salts[i]), &text, &digest), "another model");
+        }
     }
 }

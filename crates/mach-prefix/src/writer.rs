@@ -124,8 +124,9 @@ impl Drop for SegmentWriter {
     }
 }
 
-/// A running generation comes first; where the system does not let threads have priorities, saving is merely brief.
-fn yield_to_others() {
+/// Gives the calling thread the lowest priority: a running generation comes first. Where the system does not let threads
+/// have priorities, nothing happens.
+pub fn yield_to_others() {
     #[cfg(target_os = "linux")]
     {
         let thread = rustix::thread::gettid();

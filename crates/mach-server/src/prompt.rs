@@ -25,15 +25,6 @@ fn internal(error: impl ToString) -> ApiError {
     ApiError::new(ErrorKind::Internal, error.to_string())
 }
 
-/// The name of an answer: the salt, the text before it, and what it says.
-fn turn_key(salt: Option<&str>, text: &[u8; 32], digest: &[u8; 32]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(salt.unwrap_or_default().as_bytes());
-    hasher.update(text);
-    hasher.update(digest);
-    *hasher.finalize().as_bytes()
-}
-
 impl ChatModel {
     pub(crate) fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
         let templates = self.templates.as_ref().ok_or_else(|| {
@@ -89,8 +80,8 @@ impl ChatModel {
         salt: Option<&str>,
     ) -> Vec<(usize, usize, Vec<u32>)> {
         let mut found = Vec::new();
-        let turns = self.engine.prefix().and_then(|cache| cache.turns());
-        let Some(turns) = turns.filter(|turns| !turns.is_empty()) else { return found };
+        let Some(cache) = self.engine.prefix() else { return found };
+        let Some(turns) = cache.turns().filter(|turns| !turns.is_empty()) else { return found };
         let assistant: Vec<_> = request.messages.iter().filter(|m| m.role == Role::Assistant).collect();
         if assistant.is_empty() {
             return found;
@@ -113,7 +104,7 @@ impl ChatModel {
             let before = *hasher.finalize().as_bytes();
             // Templates may show fewer messages than there are, never in another order.
             let known = digests.iter().enumerate().skip(next).find_map(|(i, digest)| {
-                let key = turn_key(salt, &before, digest);
+                let key = cache.turn_key(salt, &before, digest);
                 Some((i, turns.recall(&key)?))
             });
             let rest = text.get(start..).unwrap_or_default();
@@ -159,8 +150,9 @@ impl ChatModel {
 
     /// Remembers the exact tokens of an answer to a prompt with this text.
     pub(crate) fn remember(&self, salt: Option<&str>, text: &[u8; 32], answer: &Message, tokens: &[u32]) {
-        if let Some(turns) = self.engine.prefix().and_then(|cache| cache.turns()) {
-            turns.remember(turn_key(salt, text, &turn_digest(answer)), tokens);
+        let Some(cache) = self.engine.prefix() else { return };
+        if let Some(turns) = cache.turns() {
+            turns.remember(cache.turn_key(salt, text, &turn_digest(answer)), tokens);
         }
     }
 
