@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
-use crate::budget::Budget;
+use crate::budget::{Budget, Clients};
 use crate::experts::{Beside, Prepared};
 use crate::signals::Signal;
 
@@ -29,6 +29,7 @@ pub(crate) struct Opened {
     tokenizer: Arc<TextTokenizer>,
     templates: Option<Templates>,
     stop_ids: Vec<u32>,
+    clients: Option<Clients>,
 }
 
 impl Opened {
@@ -47,7 +48,12 @@ impl Opened {
         })?;
         let templates = Templates::of(&checkpoint).map_err(Exit::input)?;
         let stop_ids = ChatModel::stop_ids_of(&checkpoint, &tokenizer).map_err(Exit::input)?;
-        Ok(Self { config, checkpoint, tokenizer: Arc::new(tokenizer), templates, stop_ids })
+        Ok(Self { config, checkpoint, tokenizer: Arc::new(tokenizer), templates, stop_ids, clients: None })
+    }
+
+    /// Tells who will ask, so that there is memory for their requests.
+    pub(crate) fn for_clients(self, clients: Clients) -> Self {
+        Self { clients: Some(clients), ..self }
     }
 
     /// The directory's own name.
@@ -120,7 +126,13 @@ impl Opened {
         let arch = Some(self.checkpoint.family().card());
         let serving = Serving { backend: "production", arch, residency };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        Ok(model.with_serving(serving).with_numerics(numerics))
+        let model = model.with_serving(serving).with_numerics(numerics);
+        Ok(match (self.clients, budget.needs.requests) {
+            (Some(_), requests) => {
+                model.with_request_memory(requests.account, requests.grammars, settings.max_batch)
+            }
+            (None, _) => model,
+        })
     }
 
     /// What memory holds, and how experts are reached.
@@ -129,6 +141,7 @@ impl Opened {
             sequences: engine.max_batch,
             draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
+            clients: self.clients,
         };
         crate::experts::prepare(&self.checkpoint, &self.config, beside)
     }

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Overloaded,
     /// The key has as many requests at work as it may have.
     TooManyAtOnce,
+    /// The memory that requests may have together is taken.
+    NoRoom,
     /// The request waited for its turn as long as it may.
     QueueTimeout,
     /// The request took as long as it may.
@@ -47,7 +49,7 @@ impl ErrorKind {
             Self::MethodNotAllowed => 405,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
-            Self::Overloaded | Self::TooManyAtOnce => 429,
+            Self::Overloaded | Self::TooManyAtOnce | Self::NoRoom => 429,
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
             Self::Unavailable | Self::QueueTimeout => 503,
@@ -59,7 +61,7 @@ impl ErrorKind {
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Unauthorized => "authentication_error",
-            Self::Overloaded | Self::TooManyAtOnce => "rate_limit_error",
+            Self::Overloaded | Self::TooManyAtOnce | Self::NoRoom => "rate_limit_error",
             Self::Timeout => "timeout_error",
             Self::Unavailable | Self::QueueTimeout => "service_unavailable_error",
             Self::Internal => "server_error",
@@ -78,6 +80,7 @@ impl ErrorKind {
             Self::MethodNotAllowed => Some("method_not_allowed"),
             Self::Overloaded => Some("queue_full"),
             Self::TooManyAtOnce => Some("concurrency_limit"),
+            Self::NoRoom => Some("memory_limit"),
             Self::QueueTimeout => Some("queue_timeout"),
             Self::Timeout => Some("request_timeout"),
             Self::Unavailable => Some("unavailable"),

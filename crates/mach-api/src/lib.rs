@@ -8,6 +8,7 @@ pub mod chat;
 pub mod completions;
 mod error;
 mod fields;
+pub mod memory;
 mod models;
 mod notes;
 pub mod output;

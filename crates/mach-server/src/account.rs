@@ -23,6 +23,8 @@ const UNIT: usize = 1 << 10;
 const HELD_PART: usize = 4;
 /// Bodies that have come to more than this leave the last quarter to smaller ones.
 const LARGE: usize = 1 << 20;
+/// Work that was charged with so much gives back what the allocator keeps.
+const RETURNED: usize = 24 << 20;
 /// How long work may wait for its memory.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -71,9 +73,16 @@ impl Account {
         }
         let permit = Arc::clone(&self.work.free).acquire_many_owned(units(bytes));
         match tokio::time::timeout(PATIENCE, permit).await {
-            Ok(Ok(permit)) => Ok(Working(permit)),
+            Ok(Ok(permit)) => {
+                Ok(Working { free: Arc::clone(&self.work.free), most: self.work.units, permit })
+            }
             _ => Err(no_room()),
         }
+    }
+
+    /// Whether work of this size leaves enough behind in the allocator for it to be given back to the system.
+    pub(crate) fn returns(&self, bytes: usize) -> bool {
+        bytes >= RETURNED
     }
 
     /// Bytes that are charged now, held and at work.
@@ -104,7 +113,28 @@ fn no_room() -> ApiError {
 
 /// The memory of a piece of work; free when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Working(#[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit);
+pub(crate) struct Working {
+    free: Arc<Semaphore>,
+    most: usize,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Working {
+    /// Charges so much, if it is more than before; does not wait, as others may wait for what is charged already.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let wanted = units(bytes) as usize;
+        if wanted > self.most {
+            return Err(too_large(bytes, self.most * UNIT));
+        }
+        let more = wanted.saturating_sub(self.permit.num_permits());
+        if more > 0 {
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            let got = Arc::clone(&self.free).try_acquire_many_owned(more).map_err(|_| no_room())?;
+            self.permit.merge(got);
+        }
+        Ok(())
+    }
+}
 
 /// The memory that one request holds; free when it is dropped.
 #[derive(Debug)]

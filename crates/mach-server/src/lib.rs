@@ -3,6 +3,8 @@
 //! A request's way: route, parse, render the template, tokenise, queue, generate, answer. [`ChatModel`] is everything
 //! after parsing and before the engine; [`serve`] runs the routes on a listener until told to stop.
 
+mod account;
+pub mod allocator;
 mod answer;
 mod auth;
 mod capabilities;
@@ -10,6 +12,7 @@ mod chat_model;
 mod coalesce;
 mod drain;
 mod failure;
+mod job;
 mod layers;
 mod listen;
 mod metrics;
@@ -18,6 +21,7 @@ mod notes;
 mod paths;
 mod prompt;
 mod reader;
+mod room;
 mod routes;
 mod server;
 mod sse;

@@ -7,16 +7,16 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use mach_api::chat::{ChatDialect, Limits, Settings};
+use mach_api::chat::{ChatDialect, Settings};
 use mach_api::completions::CompletionDialect;
 use mach_api::turn::{Head, Input, Parsed};
-use mach_api::{ApiError, Dialect, Notes};
+use mach_api::{ApiError, Dialect, Notes, memory};
 
-use super::body::{off_the_sockets, read_json};
+use super::body::read_json;
 use crate::answer::{Answers, Asking};
 use crate::chat_model::{Prepared, unix_time};
 use crate::failure::{Failure, from_engine};
+use crate::job::{Job, off_the_sockets};
 use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth, mode, sse};
@@ -47,10 +47,15 @@ async fn generate<D: Dialect>(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let (for_work, limits) = (Arc::clone(&model), shared.config.limits.clone());
-    let work = move || Request::<D>::prepare(&for_work, &body, &limits);
-    let Request { dialect, settings, prepared, notes } = off_the_sockets(work).await?;
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
+    let parsed = off_the_sockets(&account, bytes, move |_| D::parse(&body, &limits)).await?;
+    // What was made of the body takes its place, and is what the request holds until it is answered.
+    held.set(parsed.turns.iter().map(|turn| model.held_by(turn)).sum())?;
+    let (bytes, for_work) = (model.memory_of(&parsed.turns)?, Arc::clone(&model));
+    let work = move |job: &mut Job| Request::<D>::prepare(&for_work, parsed, job);
+    let Request { dialect, settings, prepared, notes } = off_the_sockets(&account, bytes, work).await?;
     let told = noted(&shared, &notes);
 
     let (mut turns, mut starts) = (Vec::new(), Vec::new());
@@ -77,7 +82,7 @@ async fn generate<D: Dialect>(
         Some(started) => mode::tell(response, started),
         None => response,
     };
-    Ok(told.tell(response))
+    Ok(held.until_written(told.tell(response)))
 }
 
 /// A request that the engine can be asked.
@@ -90,9 +95,9 @@ struct Request<D> {
 }
 
 impl<D: Dialect> Request<D> {
-    fn prepare(model: &ChatModel, body: &Bytes, limits: &Limits) -> Result<Self, ApiError> {
-        let Parsed { turns, mut dialect, notes } = D::parse(body, limits)?;
-        let prepared = turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
+    fn prepare(model: &ChatModel, parsed: Parsed<D>, job: &mut Job) -> Result<Self, ApiError> {
+        let Parsed { turns, mut dialect, notes } = parsed;
+        let prepared = turns.iter().map(|turn| model.prepare_as(turn, job)).collect::<Result<_, _>>()?;
         let settings = turns.first().map(|turn| turn.settings.clone()).unwrap_or_default();
         let text = |input: &Input| match input {
             Input::Text(text) => text.clone(),

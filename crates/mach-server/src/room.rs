@@ -1,0 +1,102 @@
+//! How large a request is for this model: what cannot fit is refused by its length, and what it takes is told before it is taken.
+
+use mach_api::chat::{Message, Role, WarmInput, WarmRequest};
+use mach_api::memory::{Weight, said};
+use mach_api::turn::{Input, Turn};
+use mach_api::{ApiError, ErrorKind};
+use mach_engine::grammar::GrammarText;
+
+use crate::ChatModel;
+
+/// Bytes that a token takes in what the engine is asked, and in the sequence that it makes of it.
+const OF_TOKEN: usize = 12;
+
+impl ChatModel {
+    /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
+    pub(crate) fn check_length(&self, bytes: usize, field: &str) -> Result<(), ApiError> {
+        let context = self.engine.facts().context;
+        if bytes <= self.engine.tokenizer().longest_text(context) {
+            return Ok(());
+        }
+        Err(too_long(format!("{bytes} bytes"), context, field))
+    }
+
+    /// Refuses more tokens than the context has.
+    pub(crate) fn check_tokens(&self, tokens: usize, field: &str) -> Result<(), ApiError> {
+        let context = self.engine.facts().context;
+        if tokens <= context { Ok(()) } else { Err(too_long(format!("{tokens} tokens"), context, field)) }
+    }
+
+    /// Refuses messages whose prompt cannot fit before it is rendered. What the model said before is not counted: templates leave out parts of
+    /// it.
+    pub(crate) fn check_messages(&self, messages: &[Message]) -> Result<(), ApiError> {
+        let others = messages.iter().filter(|message| message.role != Role::Assistant);
+        self.check_length(others.map(|message| said(&message.content)).sum(), "messages")
+    }
+
+    /// Bytes that a turn holds until it is answered.
+    pub(crate) fn held_by(&self, turn: &Turn) -> usize {
+        let context = self.engine.facts().context;
+        let own = match &turn.input {
+            Input::Conversation(chat) => {
+                let weight = Weight::of_chat(&chat.messages, &chat.tools, &chat.template_kwargs);
+                // The messages go when the prompt is there; tools are kept to read calls by.
+                weight.memory().max(context.min(weight.bytes).saturating_mul(OF_TOKEN))
+            }
+            Input::Text(text) => text.len() + context.min(text.len()).saturating_mul(OF_TOKEN),
+            Input::Tokens(ids) => ids.len().saturating_mul(OF_TOKEN),
+        };
+        let stops = turn.settings.stop.iter().map(String::len).sum::<usize>();
+        own + stops + 8 * turn.settings.stop_token_ids.len()
+    }
+
+    /// The same for a prefix to be warmed.
+    pub(crate) fn held_by_prefix(&self, request: &WarmRequest) -> usize {
+        match &request.input {
+            WarmInput::Prompt(text) => text.len(),
+            WarmInput::Chat { messages, tools, template_kwargs } => {
+                Weight::of_chat(messages, tools, template_kwargs).memory()
+            }
+        }
+    }
+
+    /// Bytes that preparing these turns takes, one after another, as far as it can be told before they are rendered. An error if one cannot
+    /// fit.
+    pub(crate) fn memory_of(&self, turns: &[Turn]) -> Result<usize, ApiError> {
+        for turn in turns {
+            match &turn.input {
+                Input::Conversation(chat) => self.check_messages(&chat.messages)?,
+                Input::Text(text) => self.check_length(text.len(), "prompt")?,
+                Input::Tokens(ids) => self.check_tokens(ids.len(), "prompt")?,
+            }
+        }
+        let tokenizer = self.engine.tokenizer();
+        let longest = tokenizer.longest_text(self.engine.facts().context);
+        let of = |turn: &Turn| match &turn.input {
+            Input::Conversation(chat) => {
+                let weight = Weight::of_chat(&chat.messages, &chat.tools, &chat.template_kwargs);
+                let template = self.template(!chat.tools.is_empty());
+                let rendering = template.map_or(0, |template| template.memory(weight));
+                // Most prompts are a little longer than what they say.
+                let text = (weight.bytes + weight.bytes / 4 + 64 * weight.values).min(longest);
+                rendering.max(tokenizer.memory(text).saturating_add(2 * text))
+            }
+            Input::Text(text) => tokenizer.memory(text.len()),
+            Input::Tokens(_) => 0,
+        };
+        // What may come to a grammar; how large that is shows when it is written.
+        let guided = |turn: &Turn| match &turn.input {
+            Input::Conversation(chat) if !chat.tools.is_empty() => true,
+            _ => turn.settings.format.is_some(),
+        };
+        let grammar = if turns.iter().any(guided) { GrammarText::default().memory() } else { 0 };
+        Ok(turns.iter().map(of).max().unwrap_or(0).max(grammar))
+    }
+}
+
+fn too_long(size: String, context: usize, field: &str) -> ApiError {
+    let message = format!(
+        "the prompt has {size}, more than this model's context of {context} tokens can hold, prompt and answer together"
+    );
+    ApiError { param: Some(field.into()), ..ApiError::new(ErrorKind::ContextLength, message) }
+}
