@@ -23,6 +23,8 @@ pub(crate) struct Needs {
     pub(crate) arena_slots: usize,
     /// The prefix cache in memory, if its size was asked for.
     pub(crate) prefix: usize,
+    /// Snapshots of it that wait to be saved, if its size was asked for.
+    pub(crate) saves: usize,
     /// What requests take before they are state.
     pub(crate) requests: Requests,
     /// State of the shortest useful sequence.
@@ -35,7 +37,7 @@ impl Needs {
     /// What is neither weights nor experts, in words.
     fn rest(&self) -> String {
         let work = Gb(self.base + self.requests.total() + self.scratch + self.least_state);
-        match self.prefix {
+        match self.prefix + self.saves {
             0 => format!("{work} of working memory and state"),
             bytes => format!("{work} of working memory and state, {} of prefix cache", Gb(bytes)),
         }
@@ -147,8 +149,8 @@ impl Budget {
 
     /// All bytes.
     pub(crate) fn total(&self) -> usize {
-        let Needs { base, resident, draft, scratch, prefix, requests, .. } = self.needs;
-        let rest = base + resident + draft + scratch + prefix + requests.total();
+        let Needs { base, resident, draft, scratch, prefix, saves, requests, .. } = self.needs;
+        let rest = base + resident + draft + scratch + prefix + saves + requests.total();
         rest + self.bank() + self.arena() + self.state
     }
 }
@@ -298,6 +300,7 @@ mod tests {
             resident: 1000 * MB,
             draft: 0,
             prefix: 0,
+            saves: 0,
             requests: Requests::default(),
             scratch: 100 * MB,
             slot: 2 * MB,

@@ -160,13 +160,15 @@ pub(crate) struct Beside {
     pub(crate) draft: usize,
     /// Bytes of the prefix cache, if they were asked for.
     pub(crate) prefix: usize,
+    /// Bytes of prefixes that wait to be saved.
+    pub(crate) saves: usize,
     /// Who asks, if anybody but the operator does.
     pub(crate) clients: Option<Clients>,
 }
 
 impl Beside {
     /// One sequence, and nothing else.
-    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0, clients: None };
+    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0, saves: 0, clients: None };
 }
 
 /// Settles where experts live.
@@ -199,6 +201,7 @@ pub(crate) fn prepare(
         resident: size.resident_bytes,
         draft: beside.draft,
         prefix: beside.prefix,
+        saves: beside.saves,
         scratch: scratch_bytes(checkpoint.config(), config.prefill_chunk.min(context), threads),
         slot: size.slot_bytes,
         experts: size.experts,
@@ -303,6 +306,7 @@ fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
         .with("scratch_bytes", needs.scratch)
         .with("draft_bytes", needs.draft)
         .with("prefix_bytes", needs.prefix)
+        .with("save_bytes", needs.saves)
         .with("request_bytes", needs.requests.total())
         .with("base_bytes", needs.base);
     if let Some(available) = bounds.available {

@@ -141,6 +141,7 @@ impl Opened {
             sequences: engine.max_batch,
             draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
+            saves: engine.prefix.as_ref().map_or(0, PrefixConfig::saving_bytes),
             clients: self.clients,
         };
         crate::experts::prepare(&self.checkpoint, &self.config, beside)
@@ -182,7 +183,9 @@ impl Opened {
             if prefix.max_bytes == 0 {
                 // Half of what the shortest useful request does not need.
                 prefix.max_bytes = (budget.state - budget.needs.least_state.min(budget.state)) / 2;
-                engine.state_budget = Some(budget.state - prefix.max_bytes);
+                // Of that, those that wait to be saved.
+                prefix.max_bytes -= prefix.max_bytes / 9;
+                engine.state_budget = Some(budget.state - prefix.max_bytes - prefix.saving_bytes());
             }
         }
         engine

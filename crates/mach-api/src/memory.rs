@@ -16,9 +16,9 @@ pub fn of_json(text: &[u8]) -> usize {
     values(text).saturating_mul(OF_VALUE).saturating_add(text.len().saturating_mul(OF_TEXT))
 }
 
-/// Values of a JSON text, at most: what separates and opens. Inside of strings that counts where the string is JSON itself, which the
+/// Values of a JSON text, at most. Looks at the text once, as [`of_json`] does: what separates and opens. Inside of strings that counts where the string is JSON itself, which the
 /// arguments of a call are.
-pub(crate) fn values(text: &[u8]) -> usize {
+pub fn values(text: &[u8]) -> usize {
     let (mut found, mut at, mut named) = (1, 0, false);
     while let Some(byte) = text.get(at) {
         match byte {

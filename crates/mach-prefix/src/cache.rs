@@ -55,11 +55,13 @@ impl PrefixCache {
         };
         let directory = config.directory.as_ref().map(open);
         let writable = directory.as_ref().filter(|directory| directory.stats().writable);
-        let writer = writable.and_then(|directory| match SegmentWriter::start(Arc::clone(directory)) {
-            Ok(writer) => Some(writer),
-            Err(error) => {
-                warn!(%error, "the thread that saves prefixes cannot be started");
-                None
+        let writer = writable.and_then(|directory| {
+            match SegmentWriter::start(Arc::clone(directory), config.saving_bytes()) {
+                Ok(writer) => Some(writer),
+                Err(error) => {
+                    warn!(%error, "the thread that saves prefixes cannot be started");
+                    None
+                }
             }
         });
         let log = || directory.as_ref().map(|directory| directory.turn_log());

@@ -344,7 +344,7 @@ impl ChatModel {
             OwnGrammar::Regex(text) => OwnText::Regex(text),
         });
         let text = GrammarText { lark: source.lark, own };
-        job.needs(text.memory())?;
+        job.needs(GrammarCompiler::memory(text.length()))?;
         let compiled = self.grammars.compile(&text);
         compiled.map(Some).map_err(|error| match error {
             GrammarError::Refused(_) | GrammarError::TooSlow => ApiError::field(field, error.to_string()),

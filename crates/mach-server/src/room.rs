@@ -1,15 +1,23 @@
 //! How large a request is for this model: what cannot fit is refused by its length, and what it takes is told before it is taken.
 
-use mach_api::chat::{Message, Role, WarmInput, WarmRequest};
-use mach_api::memory::{Weight, said};
+use mach_api::chat::{Message, ResponseFormat, Role, WarmInput, WarmRequest};
+use mach_api::memory::{self, Weight, said};
+use mach_api::output::grammar::LONGEST_GRAMMAR;
 use mach_api::turn::{Input, Turn};
 use mach_api::{ApiError, ErrorKind};
-use mach_engine::grammar::GrammarText;
+use mach_engine::grammar::GrammarCompiler;
+use serde_json::Value;
 
 use crate::ChatModel;
 
 /// Bytes that a token takes in what the engine is asked, and in the sequence that it makes of it.
 const OF_TOKEN: usize = 12;
+/// Bytes of a list of tokens for each, as a number in JSON that grows; a byte of text is a token at most.
+const OF_LISTED: usize = 24;
+/// The same with the token's text, in a list and in JSON.
+const OF_LISTED_TEXT: usize = 128;
+/// Characters of a grammar for each value of a schema, beside the texts in it.
+const OF_SCHEMA_VALUE: usize = 24;
 
 impl ChatModel {
     /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
@@ -50,6 +58,23 @@ impl ChatModel {
         own + stops + 8 * turn.settings.stop_token_ids.len()
     }
 
+    /// Bytes that tokenizing a text takes, and the answer that lists its tokens, with their texts or without.
+    pub(crate) fn memory_of_tokens(&self, text: usize, strings: bool) -> usize {
+        let each = 2 + if strings { OF_LISTED_TEXT } else { OF_LISTED };
+        self.engine.tokenizer().memory(text).saturating_add(text.saturating_mul(each))
+    }
+
+    /// The same as far as the body tells, parsing and rendering included.
+    pub(crate) fn memory_of_tokenizing(&self, body: &[u8]) -> usize {
+        let longest = self.engine.tokenizer().longest_text(self.engine.facts().context);
+        let weight = Weight { bytes: body.len(), values: memory::values(body) };
+        let chat = self.templates.as_ref().map_or(0, |templates| templates.default.memory(weight));
+        let tokens = self.memory_of_tokens(body.len().min(longest), false);
+        // What is too long is refused when it is parsed, which is all that it takes.
+        let whole = if body.len() <= longest { tokens.max(chat) } else { 0 };
+        memory::of_json(body).max(whole)
+    }
+
     /// The same for a prefix to be warmed.
     pub(crate) fn held_by_prefix(&self, request: &WarmRequest) -> usize {
         match &request.input {
@@ -85,12 +110,23 @@ impl ChatModel {
             Input::Tokens(_) => 0,
         };
         // What may come to a grammar; how large that is shows when it is written.
-        let guided = |turn: &Turn| match &turn.input {
-            Input::Conversation(chat) if !chat.tools.is_empty() => true,
-            _ => turn.settings.format.is_some(),
+        let grammar = |turn: &Turn| {
+            let tools: &[Value] = match &turn.input {
+                Input::Conversation(chat) => &chat.tools,
+                _ => &[],
+            };
+            let written = |weight: Weight| weight.bytes + OF_SCHEMA_VALUE * weight.values;
+            let length = match &turn.settings.format {
+                Some(ResponseFormat::Json(schema, ..)) => written(Weight::of_json(schema)),
+                Some(ResponseFormat::Lark(text) | ResponseFormat::Regex(text)) => text.len(),
+                None if tools.is_empty() => return 0,
+                None => 0,
+            };
+            let tools: usize = tools.iter().map(|tool| written(Weight::of_json(tool))).sum();
+            // What is longer than this is refused.
+            GrammarCompiler::memory((length + tools).min(LONGEST_GRAMMAR))
         };
-        let grammar = if turns.iter().any(guided) { GrammarText::default().memory() } else { 0 };
-        Ok(turns.iter().map(of).max().unwrap_or(0).max(grammar))
+        Ok(turns.iter().map(|turn| of(turn).max(grammar(turn))).max().unwrap_or(0))
     }
 }
 

@@ -313,3 +313,14 @@ fn lines_of_errors_are_those_of_the_source() {
         compile("{{ 'a' ~ 1 }}\n{{ 'x' ~ (messages[9].a.items\n ~ 5) }}").render(&hello(), &[], &Map::new());
     assert!(matches!(&error, Err(TemplateError::Render(m)) if m.starts_with("line 2:")), "{error:?}");
 }
+
+#[test]
+fn nobody_is_rendered_for_who_has_gone() {
+    let template = compile("{% for i in range(9) %}{{ messages[0].content ~ i }}{% endfor %}");
+    let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let render = || until(&gone, || template.render(&hello(), &[], &Map::new()));
+    assert!(render().is_ok());
+    gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(render().is_err());
+    assert!(template.render(&hello(), &[], &Map::new()).is_ok(), "others go on");
+}

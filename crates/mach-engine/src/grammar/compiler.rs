@@ -46,7 +46,7 @@ pub enum OwnText {
 }
 
 /// The text of a grammar.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GrammarText {
     /// Lark; refers to `own` as `@own`. Empty if `own` is all there is.
     pub lark: String,
@@ -88,16 +88,11 @@ pub struct GrammarCompiler {
 
 impl GrammarText {
     /// Characters.
-    fn length(&self) -> usize {
+    pub fn length(&self) -> usize {
         let own = self.own.as_ref().map_or(0, |own| match own {
             OwnText::Lark(text) | OwnText::Regex(text) => text.len(),
         });
         self.lark.len() + own
-    }
-
-    /// The most bytes that compiling it takes.
-    pub fn memory(&self) -> usize {
-        COMPILING.0.saturating_add(self.length().saturating_mul(COMPILING.1))
     }
 }
 
@@ -121,6 +116,11 @@ impl GrammarCompiler {
             keep: MEMORY / 3,
             states: STATES.1,
         }
+    }
+
+    /// The most bytes that compiling a grammar of so many characters takes.
+    pub fn memory(length: usize) -> usize {
+        COMPILING.0.saturating_add(length.saturating_mul(COMPILING.1))
     }
 
     /// Bounds the memory of grammars: those that are kept, and those that so many sequences follow at one time.

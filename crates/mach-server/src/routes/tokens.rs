@@ -17,11 +17,6 @@ use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth};
 
-/// Bytes of the answer for each token, as a number in JSON that grows; a byte of text is a token at most.
-const OF_TOKEN: usize = 24;
-/// The same with the token's text, in a list and in JSON.
-const OF_TOKEN_STRING: usize = 128;
-
 pub(crate) async fn tokenize(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
@@ -31,7 +26,7 @@ pub(crate) async fn tokenize(
     let model = Arc::clone(shared.model()?);
     let account = Arc::clone(&model.account);
     let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
-    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
+    let (bytes, limits) = (model.memory_of_tokenizing(&body), shared.config.limits.clone());
     let work = move |job: &mut Job| {
         let request = TokenizeRequest::parse(&body, &limits)?;
         drop(body);
@@ -92,9 +87,7 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest, job: &mut Job) -> Res
     };
     let field = if matches!(request.input, TokenizeInput::Prompt(_)) { "prompt" } else { "messages" };
     model.check_length(text.len(), field)?;
-    let each = if request.return_token_strs { OF_TOKEN_STRING } else { OF_TOKEN };
-    let bytes = tokenizer.memory(text.len()).saturating_add(text.len().saturating_mul(each));
-    job.needs(bytes.saturating_add(2 * text.len()))?;
+    job.needs(model.memory_of_tokens(text.len(), request.return_token_strs))?;
     let tokens = tokenizer.encode(text, request.add_special_tokens).map_err(internal)?;
     job.goes_on()?;
     let text = |&id: &u32| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
