@@ -106,7 +106,7 @@ fn long_chats_render_within_what_is_said() {
 }
 
 fn bodies_parse_within_what_is_said() {
-    let n = 200_000;
+    let n = 60_000;
     let list = |item: &str| format!("[{}]", vec![item; n].join(","));
     let fill = |value: &str| format!(r#"{{"messages":[{{"role":"user","content":"a"}}],"x":{value}}}"#);
     let call = |arguments: &str| {

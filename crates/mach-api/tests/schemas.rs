@@ -407,7 +407,7 @@ fn large_and_tangled_schemas_come_to_an_end() {
 
 /// Why a schema is refused, if it is, and how long that took to be found out.
 fn refusal(schema: Value) -> (Option<String>, std::time::Duration) {
-    let response = ResponseFormat::Json(schema, "response_format.schema", false);
+    let response = ResponseFormat::Json(schema, "response_format.schema", true);
     let started = std::time::Instant::now();
     let made = grammar(&Wanted {
         format: OutputFormat::default(),
@@ -440,7 +440,14 @@ fn what_would_be_too_costly_to_follow_is_refused_at_once_by_name() {
             {"type": "object", "properties": properties(301)}]}),
             "500 properties",
         ),
-        (json!({"enum": (0..10_001).collect::<Vec<_>>()}), "lists 10001 values; at most 10000"),
+        (
+            json!({"enum": (0..1_001).collect::<Vec<_>>()}),
+            "lists 1001 values; at most 10000 texts and 1000 others",
+        ),
+        (
+            json!({"enum": (0..40_000).map(|i| format!("value {i}")).collect::<Vec<_>>()}),
+            "lists 40000 values",
+        ),
         (
             json!({"type": "string", "pattern": "^([a-z]{1,100}|[b-y]{2,90}){1,60}z$"}),
             "11400 letters; at most 5000",

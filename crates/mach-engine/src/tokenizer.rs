@@ -108,7 +108,7 @@ impl TextTokenizer {
         Ok(Self { inner, starts, bytes, special, longest, windows })
     }
 
-    /// The most bytes that tokenizing a text of this length takes, its tokens included.
+    /// The most bytes that tokenizing a text of this length takes, its tokens included, if no word in it is very long.
     pub fn memory(&self, bytes: usize) -> usize {
         match &self.windows {
             // What has the size of a window is seen as a whole.
@@ -133,6 +133,17 @@ impl TextTokenizer {
     /// `add_special` adds what the tokenizer puts around a plain text (nothing for most chat models); rendered templates
     /// bring their own.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_within(text, add_special, &mut |_| true)
+    }
+
+    /// The same where memory is counted: `room` is asked for bytes beyond [`memory`](Self::memory), all of them at each time, which a
+    /// word that is longer than a window takes. An error if it says no.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special: bool,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let Some((windows, around)) = &self.windows else {
             let encoding = self.inner.encode_fast(text, add_special);
             return Ok(encoding.map_err(|e| TokenizerError(e.to_string()))?.get_ids().to_vec());
@@ -141,7 +152,7 @@ impl TextTokenizer {
         if add_special {
             tokens.extend(&around.before);
         }
-        windows.encode(&self.inner, text, &mut tokens)?;
+        windows.encode(&self.inner, text, &mut tokens, &mut |bytes| room(bytes.saturating_mul(WHOLE)))?;
         if add_special {
             tokens.extend(&around.after);
         }

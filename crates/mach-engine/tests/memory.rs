@@ -50,8 +50,10 @@ fn tokenizing_takes_no_more_than_was_said() {
     whole.with_pre_tokenizer(Some(serde_json::from_str::<PreTokenizerWrapper>(digits).unwrap()));
     let (windows, whole) =
         (TextTokenizer::new(inner, 16384).unwrap(), TextTokenizer::new(whole, 16384).unwrap());
+    let refused = windows.encode_within(&"a".repeat(1 << 20), false, &mut |_| false);
+    assert!(refused.is_err(), "a word of a megabyte is asked for");
     assert!(windows.memory(1 << 20) < 48 << 20 && whole.memory(1 << 20) > 256 << 20);
-    let n = 1 << 20;
+    let n = 1 << 18;
     let texts = [
         "Some words that are not very long. ".repeat(n / 35),
         "a\n".repeat(n / 2),
@@ -66,8 +68,13 @@ fn tokenizing_takes_no_more_than_was_said() {
             for text in [text.as_str(), text.get(..24_000).unwrap_or(text)] {
                 // What it remembers of words is not the text's.
                 tokenizer.encode(text, true).unwrap();
-                let (_, took) = peak(|| tokenizer.encode(text, true).unwrap());
-                let said = tokenizer.memory(text.len());
+                let mut more = 0;
+                let mut room = |bytes: usize| {
+                    more = bytes;
+                    true
+                };
+                let (_, took) = peak(|| tokenizer.encode_within(text, true, &mut room).unwrap());
+                let said = tokenizer.memory(text.len()) + more;
                 assert!(took <= said, "{kind} {:?}: {took} of {said}", text.get(..12));
             }
         }

@@ -261,9 +261,7 @@ impl ChatModel {
             Input::Conversation(conversation) => self.prepare_conversation(conversation, &turn.settings, job),
             Input::Text(text) => {
                 self.check_length(text.len(), "prompt")?;
-                job.needs(self.engine.tokenizer().memory(text.len()))?;
-                let tokens = self.engine.tokenizer().encode(text, true);
-                let tokens = tokens.map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
+                let tokens = self.tokens_of(text, true, 0, job)?;
                 self.prepare_plain(tokens, &turn.settings, job)
             }
             Input::Tokens(ids) => {

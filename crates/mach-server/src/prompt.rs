@@ -63,15 +63,16 @@ impl ChatModel {
             .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
         self.check_length(text.len(), "messages")?;
-        job.needs(self.engine.tokenizer().memory(text.len()).saturating_add(2 * text.len()))?;
+        let beside = 2 * text.len();
+        let mut encode = |part: &str| self.tokens_of(part, false, beside, job);
         let digest = *blake3::hash(text.as_bytes()).as_bytes();
         let (mut tokens, mut from) = (Vec::new(), 0);
         for (start, end, answer) in self.answers_in(&text, template, request, salt) {
-            tokens.extend(self.encode(text.get(from..start).unwrap_or_default())?);
+            tokens.extend(encode(text.get(from..start).unwrap_or_default())?);
             tokens.extend(answer);
             from = end;
         }
-        tokens.extend(self.encode(text.get(from..).unwrap_or_default())?);
+        tokens.extend(encode(text.get(from..).unwrap_or_default())?);
         let hints = self.hints(&tokens, template, request, salt)?;
         let start = self.output.reasoning.map_or(ReasoningStart::Closed, |format| format.start(&text));
         Ok(Prompt { tokens, hints, text: digest, start })
@@ -164,12 +165,10 @@ impl ChatModel {
 
     /// The tokens that all prompts with this beginning have in common.
     pub(crate) fn stable_part_as(&self, request: &WarmRequest, job: &mut Job) -> Result<Vec<u32>, ApiError> {
-        let tokenizer = self.engine.tokenizer();
         let (messages, tools, kwargs) = match &request.input {
             WarmInput::Prompt(text) => {
                 self.check_length(text.len(), "prompt")?;
-                job.needs(tokenizer.memory(text.len()))?;
-                return tokenizer.encode(text, true).map_err(internal);
+                return self.tokens_of(text, true, 0, job);
             }
             WarmInput::Chat { messages, tools, template_kwargs } => (messages, tools, template_kwargs),
         };
@@ -184,8 +183,9 @@ impl ChatModel {
         }
         let longest = all.iter().map(String::len).max().unwrap_or(0);
         self.check_length(longest, "messages")?;
-        job.needs(tokenizer.memory(longest).saturating_mul(2).saturating_add(3 * longest))?;
-        let encoded = all.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let beside = 32 * longest;
+        let encoded =
+            all.iter().map(|text| self.tokens_of(text, false, beside, job)).collect::<Result<Vec<_>, _>>()?;
         let mut common = encoded.first().cloned().unwrap_or_default();
         for other in &encoded {
             let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();

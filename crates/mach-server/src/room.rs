@@ -9,6 +9,7 @@ use mach_engine::grammar::GrammarCompiler;
 use serde_json::Value;
 
 use crate::ChatModel;
+use crate::job::Job;
 
 /// Bytes that a token takes in what the engine is asked, and in the sequence that it makes of it.
 const OF_TOKEN: usize = 12;
@@ -58,18 +59,37 @@ impl ChatModel {
         own + stops + 8 * turn.settings.stop_token_ids.len()
     }
 
-    /// Bytes that tokenizing a text takes, and the answer that lists its tokens, with their texts or without.
-    pub(crate) fn memory_of_tokens(&self, text: usize, strings: bool) -> usize {
-        let each = 2 + if strings { OF_LISTED_TEXT } else { OF_LISTED };
-        self.engine.tokenizer().memory(text).saturating_add(text.saturating_mul(each))
+    /// The tokens of a text, whatever is charged beside it.
+    pub(crate) fn tokens_of(
+        &self,
+        text: &str,
+        special: bool,
+        beside: usize,
+        job: &mut Job,
+    ) -> Result<Vec<u32>, ApiError> {
+        let tokenizer = self.engine.tokenizer();
+        let all = tokenizer.memory(text.len()).saturating_add(beside);
+        job.needs(all)?;
+        let mut refused = None;
+        let tokens = tokenizer.encode_within(text, special, &mut |more| {
+            refused = job.needs(all.saturating_add(more)).err();
+            refused.is_none()
+        });
+        tokens.map_err(|e| refused.unwrap_or_else(|| ApiError::new(ErrorKind::Internal, e.to_string())))
     }
 
-    /// The same as far as the body tells, parsing and rendering included.
+    /// Bytes of the answer that lists the tokens of a text, with their texts or without, and of the text.
+    pub(crate) fn memory_of_answer(&self, text: usize, strings: bool) -> usize {
+        text.saturating_mul(2 + if strings { OF_LISTED_TEXT } else { OF_LISTED })
+    }
+
+    /// Bytes that `/tokenize` takes as far as the body tells, parsing and rendering included.
     pub(crate) fn memory_of_tokenizing(&self, body: &[u8]) -> usize {
         let longest = self.engine.tokenizer().longest_text(self.engine.facts().context);
         let weight = Weight { bytes: body.len(), values: memory::values(body) };
         let chat = self.templates.as_ref().map_or(0, |templates| templates.default.memory(weight));
-        let tokens = self.memory_of_tokens(body.len().min(longest), false);
+        let text = body.len().min(longest);
+        let tokens = self.engine.tokenizer().memory(text).saturating_add(self.memory_of_answer(text, false));
         // What is too long is refused when it is parsed, which is all that it takes.
         let whole = if body.len() <= longest { tokens.max(chat) } else { 0 };
         memory::of_json(body).max(whole)

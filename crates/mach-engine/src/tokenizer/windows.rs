@@ -49,6 +49,7 @@ impl Windows {
         tokenizer: &Tokenizer,
         mut text: &str,
         out: &mut Vec<u32>,
+        room: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), TokenizerError> {
         let failed = |e: tokenizers::Error| TokenizerError(e.to_string());
         let mut size = WINDOW.max(4 * self.margin);
@@ -58,6 +59,9 @@ impl Windows {
             let Some((tokens, at)) = self.cut(window, &encoding) else {
                 // One word is longer than the window.
                 size = size.saturating_mul(2);
+                if !room(size.min(text.len())) {
+                    return Err(TokenizerError("a word is longer than there is memory for".into()));
+                }
                 continue;
             };
             out.extend(encoding.get_ids().iter().take(tokens));
@@ -133,7 +137,7 @@ mod tests {
 
     fn check(tokenizer: &Tokenizer, text: &str) {
         let mut tokens = Vec::new();
-        Windows::of(tokenizer).unwrap().encode(tokenizer, text, &mut tokens).unwrap();
+        Windows::of(tokenizer).unwrap().encode(tokenizer, text, &mut tokens, &mut |_| true).unwrap();
         assert!(tokens == tokenizer.encode_fast(text, false).unwrap().get_ids(), "{} bytes", text.len());
     }
 

@@ -87,8 +87,8 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest, job: &mut Job) -> Res
     };
     let field = if matches!(request.input, TokenizeInput::Prompt(_)) { "prompt" } else { "messages" };
     model.check_length(text.len(), field)?;
-    job.needs(model.memory_of_tokens(text.len(), request.return_token_strs))?;
-    let tokens = tokenizer.encode(text, request.add_special_tokens).map_err(internal)?;
+    let answer = model.memory_of_answer(text.len(), request.return_token_strs);
+    let tokens = model.tokens_of(text, request.add_special_tokens, answer, job)?;
     job.goes_on()?;
     let text = |&id: &u32| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
     Ok(Tokenized {

@@ -4,7 +4,7 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 use super::args::Args;
-use super::search::{find, is_space, lines, part, rsplit_space, split_space};
+use super::search::{find, is_break, is_space, lines, part, rsplit_space, split_space};
 use super::{braces, text};
 use crate::template::allowance::take;
 
@@ -29,7 +29,10 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
     let value = match method {
         "strip" | "lstrip" | "rstrip" => strip(s, method, args.optional_string("chars")?.as_deref()),
         "split" | "rsplit" => split(s, &mut args, method == "rsplit")?,
-        "splitlines" => strings(lines(s, args.bool("keepends", false)))?,
+        "splitlines" => {
+            take(OF_PART * (s.matches(is_break).count() + 1))?;
+            strings(lines(s, args.bool("keepends", false)))?
+        }
         "partition" | "rpartition" => partition(s, &args.string("sep")?, method == "rpartition", &args)?,
         "removeprefix" => s.strip_prefix(args.string("prefix")?.as_str()).unwrap_or(s).into(),
         "removesuffix" => s.strip_suffix(args.string("suffix")?.as_str()).unwrap_or(s).into(),
@@ -130,6 +133,9 @@ fn strings(list: Vec<String>) -> Result<Value, Error> {
     Ok(list.into_iter().map(Value::from).collect())
 }
 
+/// Bytes of a part of a text in a list that doubles.
+const OF_PART: usize = 64;
+
 fn predicate(s: &str, method: &str) -> Option<bool> {
     let all = |test: fn(char) -> bool| !s.is_empty() && s.chars().all(test);
     Some(match method {
@@ -173,12 +179,15 @@ fn split(s: &str, args: &mut Args<'_>, right: bool) -> Result<Value, Error> {
     let separator = args.optional_string("sep")?;
     let most = args.optional_integer("maxsplit")?.and_then(|n| usize::try_from(n).ok());
     let Some(separator) = separator else {
+        take(OF_PART * (s.matches(is_space).count() + 1))?;
         return strings(if right { rsplit_space(s, most) } else { split_space(s, most) });
     };
     if separator.is_empty() {
         return Err(args.error("empty separator"));
     }
     let pieces = most.map_or(usize::MAX, |most| most.saturating_add(1));
+    let parts = s.matches(separator.as_str()).take(pieces).count() + 1;
+    take(parts * (OF_TEXT + OF_PART))?;
     let mut list: Vec<&str> = if right {
         s.rsplitn(pieces, separator.as_str()).collect()
     } else {
@@ -187,7 +196,6 @@ fn split(s: &str, args: &mut Args<'_>, right: bool) -> Result<Value, Error> {
     if right {
         list.reverse();
     }
-    take(list.len() * OF_TEXT)?;
     Ok(list.into_iter().map(Value::from).collect())
 }
 

@@ -31,8 +31,6 @@ pub const LONGEST: usize = 500_000;
 /// Properties that may be left out one after another, in all objects that may stand at one place: whoever follows the grammar looks
 /// at all of them at once.
 const OPTIONAL: usize = 500;
-/// Values that one place may list.
-const LISTED: usize = 10_000;
 /// Rules nest this deep before the rest waits for its turn.
 const DEEP: usize = 40;
 /// Patterns of property names at one place.
@@ -131,11 +129,6 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
                 Leaf::Parts(parts) if parts.is_any() => bodies.push(self.anything()),
                 Leaf::Parts(parts) => self.parts(parts, &mut bodies)?,
             }
-        }
-        let listed = scalars.len() + strings.len();
-        if listed > LISTED {
-            let reason = format!("lists {listed} values; at most {LISTED} are supported");
-            return Err((String::new(), reason));
         }
         // One terminal for all of them: an `enum` may be long.
         if !scalars.is_empty() {
