@@ -23,6 +23,10 @@ pub(crate) struct Needs {
     pub(crate) arena_slots: usize,
     /// The prefix cache in memory, if its size was asked for.
     pub(crate) prefix: usize,
+    /// Snapshots of it that wait to be saved, if its size was asked for.
+    pub(crate) saves: usize,
+    /// What requests take before they are state.
+    pub(crate) requests: Requests,
     /// State of the shortest useful sequence.
     pub(crate) least_state: usize,
     /// State of as many and as long sequences as the settings allow.
@@ -32,11 +36,68 @@ pub(crate) struct Needs {
 impl Needs {
     /// What is neither weights nor experts, in words.
     fn rest(&self) -> String {
-        let work = Gb(self.base + self.scratch + self.least_state);
-        match self.prefix {
+        let work = Gb(self.base + self.requests.total() + self.scratch + self.least_state);
+        match self.prefix + self.saves {
             0 => format!("{work} of working memory and state"),
             bytes => format!("{work} of working memory and state, {} of prefix cache", Gb(bytes)),
         }
+    }
+}
+
+/// Memory of requests, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Requests {
+    /// The account of bodies, of what is made of them, and of the work that makes it.
+    pub(crate) account: usize,
+    /// Grammars that are kept, and those that sequences follow.
+    pub(crate) grammars: usize,
+    /// Buffers of connections.
+    pub(crate) connections: usize,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Clients {
+    /// Bytes of the account, if they were asked for.
+    pub(crate) account: Option<usize>,
+    /// Connections that may be open.
+    pub(crate) connections: usize,
+    /// Bytes of a head, which is as much as a connection buffers.
+    pub(crate) head: usize,
+}
+
+impl Requests {
+    /// The least account that serves, and the one that does where there is enough.
+    const ACCOUNT: (usize, usize) = (64 << 20, 256 << 20);
+    /// Bytes of the account for each token of the context: its text several times over, as it is rendered and tokenized.
+    const OF_TOKEN: usize = 512;
+    /// Part of all memory that the account takes at most, unless asked to.
+    const PART: usize = 8;
+    /// Bytes of grammars that are kept, and of one that a sequence follows, at least and at most.
+    const KEPT: usize = 16 << 20;
+    const FOLLOWED: (usize, usize) = (4 << 20, 24 << 20);
+    /// What a connection takes beside its buffer.
+    const CONNECTION: usize = 16 << 10;
+
+    /// For these clients of a model with this context that answers so many at one time, within `limit` bytes for all of the process.
+    pub(crate) fn of(clients: Clients, limit: Option<usize>, context: usize, sequences: usize) -> Self {
+        let (least, enough) = Self::ACCOUNT;
+        let usual = || {
+            let most = limit.map_or(usize::MAX, |limit| limit / Self::PART);
+            enough.max(context.saturating_mul(Self::OF_TOKEN)).min(most).max(least)
+        };
+        let account = clients.account.unwrap_or_else(usual);
+        let followed = (account / 2 / sequences.max(1)).clamp(Self::FOLLOWED.0, Self::FOLLOWED.1);
+        Self {
+            account,
+            grammars: Self::KEPT + sequences.max(1) * followed,
+            connections: clients.connections.saturating_mul(clients.head + Self::CONNECTION),
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn total(self) -> usize {
+        self.account + self.grammars + self.connections
     }
 }
 
@@ -88,8 +149,9 @@ impl Budget {
 
     /// All bytes.
     pub(crate) fn total(&self) -> usize {
-        let Needs { base, resident, draft, scratch, prefix, .. } = self.needs;
-        base + resident + draft + scratch + prefix + self.bank() + self.arena() + self.state
+        let Needs { base, resident, draft, scratch, prefix, saves, requests, .. } = self.needs;
+        let rest = base + resident + draft + scratch + prefix + saves + requests.total();
+        rest + self.bank() + self.arena() + self.state
     }
 }
 
@@ -108,7 +170,7 @@ impl fmt::Display for Gb {
 
 impl Bounds {
     /// Most bytes that the process may hold, and whose word that is.
-    fn limit(&self, base: usize) -> Option<(usize, String)> {
+    pub(crate) fn limit(&self, base: usize) -> Option<(usize, String)> {
         if let Some(bytes) = self.memory {
             return Some((bytes, format!("--memory-gb allows {}", Gb(bytes))));
         }
@@ -238,6 +300,8 @@ mod tests {
             resident: 1000 * MB,
             draft: 0,
             prefix: 0,
+            saves: 0,
+            requests: Requests::default(),
             scratch: 100 * MB,
             slot: 2 * MB,
             experts: 8000,
@@ -303,6 +367,27 @@ mod tests {
         assert!(error.contains("at least 2.04 GB") && error.contains("0.70 GB of prefix cache"), "{error}");
         let few = Needs { most_state: 70 * MB, ..needs };
         assert_eq!(resident(few, Bounds { memory: Some(20_000 * MB), ..bounds }).unwrap().state, 70 * MB);
+    }
+
+    #[test]
+    fn requests_are_part_of_it() {
+        let clients = Clients { account: None, connections: 100, head: 64 << 10 };
+        let large = Requests::of(clients, Some(20_000 * MB), 8192, 4);
+        assert_eq!(
+            (large.account, large.grammars, large.connections),
+            (256 << 20, 112 << 20, 100 * (80 << 10))
+        );
+        let long = Requests::of(clients, Some(20_000 * MB), 1 << 20, 4);
+        assert_eq!(long.account, 512 << 20);
+        let small = Requests::of(clients, Some(1000 * MB), 1 << 20, 4);
+        assert_eq!(small.account, 125 * MB);
+        let asked = Requests::of(Clients { account: Some(32 << 20), ..clients }, None, 8192, 64);
+        assert_eq!((asked.account, asked.grammars), (32 << 20, (16 + 64 * 4) << 20));
+        let needs = Needs { requests: small, ..needs() };
+        let bounds = Bounds { memory: Some(4000 * MB), ..Bounds::default() };
+        let budget = streaming(needs, bounds).unwrap();
+        assert!(budget.total() <= 4000 * MB && budget.total() + 2 * MB > 4000 * MB);
+        assert_eq!(budget.total() - Budget { needs: super::tests::needs(), ..budget }.total(), small.total());
     }
 
     #[test]

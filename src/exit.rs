@@ -25,6 +25,7 @@ impl Exit {
 
 /// Runs a command and turns its result into the exit code, the message going to stderr.
 pub fn run(command: impl FnOnce() -> Result<(), Exit>) -> ExitCode {
+    mach_server::allocator::tune();
     match command() {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {

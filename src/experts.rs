@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
-use crate::budget::{self, Bounds, Budget, Needs};
+use crate::budget::{self, Bounds, Budget, Clients, Needs, Requests};
 use crate::signals::Signal;
 
 /// Time that the probe of the drive may take.
@@ -160,11 +160,15 @@ pub(crate) struct Beside {
     pub(crate) draft: usize,
     /// Bytes of the prefix cache, if they were asked for.
     pub(crate) prefix: usize,
+    /// Bytes of prefixes that wait to be saved.
+    pub(crate) saves: usize,
+    /// Who asks, if anybody but the operator does.
+    pub(crate) clients: Option<Clients>,
 }
 
 impl Beside {
     /// One sequence, and nothing else.
-    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0 };
+    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0, saves: 0, clients: None };
 }
 
 /// Settles where experts live.
@@ -188,11 +192,16 @@ pub(crate) fn prepare(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
+    let base = crate::memory::resident().unwrap_or(0) + OVERHEAD;
+    let limit = bounds.limit(base).map(|(bytes, _)| bytes);
+    let requests = |clients| Requests::of(clients, limit, context, beside.sequences);
     let needs = |size: &Footprint, depth: usize| Needs {
-        base: crate::memory::resident().unwrap_or(0) + OVERHEAD,
+        base,
+        requests: beside.clients.map(requests).unwrap_or_default(),
         resident: size.resident_bytes,
         draft: beside.draft,
         prefix: beside.prefix,
+        saves: beside.saves,
         scratch: scratch_bytes(checkpoint.config(), config.prefill_chunk.min(context), threads),
         slot: size.slot_bytes,
         experts: size.experts,
@@ -297,6 +306,8 @@ fn memory_signal(budget: &Budget, bounds: Bounds) -> Signal {
         .with("scratch_bytes", needs.scratch)
         .with("draft_bytes", needs.draft)
         .with("prefix_bytes", needs.prefix)
+        .with("save_bytes", needs.saves)
+        .with("request_bytes", needs.requests.total())
         .with("base_bytes", needs.base);
     if let Some(available) = bounds.available {
         signal = signal.with("available_bytes", available);

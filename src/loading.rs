@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
-use crate::budget::Budget;
+use crate::budget::{Budget, Clients};
 use crate::experts::{Beside, Prepared};
 use crate::identity::{Identity, WeightFiles};
 use crate::signals::Signal;
@@ -31,6 +31,7 @@ pub(crate) struct Opened {
     templates: Option<Templates>,
     stop_ids: Vec<u32>,
     weight_files: WeightFiles,
+    clients: Option<Clients>,
 }
 
 impl Opened {
@@ -50,7 +51,13 @@ impl Opened {
         let templates = Templates::of(&checkpoint).map_err(Exit::input)?;
         let stop_ids = ChatModel::stop_ids_of(&checkpoint, &tokenizer).map_err(Exit::input)?;
         let weight_files = WeightFiles::of(&checkpoint, draft_dir(&config).as_deref());
-        Ok(Self { config, checkpoint, tokenizer: Arc::new(tokenizer), templates, stop_ids, weight_files })
+        let tokenizer = Arc::new(tokenizer);
+        Ok(Self { config, checkpoint, tokenizer, templates, stop_ids, weight_files, clients: None })
+    }
+
+    /// Tells who will ask, so that there is memory for their requests.
+    pub(crate) fn for_clients(self, clients: Clients) -> Self {
+        Self { clients: Some(clients), ..self }
     }
 
     /// The directory's own name.
@@ -124,7 +131,13 @@ impl Opened {
         let arch = Some(self.checkpoint.family().card());
         let serving = Serving { backend: "production", arch, residency };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        Ok(model.with_serving(serving).with_numerics(numerics))
+        let model = model.with_serving(serving).with_numerics(numerics);
+        Ok(match (self.clients, budget.needs.requests) {
+            (Some(_), requests) => {
+                model.with_request_memory(requests.account, requests.grammars, settings.max_batch)
+            }
+            (None, _) => model,
+        })
     }
 
     /// What memory holds, and how experts are reached.
@@ -133,6 +146,8 @@ impl Opened {
             sequences: engine.max_batch,
             draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
+            saves: engine.prefix.as_ref().map_or(0, PrefixConfig::saving_bytes),
+            clients: self.clients,
         };
         crate::experts::prepare(&self.checkpoint, &self.config, beside)
     }
@@ -185,7 +200,9 @@ impl Opened {
             if prefix.max_bytes == 0 {
                 // Half of what the shortest useful request does not need.
                 prefix.max_bytes = (budget.state - budget.needs.least_state.min(budget.state)) / 2;
-                engine.state_budget = Some(budget.state - prefix.max_bytes);
+                // Of that, those that wait to be saved.
+                prefix.max_bytes -= prefix.max_bytes / 9;
+                engine.state_budget = Some(budget.state - prefix.max_bytes - prefix.saving_bytes());
             }
         }
         engine

@@ -15,6 +15,7 @@ use tracing::info;
 
 use crate::Exit;
 use crate::args::{ConfigArgs, LogArgs, ModelArgs};
+use crate::budget::Clients;
 use crate::host::Host;
 use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
@@ -125,6 +126,11 @@ pub struct ServeArgs {
     #[arg(long, help_heading = "Network", default_value_t = 32, value_name = "MIB")]
     pub max_body_mib: usize,
 
+    /// Memory in MiB that requests may take together on their way to the engine; more are refused with 429, a larger one with 413. Up to an
+    /// eighth of the memory budget if not given
+    #[arg(long, help_heading = "Requests", value_name = "MIB")]
+    pub request_memory_mib: Option<usize>,
+
     /// Seconds that running generations may take to finish after SIGTERM
     #[arg(long, help_heading = "Network", default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
@@ -175,6 +181,7 @@ struct ServeConfig {
     engine: EngineConfig,
     server: ServerConfig,
     output: OutputArgs,
+    clients: Clients,
     /// Prefixes to be warm before the server is ready.
     warm: Vec<WarmRequest>,
 }
@@ -208,6 +215,9 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
     ];
     if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
         return Err(Exit::input(format!("{flag}: must be at least 1")));
+    }
+    if args.request_memory_mib.is_some_and(|mib| !(64..=1 << 20).contains(&mib)) {
+        return Err(Exit::input("--request-memory-mib: must be between 64 and 1048576"));
     }
     if !(8..=4096).contains(&args.max_head_kib) {
         return Err(Exit::input("--max-head-kib: must be between 8 and 4096"));
@@ -249,6 +259,11 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             ..ServerConfig::default()
         },
         output: args.output.clone(),
+        clients: Clients {
+            account: args.request_memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            connections: args.max_connections,
+            head: args.max_head_kib << 10,
+        },
         warm: warm_prefixes(args)?,
     })
 }
@@ -265,6 +280,9 @@ fn warm_prefixes(args: &ServeArgs) -> Result<Vec<WarmRequest>, Exit> {
     Ok(prefixes)
 }
 
+/// Threads of work that is not to hold up those that serve sockets.
+const BLOCKING_THREADS: usize = 64;
+
 /// Runs the command.
 pub fn run(args: ServeArgs) -> Result<(), Exit> {
     let mut config = validate(&args)?;
@@ -274,12 +292,14 @@ pub fn run(args: ServeArgs) -> Result<(), Exit> {
         (_, true) => Some(false),
         _ => None,
     };
-    let opened = Opened::open(args.model.validate()?)?;
+    let opened = Opened::open(args.model.validate()?)?.for_clients(config.clients);
     config.engine.continuous_batching =
         opened.batching(asked).map_err(|reason| Exit::input(format!("--continuous-batching: {reason}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // Serving needs little; the cores belong to the model.
         .worker_threads(2)
+        // Work is bounded by its memory first.
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .map_err(Exit::failure)?;
@@ -473,6 +493,7 @@ mod tests {
             "--allowed-hosts http://example.org",
             "--write-timeout=-1",
             "--max-head-kib 1000000",
+            "--request-memory-mib 8",
         ] {
             assert_eq!(check(&format!("demo {line}")).unwrap_err().code, 2, "{line}");
         }

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Overloaded,
     /// The key has as many requests at work as it may have.
     TooManyAtOnce,
+    /// The memory that requests may have together is taken.
+    NoRoom,
     /// The request waited for its turn as long as it may.
     QueueTimeout,
     /// The request took as long as it may.
@@ -55,7 +57,7 @@ impl ErrorKind {
             Self::ArrivalTimeout => 408,
             Self::TooLarge => 413,
             Self::UnsupportedMediaType => 415,
-            Self::Overloaded | Self::TooManyAtOnce => 429,
+            Self::Overloaded | Self::TooManyAtOnce | Self::NoRoom => 429,
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
             Self::Unavailable | Self::QueueTimeout => 503,
@@ -68,7 +70,7 @@ impl ErrorKind {
         match self {
             Self::Unauthorized => "authentication_error",
             Self::HostNotAllowed | Self::OriginNotAllowed => "permission_error",
-            Self::Overloaded | Self::TooManyAtOnce => "rate_limit_error",
+            Self::Overloaded | Self::TooManyAtOnce | Self::NoRoom => "rate_limit_error",
             Self::Timeout | Self::ArrivalTimeout => "timeout_error",
             Self::Unavailable | Self::QueueTimeout => "service_unavailable_error",
             Self::Internal => "server_error",
@@ -89,6 +91,7 @@ impl ErrorKind {
             Self::MethodNotAllowed => Some("method_not_allowed"),
             Self::Overloaded => Some("queue_full"),
             Self::TooManyAtOnce => Some("concurrency_limit"),
+            Self::NoRoom => Some("memory_limit"),
             Self::QueueTimeout => Some("queue_timeout"),
             Self::Timeout | Self::ArrivalTimeout => Some("request_timeout"),
             Self::Unavailable => Some("unavailable"),

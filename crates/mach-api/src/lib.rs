@@ -9,6 +9,7 @@ pub mod completions;
 mod error;
 mod fields;
 mod json;
+pub mod memory;
 pub mod messages;
 mod models;
 mod notes;

@@ -404,3 +404,67 @@ fn large_and_tangled_schemas_come_to_an_end() {
         let _ = call(&wrapped(&schema), false, ToolFormat::QwenXml);
     }
 }
+
+/// Why a schema is refused, if it is, and how long that took to be found out.
+fn refusal(schema: Value) -> (Option<String>, std::time::Duration) {
+    let response = ResponseFormat::Json(schema, "response_format.schema", true);
+    let started = std::time::Instant::now();
+    let made = grammar(&Wanted {
+        format: OutputFormat::default(),
+        start: ReasoningStart::Closed,
+        tools: &[],
+        choice: &ToolChoice::None,
+        parallel: true,
+        response: Some(&response),
+        control: &|_| None,
+    });
+    (made.err().map(|error| error.message), started.elapsed())
+}
+
+#[test]
+fn what_would_be_too_costly_to_follow_is_refused_at_once_by_name() {
+    let properties = |n: usize| -> serde_json::Map<String, Value> {
+        (0..n).map(|i| (format!("property{i}"), json!({"type": "string"}))).collect()
+    };
+    let optional = |n| json!({"type": "object", "properties": properties(n), "additionalProperties": false});
+    let mut apart = optional(1500);
+    apart["required"] = (0..1500).step_by(400).map(|i| format!("property{i}")).collect();
+    for fits in [optional(500), apart] {
+        assert_eq!(refusal(fits).0, None);
+    }
+    for (schema, limit) in [
+        (optional(501), "500 properties"),
+        (optional(20_000), "500 properties"),
+        (
+            json!({"anyOf": [optional(300), {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a"]},
+            {"type": "object", "properties": properties(301)}]}),
+            "500 properties",
+        ),
+        (
+            json!({"enum": (0..1_001).collect::<Vec<_>>()}),
+            "lists 1001 values; at most 10000 texts and 1000 others",
+        ),
+        (
+            json!({"enum": (0..40_000).map(|i| format!("value {i}")).collect::<Vec<_>>()}),
+            "lists 40000 values",
+        ),
+        (
+            json!({"type": "string", "pattern": "^([a-z]{1,100}|[b-y]{2,90}){1,60}z$"}),
+            "11400 letters; at most 5000",
+        ),
+        (
+            json!({"type": "object", "properties": properties(20_000),
+            "required": properties(20_000).keys().collect::<Vec<_>>()}),
+            "at most 500000 are supported",
+        ),
+    ] {
+        let (reason, took) = refusal(schema);
+        let reason = reason.unwrap_or_else(|| panic!("{limit}: not refused"));
+        assert!(reason.contains(limit), "{limit}: {reason}");
+        assert!(took.as_millis() < 2_000, "{limit}: {took:?}");
+    }
+    assert_eq!(
+        refusal(json!({"type": "string", "pattern": "^([a-z0-9-]{1,63}\\.){1,8}[a-z]{2,63}$"})).0,
+        None
+    );
+}

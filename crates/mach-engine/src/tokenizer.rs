@@ -1,10 +1,13 @@
 //! Text to token ids, and token ids to the bytes they stand for.
 
+mod windows;
+
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+use self::windows::Windows;
 use crate::text::TextStream;
 
 /// Why a tokenizer cannot be used.
@@ -22,7 +25,21 @@ pub struct TextTokenizer {
     special: Vec<bool>,
     /// Bytes of the longest token.
     longest: usize,
+    /// How long texts are taken apart, if that leaves their tokens as they are.
+    windows: Option<(Windows, Around)>,
 }
+
+/// What the tokenizer puts around a plain text.
+#[derive(Debug, Clone, Default)]
+struct Around {
+    before: Vec<u32>,
+    after: Vec<u32>,
+}
+
+/// Bytes that tokenizing takes for each byte of a text, where it is seen as a whole: a word of one byte is the worst.
+const WHOLE: usize = 420;
+/// The same in windows: text, tokens and the vector that they grow in; and what a window takes.
+const WINDOWED: (usize, usize) = (16, 24 << 20);
 
 /// Bytes of a text that one byte of a token may stand for: normalizing composes letters (three bytes of each part of a Hangul
 /// syllable become three in all).
@@ -76,6 +93,11 @@ impl TextTokenizer {
                 *flag = token.special;
             }
         }
+        let windows = Windows::of(&inner).zip(around(&inner));
+        if windows.is_some() {
+            // It adds what is known now, and moves offsets, which are to be those of the text.
+            inner.with_post_processor(None::<PostProcessorWrapper>);
+        }
         let mut starts = vec![0];
         let mut bytes = Vec::new();
         for token in &tokens {
@@ -83,21 +105,58 @@ impl TextTokenizer {
             starts.push(u32::try_from(bytes.len()).map_err(|_| TokenizerError("too much text".into()))?);
         }
         let longest = starts.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0) as usize;
-        Ok(Self { inner, starts, bytes, special, longest })
+        Ok(Self { inner, starts, bytes, special, longest, windows })
+    }
+
+    /// The most bytes that tokenizing a text of this length takes, its tokens included, if no word in it is very long.
+    pub fn memory(&self, bytes: usize) -> usize {
+        match &self.windows {
+            // What has the size of a window is seen as a whole.
+            Some(_) => {
+                bytes.saturating_mul(WHOLE).min(bytes.saturating_mul(WINDOWED.0).saturating_add(WINDOWED.1))
+            }
+            None => bytes.saturating_mul(WHOLE),
+        }
+    }
+
+    /// Bytes of a text that the most tokens say, beyond which [`exceeds`](Self::exceeds) holds.
+    pub fn longest_text(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.longest.max(1)).saturating_mul(SHRINKAGE)
     }
 
     /// Whether a text is so long that so many tokens cannot say it, which is told without looking at it.
     pub fn exceeds(&self, text: &str, tokens: usize) -> bool {
-        text.len() > tokens.saturating_mul(self.longest.max(1)).saturating_mul(SHRINKAGE)
+        text.len() > self.longest_text(tokens)
     }
 
     /// Token ids of a text. Text that spells a special token becomes that token, as in `transformers`.
     /// `add_special` adds what the tokenizer puts around a plain text (nothing for most chat models); rendered templates
     /// bring their own.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding =
-            self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_within(text, add_special, &mut |_| true)
+    }
+
+    /// The same where memory is counted: `room` is asked for bytes beyond [`memory`](Self::memory), all of them at each time, which a
+    /// word that is longer than a window takes. An error if it says no.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        add_special: bool,
+        room: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let Some((windows, around)) = &self.windows else {
+            let encoding = self.inner.encode_fast(text, add_special);
+            return Ok(encoding.map_err(|e| TokenizerError(e.to_string()))?.get_ids().to_vec());
+        };
+        let mut tokens = Vec::new();
+        if add_special {
+            tokens.extend(&around.before);
+        }
+        windows.encode(&self.inner, text, &mut tokens, &mut |bytes| room(bytes.saturating_mul(WHOLE)))?;
+        if add_special {
+            tokens.extend(&around.after);
+        }
+        Ok(tokens)
     }
 
     /// The bytes of a token; empty for ids without one.
@@ -126,6 +185,16 @@ impl TextTokenizer {
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
+}
+
+/// What is put around a plain text, if it is the same around all.
+fn around(tokenizer: &Tokenizer) -> Option<Around> {
+    let ids = |text: &str, special: bool| Some(tokenizer.encode_fast(text, special).ok()?.get_ids().to_vec());
+    let (plain, whole, nothing) = (ids("a", false)?, ids("a", true)?, ids("", true)?);
+    let at = whole.windows(plain.len().max(1)).position(|part| part == plain)?;
+    let (before, rest) = whole.split_at_checked(at)?;
+    let after = rest.get(plain.len()..)?;
+    (nothing == [before, after].concat()).then(|| Around { before: before.to_vec(), after: after.to_vec() })
 }
 
 /// Reads the alphabet off the decoder.

@@ -78,7 +78,8 @@ impl PrefixCache {
             let directory =
                 Arc::new(Directory::open(base, identity, block, self.config.disk_budget).valid_while(valid));
             let writable = directory.stats().writable;
-            let writer = writable.then(|| SegmentWriter::start(Arc::clone(&directory)));
+            let writer =
+                writable.then(|| SegmentWriter::start(Arc::clone(&directory), self.config.saving_bytes()));
             let writer = writer.and_then(|started| {
                 started
                     .inspect_err(|error| warn!(%error, "the thread that saves prefixes cannot be started"))

@@ -34,6 +34,16 @@ pub struct PrefixConfig {
     pub close_timeout: Duration,
 }
 
+/// Part of the memory of prefixes that those may take beside it which wait to be saved.
+const SAVING_PART: usize = 8;
+
+impl PrefixConfig {
+    /// Most bytes of snapshots that wait to be saved, one aside.
+    pub fn saving_bytes(&self) -> usize {
+        if self.directory.is_some() { self.max_bytes / SAVING_PART } else { 0 }
+    }
+}
+
 impl Default for PrefixConfig {
     fn default() -> Self {
         Self {

@@ -32,6 +32,8 @@ struct Inner {
 struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Most bytes that wait, one snapshot aside.
+    most: usize,
 }
 
 impl Shared {
@@ -49,8 +51,9 @@ pub(crate) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    pub(crate) fn start(directory: Arc<Directory>) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
+    /// `most`: bytes of snapshots that may wait.
+    pub(crate) fn start(directory: Arc<Directory>, most: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared { most, ..Shared::default() });
         let work = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("mach-save".into()).spawn(move || {
             yield_to_others();
@@ -66,7 +69,13 @@ impl SegmentWriter {
         if inner.closed || queued || inner.running == Some(stored.key) {
             return;
         }
-        if inner.jobs.len() >= MOST_WAITING {
+        let bytes = |jobs: &VecDeque<(Stored, u64)>| {
+            jobs.iter().map(|(job, _)| job.image.exported_bytes()).sum::<usize>()
+                + stored.image.exported_bytes()
+        };
+        while inner.jobs.len() >= MOST_WAITING
+            || (!inner.jobs.is_empty() && bytes(&inner.jobs) > self.shared.most)
+        {
             let victim = inner.jobs.iter().position(|(job, _)| !job.kind.anchor()).unwrap_or(0);
             inner.jobs.remove(victim);
             inner.dropped += 1;

@@ -18,9 +18,14 @@ use mach_specdec::policy::{GuardSpec, PolicySpec};
 use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
+use crate::account::Account;
 use crate::capabilities::Serving;
+use crate::job::Job;
 use crate::prompt::Prompt;
 use crate::reader::{OutputStats, Reading};
+
+/// Bytes of memory that requests may take together, unless told otherwise.
+const REQUEST_MEMORY: usize = 256 << 20;
 
 /// The compiled templates of a checkpoint.
 #[derive(Debug)]
@@ -107,6 +112,8 @@ pub struct ChatModel {
     /// Control tokens that answers show to the parsers.
     markers: Arc<[u32]>,
     grammars: GrammarCompiler,
+    /// The memory of requests.
+    pub(crate) account: Arc<Account>,
     /// What capabilities show beside it.
     pub serving: Option<Serving>,
     /// Name of the arithmetic that answers depend on: `system_fingerprint`.
@@ -152,6 +159,7 @@ impl ChatModel {
         Self {
             engine: Box::new(engine),
             grammars,
+            account: Account::new(REQUEST_MEMORY),
             templates,
             defaults,
             stop_ids,
@@ -221,6 +229,14 @@ impl ChatModel {
         Err(ApiError { param: Some("model".into()), ..ApiError::new(ErrorKind::ModelNotFound, message) })
     }
 
+    /// Bounds what requests take together, from their bodies to what the engine is asked (`bytes`), and what grammars do that are kept,
+    /// or that `sequences` follow at one time.
+    pub fn with_request_memory(mut self, bytes: usize, grammars: usize, sequences: usize) -> Self {
+        self.account = Account::new(bytes);
+        self.grammars = self.grammars.within(grammars, sequences);
+        self
+    }
+
     /// Tells the name of the arithmetic: equal names mean equal bytes.
     pub fn with_numerics(mut self, numerics: String) -> Self {
         self.numerics = numerics;
@@ -235,14 +251,18 @@ impl ChatModel {
 
     /// Everything between a parsed turn and the engine: name, template, tokens, grammar, defaults.
     pub fn prepare(&self, turn: &Turn) -> Result<Prepared, ApiError> {
+        self.prepare_as(turn, &mut Job::default())
+    }
+
+    /// The same as a piece of work whose memory is charged.
+    pub(crate) fn prepare_as(&self, turn: &Turn, job: &mut Job) -> Result<Prepared, ApiError> {
         self.check_name(turn.settings.model.as_deref())?;
         match &turn.input {
-            Input::Conversation(conversation) => self.prepare_conversation(conversation, &turn.settings),
+            Input::Conversation(conversation) => self.prepare_conversation(conversation, &turn.settings, job),
             Input::Text(text) => {
-                self.check_length(text, "prompt")?;
-                let tokens = self.engine.tokenizer().encode(text, true);
-                let tokens = tokens.map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
-                self.prepare_plain(tokens, &turn.settings)
+                self.check_length(text.len(), "prompt")?;
+                let tokens = self.tokens_of(text, true, 0, job)?;
+                self.prepare_plain(tokens, &turn.settings, job)
             }
             Input::Tokens(ids) => {
                 let vocab = self.engine.facts().vocab;
@@ -250,19 +270,20 @@ impl ChatModel {
                     let reason = format!("token id {id} is outside the vocabulary of {vocab}");
                     return Err(ApiError::field("prompt", reason));
                 }
-                self.prepare_plain(ids.clone(), &turn.settings)
+                self.check_tokens(ids.len(), "prompt")?;
+                self.prepare_plain(ids.clone(), &turn.settings, job)
             }
         }
     }
 
     /// Tokens of a turn's prompt.
-    pub(crate) fn count(&self, turn: &Turn) -> Result<usize, ApiError> {
+    pub(crate) fn count(&self, turn: &Turn, job: &mut Job) -> Result<usize, ApiError> {
         self.check_name(turn.settings.model.as_deref())?;
         match &turn.input {
             Input::Conversation(conversation) => {
-                Ok(self.prompt(conversation, turn.settings.cache_salt.as_deref())?.tokens.len())
+                Ok(self.prompt(conversation, turn.settings.cache_salt.as_deref(), job)?.tokens.len())
             }
-            Input::Text(_) | Input::Tokens(_) => Ok(self.prepare(turn)?.generate.prompt.len()),
+            Input::Text(_) | Input::Tokens(_) => Ok(self.prepare_as(turn, job)?.generate.prompt.len()),
         }
     }
 
@@ -270,12 +291,14 @@ impl ChatModel {
         &self,
         conversation: &Conversation,
         settings: &Settings,
+        job: &mut Job,
     ) -> Result<Prepared, ApiError> {
         let Prompt { tokens, hints, text, start } =
-            self.prompt(conversation, settings.cache_salt.as_deref())?;
+            self.prompt(conversation, settings.cache_salt.as_deref(), job)?;
+        job.goes_on()?;
         let tools = &conversation.tools;
         let schemas = (!tools.is_empty()).then(|| Arc::new(ToolSchemas::of(tools)));
-        let grammar = self.grammar(&Wanted {
+        let wanted = Wanted {
             format: self.output,
             start,
             tools,
@@ -283,7 +306,8 @@ impl ChatModel {
             parallel: conversation.parallel_tool_calls,
             response: settings.format.as_ref(),
             control: &|text| self.control_token(text),
-        })?;
+        };
+        let grammar = self.grammar(&wanted, job)?;
         let output = OutputControl { show: Arc::clone(&self.markers), grammar };
         let generate = GenerateRequest { cache: hints, output, ..self.generate(settings, tokens)? };
         let reading = Reading { format: self.output, schemas, start };
@@ -291,8 +315,14 @@ impl ChatModel {
     }
 
     /// A plain prompt, whose answer is content alone.
-    fn prepare_plain(&self, prompt: Vec<u32>, settings: &Settings) -> Result<Prepared, ApiError> {
-        let grammar = self.grammar(&Wanted {
+    fn prepare_plain(
+        &self,
+        prompt: Vec<u32>,
+        settings: &Settings,
+        job: &mut Job,
+    ) -> Result<Prepared, ApiError> {
+        job.goes_on()?;
+        let wanted = Wanted {
             format: OutputFormat::default(),
             start: ReasoningStart::Closed,
             tools: &[],
@@ -300,7 +330,8 @@ impl ChatModel {
             parallel: true,
             response: settings.format.as_ref(),
             control: &|text| self.control_token(text),
-        })?;
+        };
+        let grammar = self.grammar(&wanted, job)?;
         let output = OutputControl { grammar, ..OutputControl::default() };
         let generate = GenerateRequest { output, ..self.generate(settings, prompt)? };
         Ok(Prepared { generate, text: None, reading: Reading::default() })
@@ -312,7 +343,7 @@ impl ChatModel {
     }
 
     /// The grammar that answers follow.
-    fn grammar(&self, wanted: &Wanted<'_>) -> Result<Option<Grammar>, ApiError> {
+    fn grammar(&self, wanted: &Wanted<'_>, job: &mut Job) -> Result<Option<Grammar>, ApiError> {
         let Some((source, field)) = grammar(wanted)? else { return Ok(None) };
         for warning in &source.warnings {
             tracing::warn!("not enforced: {warning}");
@@ -321,7 +352,9 @@ impl ChatModel {
             OwnGrammar::Lark(text) => OwnText::Lark(text),
             OwnGrammar::Regex(text) => OwnText::Regex(text),
         });
-        let compiled = self.grammars.compile(&GrammarText { lark: source.lark, own });
+        let text = GrammarText { lark: source.lark, own };
+        job.needs(GrammarCompiler::memory(text.length()))?;
+        let compiled = self.grammars.compile(&text);
         compiled.map(Some).map_err(|error| match error {
             GrammarError::Refused(_) | GrammarError::TooSlow => ApiError::field(field, error.to_string()),
             GrammarError::Busy => ApiError::new(ErrorKind::Overloaded, error.to_string()).retry_after(1),

@@ -3,6 +3,8 @@
 //! A request's way: route, parse, render the template, tokenise, queue, generate, answer. [`ChatModel`] is everything
 //! after parsing and before the engine; [`serve`] runs the routes on a listener until told to stop.
 
+mod account;
+pub mod allocator;
 mod answer;
 mod auth;
 mod capabilities;
@@ -11,6 +13,7 @@ mod coalesce;
 mod drain;
 mod failure;
 mod hosts;
+mod job;
 mod layers;
 mod listen;
 mod metrics;
@@ -20,6 +23,7 @@ mod paths;
 mod prompt;
 mod reader;
 mod refusal;
+mod room;
 mod routes;
 mod server;
 mod shape;

@@ -78,6 +78,11 @@ impl Collector for Live {
         let unread = engine.unread().held() as f64;
         out.gauge("unread_bytes", "Bytes of answers that wait to be read", unread)?;
         decoding(out, &stats)?;
+        let (held, working) = self.0.account.charged();
+        out.gauge("request_memory_held_bytes", "Memory charged to requests that are at work", held as f64)?;
+        out.gauge("request_memory_working_bytes", "The same while they are prepared", working as f64)?;
+        let most = self.0.account.limit() as f64;
+        out.gauge("request_memory_max_bytes", "Most memory that is charged", most)?;
         let calls = &self.0.output_stats;
         out.counter("tool_calls", "Tool calls that could be read", calls.calls() as f64)?;
         let malformed = calls.malformed() as f64;

@@ -2,6 +2,7 @@
 //! should look.
 
 use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
+use mach_api::memory::Weight;
 use mach_api::output::ReasoningStart;
 use mach_api::turn::Conversation;
 use mach_api::{ApiError, ChatTemplate, ErrorKind};
@@ -9,6 +10,7 @@ use mach_engine::CacheHints;
 use serde_json::{Map, Value};
 
 use crate::ChatModel;
+use crate::job::Job;
 
 /// A prompt.
 #[derive(Debug)]
@@ -37,34 +39,31 @@ impl ChatModel {
         self.engine.tokenizer().encode(text, false).map_err(internal)
     }
 
-    /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
-    pub(crate) fn check_length(&self, text: &str, field: &str) -> Result<(), ApiError> {
-        let context = self.engine.facts().context;
-        if !self.engine.tokenizer().exceeds(text, context) {
-            return Ok(());
-        }
-        let message = format!(
-            "the prompt has {} bytes, more than this model's context of {context} tokens can hold, prompt and answer together",
-            text.len()
-        );
-        Err(ApiError { param: Some(field.into()), ..ApiError::new(ErrorKind::ContextLength, message) })
-    }
-
     /// The prompt of a conversation.
-    pub(crate) fn prompt(&self, request: &Conversation, salt: Option<&str>) -> Result<Prompt, ApiError> {
+    pub(crate) fn prompt(
+        &self,
+        request: &Conversation,
+        salt: Option<&str>,
+        job: &mut Job,
+    ) -> Result<Prompt, ApiError> {
         let template = self.template(!request.tools.is_empty())?;
+        self.check_messages(&request.messages)?;
+        let weight = Weight::of_chat(&request.messages, &request.tools, &request.template_kwargs);
+        job.needs(template.memory(weight))?;
         let text = template
             .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
             .map_err(|e| ApiError::field("messages", e.to_string()))?;
-        self.check_length(&text, "messages")?;
+        self.check_length(text.len(), "messages")?;
+        let beside = 2 * text.len();
+        let mut encode = |part: &str| self.tokens_of(part, false, beside, job);
         let digest = *blake3::hash(text.as_bytes()).as_bytes();
         let (mut tokens, mut from) = (Vec::new(), 0);
         for (start, end, answer) in self.answers_in(&text, template, request, salt) {
-            tokens.extend(self.encode(text.get(from..start).unwrap_or_default())?);
+            tokens.extend(encode(text.get(from..start).unwrap_or_default())?);
             tokens.extend(answer);
             from = end;
         }
-        tokens.extend(self.encode(text.get(from..).unwrap_or_default())?);
+        tokens.extend(encode(text.get(from..).unwrap_or_default())?);
         let hints = self.hints(&tokens, template, request, salt)?;
         let start = self.output.reasoning.map_or(ReasoningStart::Closed, |format| format.start(&text));
         Ok(Prompt { tokens, hints, text: digest, start })
@@ -157,17 +156,28 @@ impl ChatModel {
     }
 
     /// The tokens that all prompts with this beginning have in common.
-    pub(crate) fn stable_part(&self, request: &WarmRequest) -> Result<Vec<u32>, ApiError> {
+    pub(crate) fn stable_part_as(&self, request: &WarmRequest, job: &mut Job) -> Result<Vec<u32>, ApiError> {
         let (messages, tools, kwargs) = match &request.input {
-            WarmInput::Prompt(text) => return self.engine.tokenizer().encode(text, true).map_err(internal),
+            WarmInput::Prompt(text) => {
+                self.check_length(text.len(), "prompt")?;
+                return self.tokens_of(text, true, 0, job);
+            }
             WarmInput::Chat { messages, tools, template_kwargs } => (messages, tools, template_kwargs),
         };
+        self.check_messages(messages)?;
+        let weight = Weight::of_chat(messages, tools, kwargs);
+        let rendering = self.template(!tools.is_empty())?.memory(weight);
+        job.needs(rendering.saturating_add(3 * weight.memory()))?;
         let render = |more: Option<&str>| self.render_with(messages, tools, kwargs, more);
         let mut all = vec![render(Some("Apples are red."))?, render(Some("what is 17?"))?];
         if messages.last().is_some_and(|m| m.role == Role::User || m.role == Role::Tool) {
             all.push(render(None)?);
         }
-        let encoded = all.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let longest = all.iter().map(String::len).max().unwrap_or(0);
+        self.check_length(longest, "messages")?;
+        let beside = 32 * longest;
+        let encoded =
+            all.iter().map(|text| self.tokens_of(text, false, beside, job)).collect::<Result<Vec<_>, _>>()?;
         let mut common = encoded.first().cloned().unwrap_or_default();
         for other in &encoded {
             let same = common.iter().zip(other).take_while(|(a, b)| a == b).count();

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::ChatModel;
 use crate::failure::from_engine;
+use crate::job::Job;
 
 /// How long the answer waits for the file.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,11 +31,19 @@ pub struct WarmReport {
 
 /// Computes the stable part of a prefix unless it is known, pins it and saves it. Blocks.
 pub fn warm(model: &ChatModel, request: &WarmRequest) -> Result<WarmReport, ApiError> {
+    warm_tokens(model, request, model.stable_part_as(request, &mut Job::default())?)
+}
+
+/// The same once the stable part is known.
+pub(crate) fn warm_tokens(
+    model: &ChatModel,
+    request: &WarmRequest,
+    tokens: Vec<u32>,
+) -> Result<WarmReport, ApiError> {
     let started = Instant::now();
     let cache = model.engine.prefix().ok_or_else(|| {
         ApiError::new(ErrorKind::InvalidRequest, "the prefix cache is off (--no-prefix-cache)")
     })?;
-    let tokens = model.stable_part(request)?;
     let root = cache.root(request.cache_salt.as_deref());
     let key = cache.key(&root, &tokens);
     let already_warm = cache.contains(&key);

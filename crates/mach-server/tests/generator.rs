@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 const VOCAB: usize = 16384;
+/// What requests may take: a quarter of it is held, the rest is for work.
+const MEMORY: usize = 64 << 20;
 
 /// What a test sees of the engine, and what it tells it.
 #[derive(Debug, Default)]
@@ -181,7 +183,7 @@ async fn start() -> (u16, Arc<Switches>, impl AsyncFnOnce()) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (stop, stopped) = oneshot::channel::<()>();
-    readiness.ready(model(Arc::clone(&switches)));
+    readiness.ready(model(Arc::clone(&switches)).with_request_memory(MEMORY, MEMORY, 1));
     let task = tokio::spawn(async move {
         let stop = async move {
             let _ = stopped.await;
@@ -244,5 +246,117 @@ async fn every_route_does_without_what_another_engine_lacks() {
     switches.dead.store(true, Ordering::SeqCst);
     assert!(get(port, "/health").await.contains(r#""status":"stopped""#));
     assert!(chat(port, "hello", false).await.starts_with("HTTP/1.1 503"));
+    end().await;
+}
+
+/// The status of a request whose body may be refused before it was sent; 0 if the connection was reset instead.
+async fn status(port: u16, path: &str, body: String) -> (u16, String) {
+    let (stream, head) = (TcpStream::connect(("127.0.0.1", port)).await.unwrap(), body.len());
+    let (mut reader, mut writer) = stream.into_split();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {head}\r\n\r\n"
+    );
+    let sent = tokio::spawn(async move {
+        let _ = writer.write_all(head.as_bytes()).await;
+        let _ = writer.write_all(body.as_bytes()).await;
+        writer
+    });
+    let mut answer = Vec::new();
+    let _ = reader.read_to_end(&mut answer).await;
+    drop(sent.await);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    (answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0), answer)
+}
+
+async fn charged(port: u16) -> Vec<String> {
+    let metrics = get(port, "/metrics").await;
+    let of = |kind: &str| {
+        let name = format!("mach_request_memory_{kind}_bytes ");
+        metrics.lines().find_map(|line| line.strip_prefix(name.as_str())).unwrap_or("missing").to_owned()
+    };
+    vec![of("held"), of("working")]
+}
+
+#[tokio::test]
+async fn what_cannot_fit_is_refused_by_its_length() {
+    let (port, _, end) = start().await;
+    let long = "word ".repeat(600_000);
+    let chat = json!({"messages": [{"role": "user", "content": long}]});
+    // Answers of the model are left out of a prompt by some templates; then the rendered text is looked at.
+    let said = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "word ".repeat(60_000)},
+        {"role": "user", "content": "b"}]});
+    for (path, body) in [
+        ("/v1/chat/completions", chat.clone()),
+        ("/v1/chat/completions", said),
+        ("/v1/completions", json!({"prompt": long})),
+        ("/v1/completions", json!({"prompt": vec![1; 500]})),
+        ("/tokenize", json!({"prompt": long})),
+        ("/tokenize", chat),
+    ] {
+        let (status, answer) = status(port, path, body.to_string()).await;
+        assert_eq!(status, 400, "{path}: {answer}");
+        assert!(answer.contains(r#""code":"context_length_exceeded""#), "{path}: {answer}");
+        assert!(answer.contains("context of 400 tokens"), "{path}: {answer}");
+    }
+    // What parsing would take is known before it is parsed.
+    let values = format!(r#"{{"messages":[{}0]}}"#, "0,".repeat(400_000));
+    for path in
+        ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/v1/cache/warm_prefix"]
+    {
+        let (status, answer) = status(port, path, values.clone()).await;
+        assert_eq!(status, 413, "{path}: {answer}");
+        assert!(
+            answer.contains(r#""code":"request_too_large""#) && answer.contains("MiB"),
+            "{path}: {answer}"
+        );
+    }
+    let texts = json!({"tokens": vec![VOCAB - 200; 1_000_000]}).to_string();
+    assert_eq!(status(port, "/detokenize", texts).await.0, 413);
+    assert_eq!(charged(port).await, ["0.0", "0.0"]);
+    end().await;
+}
+
+#[tokio::test]
+async fn half_sent_bodies_leave_room_for_others() {
+    let (port, _, end) = start().await;
+    let half = async || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let _ = stream.write_all(" ".repeat(4_500_000).as_bytes()).await;
+        stream
+    };
+    let mut streams = Vec::new();
+    for _ in 0..12 {
+        streams.push(half().await);
+    }
+    let mut refused = 0;
+    for stream in &mut streams {
+        let mut answer = [0; 400];
+        let read =
+            tokio::time::timeout(std::time::Duration::from_millis(100), stream.read(&mut answer)).await;
+        let Ok(Ok(read)) = read else { continue };
+        let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+        // Others were reset while they were sent.
+        if answer.starts_with("HTTP/1.1 429") {
+            assert!(
+                answer.contains(r#""code":"memory_limit""#) && answer.contains("retry-after: 1"),
+                "{answer}"
+            );
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "twelve times five megabytes do not fit a quarter of the memory");
+    assert!(charged(port).await[0].parse::<f64>().unwrap() <= MEMORY as f64 / 4.0);
+    let small = chat(port, "hello", false).await;
+    assert!(small.starts_with("HTTP/1.1 200"), "{small}");
+    drop(streams);
+    for _ in 0..500 {
+        if charged(port).await == ["0.0", "0.0"] {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(charged(port).await, ["0.0", "0.0"], "what has gone holds nothing");
     end().await;
 }

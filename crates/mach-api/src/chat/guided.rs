@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::constraint::{check_grammar, check_schema};
 use super::{Limits, ResponseFormat};
-use crate::ApiError;
 use crate::fields::{Fields, kind};
+use crate::{ApiError, memory};
 
 /// Field at the top, its name within `structured_outputs`, and the path that complaints name.
 const KINDS: [(&str, &str, Guide); 4] = [
@@ -77,6 +77,10 @@ impl Guide {
             Self::Json => {
                 // Clients send the schema as an object or as its text.
                 let schema = match value {
+                    Value::String(text) if memory::values(text.as_bytes()) > limits.schema_values => {
+                        let most = limits.schema_values;
+                        return Err(ApiError::field(path, format!("at most {most} values are supported")));
+                    }
                     Value::String(text) => serde_json::from_str(&text)
                         .map_err(|e| ApiError::field(path, format!("not valid JSON: {e}")))?,
                     schema => schema,

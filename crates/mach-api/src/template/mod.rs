@@ -3,6 +3,7 @@
 //! A template is a Jinja program that comes with the checkpoint, so it is not trusted: every render runs on a limited
 //! amount of fuel, and there is no loader, no environment and no file access.
 
+mod allowance;
 mod conversation;
 mod ending;
 mod exact;
@@ -15,13 +16,18 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, Value, context, machinery};
 use serde_json::{Map, Value as Json};
 
+pub use self::allowance::until;
 use self::conversation::{Shape, other_shapes};
 use self::probe::PROBE;
-use crate::Message;
 use crate::chat::Role;
+use crate::memory::Weight;
+use crate::{Message, memory};
 
-/// Work that one render may do: about one unit an instruction or 64 bytes. Ten thousand messages take about a tenth.
-const FUEL: u64 = 10_000_000;
+/// Work that one render may do: about one unit an instruction, or what [`allowance`] says in bytes. So much for any request, and
+/// so much for each of its values and bytes; templates walk over them a few times.
+const FUEL: u64 = 120_000;
+const FUEL_OF_VALUE: u64 = 200;
+const BYTES_OF_FUEL: u64 = 2;
 /// The same for the small conversations that show what a template takes.
 const PROBE_FUEL: u64 = 500_000;
 const NAME: &str = "chat_template";
@@ -96,7 +102,7 @@ impl ChatTemplate {
         };
         template.shape = probe::shape(&template);
         template.generation_prompt = template.find_generation_prompt(&Map::new());
-        template.env.set_fuel(Some(FUEL));
+        template.env.set_fuel(None);
         Ok(template)
     }
 
@@ -123,6 +129,13 @@ impl ChatTemplate {
     /// The same for requests with these variables, which may choose another one.
     pub fn generation_prompt_with(&self, kwargs: &Map<String, Json>) -> Option<String> {
         if kwargs.is_empty() { self.generation_prompt.clone() } else { self.find_generation_prompt(kwargs) }
+    }
+
+    /// The most bytes that rendering something of this weight takes, its result included.
+    pub fn memory(&self, weight: Weight) -> usize {
+        let values =
+            weight.bytes.saturating_mul(2).saturating_add(weight.values.saturating_mul(memory::OF_VALUE));
+        values.saturating_add((fuel_for(weight) * allowance::BYTES_OF_FUEL) as usize)
     }
 
     fn find_generation_prompt(&self, kwargs: &Map<String, Json>) -> Option<String> {
@@ -156,9 +169,13 @@ impl ChatTemplate {
         kwargs: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let weight = Weight::of_chat(messages, tools, kwargs);
         let messages = messages.iter().map(|m| shape.message(m)).collect::<Value>();
         let tools = if tools.is_empty() { Value::from(()) } else { tools.iter().map(exact::json).collect() };
-        let template = self.env.get_template(NAME).map_err(|e| TemplateError::Compile(describe(&e)))?;
+        let mut env = self.env.clone();
+        let fuel = env.fuel().unwrap_or_else(|| fuel_for(weight));
+        env.set_fuel(Some(fuel));
+        let template = env.get_template(NAME).map_err(|e| TemplateError::Compile(describe(&e)))?;
         let context = context! {
             messages,
             tools,
@@ -166,11 +183,20 @@ impl ChatTemplate {
             add_generation_prompt,
             ..context! { ..exact::object(kwargs), ..exact::object(&self.special_tokens) }
         };
-        template.render(context).map_err(|e| match refusal(&e) {
-            Some(message) => TemplateError::Refused(message),
-            None => TemplateError::Render(describe(&e)),
-        })
+        let (rendered, spent) = allowance::within(fuel, || template.render(context));
+        match rendered {
+            Ok(_) if spent => Err(TemplateError::Render("it makes too much text".into())),
+            Ok(text) => Ok(text),
+            Err(e) => Err(match refusal(&e) {
+                Some(message) => TemplateError::Refused(message),
+                None => TemplateError::Render(describe(&e)),
+            }),
+        }
     }
+}
+
+fn fuel_for(weight: Weight) -> u64 {
+    FUEL + FUEL_OF_VALUE * weight.values as u64 + weight.bytes as u64 / BYTES_OF_FUEL
 }
 
 fn refusal(error: &Error) -> Option<String> {

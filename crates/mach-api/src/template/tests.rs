@@ -345,3 +345,14 @@ fn instructions_come_where_the_template_takes_them() {
     let error = compile(none).render(&all, &[], &Map::new()).unwrap_err();
     assert_eq!(error, TemplateError::Refused("none".into()));
 }
+
+#[test]
+fn nobody_is_rendered_for_who_has_gone() {
+    let template = compile("{% for i in range(9) %}{{ messages[0].content ~ i }}{% endfor %}");
+    let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let render = || until(&gone, || template.render(&hello(), &[], &Map::new()));
+    assert!(render().is_ok());
+    gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(render().is_err());
+    assert!(template.render(&hello(), &[], &Map::new()).is_ok(), "others go on");
+}

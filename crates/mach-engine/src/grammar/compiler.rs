@@ -23,6 +23,16 @@ const THREADS: usize = 4;
 const STACK: usize = 32 << 20;
 /// Grammars that are kept for requests with the same one.
 const KEPT: usize = 32;
+/// Bytes that any grammar takes while it is compiled, and those for each of its characters.
+const COMPILING: (usize, usize) = (24 << 20, 256);
+/// The same for one that is kept.
+const KEEPING: (usize, usize) = (2 << 20, 128);
+/// Bytes of a state of the lexer.
+const OF_STATE: usize = 2 << 10;
+/// States of a lexer: most grammars need some hundred.
+const STATES: (usize, usize) = (2_000, 50_000);
+/// Bytes for grammars, unless told otherwise.
+const MEMORY: usize = 256 << 20;
 /// Characters of an error that are worth showing.
 const LONGEST_REASON: usize = 600;
 
@@ -70,6 +80,20 @@ pub struct GrammarCompiler {
     factory: OnceLock<Result<Arc<ParserFactory>, String>>,
     running: Arc<AtomicUsize>,
     kept: Mutex<VecDeque<(GrammarText, Grammar)>>,
+    /// Bytes of those that are kept.
+    keep: usize,
+    /// States of a lexer.
+    states: usize,
+}
+
+impl GrammarText {
+    /// Characters.
+    pub fn length(&self) -> usize {
+        let own = self.own.as_ref().map_or(0, |own| match own {
+            OwnText::Lark(text) | OwnText::Regex(text) => text.len(),
+        });
+        self.lark.len() + own
+    }
 }
 
 impl std::fmt::Debug for GrammarCompiler {
@@ -89,7 +113,22 @@ impl GrammarCompiler {
             factory: OnceLock::new(),
             running: Arc::default(),
             kept: Mutex::default(),
+            keep: MEMORY / 3,
+            states: STATES.1,
         }
+    }
+
+    /// The most bytes that compiling a grammar of so many characters takes.
+    pub fn memory(length: usize) -> usize {
+        COMPILING.0.saturating_add(length.saturating_mul(COMPILING.1))
+    }
+
+    /// Bounds the memory of grammars: those that are kept, and those that so many sequences follow at one time.
+    #[must_use]
+    pub fn within(mut self, bytes: usize, sequences: usize) -> Self {
+        self.keep = bytes / 3;
+        self.states = ((bytes - self.keep) / sequences.max(1) / OF_STATE).clamp(STATES.0, STATES.1);
+        self
     }
 
     /// Compiles a grammar. Blocks, for at most about ten seconds.
@@ -104,8 +143,9 @@ impl GrammarCompiler {
         let factory = factory.as_ref().map_err(|reason| GrammarError::Unavailable(reason.clone()))?;
         let grammar = self.compile_aside(Arc::clone(factory), top_level(text))?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = |text: &GrammarText| KEEPING.0 + text.length().saturating_mul(KEEPING.1);
         kept.push_back((text.clone(), grammar.clone()));
-        if kept.len() > KEPT {
+        while kept.len() > KEPT || kept.iter().map(|(text, _)| size(text)).sum::<usize>() > self.keep {
             kept.pop_front();
         }
         Ok(grammar)
@@ -120,8 +160,10 @@ impl GrammarCompiler {
             let mut factory = made.map_err(|e| e.to_string())?;
             factory.quiet();
             let limits = factory.limits_mut();
-            // A state takes a kilobyte or two.
-            limits.max_lexer_states = 50_000;
+            limits.max_lexer_states = self.states;
+            // Schemas are refused before they come to this; rows are looked at for every token that ends one.
+            limits.max_items_in_row = 2_500;
+            limits.step_max_items = 100_000;
             limits.verbose_errors = false;
             Ok(Arc::new(factory))
         };

@@ -9,15 +9,16 @@ use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use mach_api::chat::WarmRequest;
-use mach_api::{ApiError, ErrorKind};
+use mach_api::{ApiError, ErrorKind, memory};
 use serde_json::{Value, json};
 
-use super::body::{off_the_sockets, read_json};
-use crate::auth::Caller;
+use super::body::read_json;
+use crate::auth::{self, Caller};
 use crate::failure::Failure;
+use crate::job::{Job, off_the_sockets};
 use crate::notes::noted;
 use crate::server::Shared;
-use crate::{auth, warm};
+use crate::warm::warm_tokens;
 
 /// Never waits for the engine.
 pub(crate) async fn cache_stats(
@@ -67,17 +68,29 @@ pub(crate) async fn warm_prefix(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let limits = shared.config.limits.clone();
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
     let (for_work, caller) = (Arc::clone(&shared), Caller::of(&headers));
-    let work = move || {
+    let work = move |_: &mut Job| {
         let mut request = WarmRequest::parse(&body, &limits)?;
         request.cache_salt = for_work.salt(&caller, request.cache_salt.take());
-        let report = warm(&model, &request)?;
-        let there = || model.engine.prefix().map(|cache| cache.warmed()).unwrap_or_default();
-        for_work.warmed.note(&report.prefix.key, caller, there);
-        Ok((report, request.notes))
+        Ok(request)
     };
-    let (report, notes) = off_the_sockets(work).await?;
-    Ok(noted(&shared, &notes).tell(Json(report).into_response()))
+    let request = off_the_sockets(&account, bytes, work).await?;
+    held.set(model.held_by_prefix(&request))?;
+    let for_work = Arc::clone(&model);
+    let work = move |job: &mut Job| Ok((for_work.stable_part_as(&request, job)?, request));
+    let (tokens, request) = off_the_sockets(&account, 0, work).await?;
+    // Waiting for the engine takes no memory of work.
+    let for_note = Arc::clone(&shared);
+    let warmed = tokio::task::spawn_blocking(move || {
+        let report = warm_tokens(&model, &request, tokens)?;
+        let there = || model.engine.prefix().map(|cache| cache.warmed()).unwrap_or_default();
+        for_note.warmed.note(&report.prefix.key, caller, there);
+        Ok((report, request.notes))
+    });
+    let internal = |_| ApiError::new(ErrorKind::Internal, "internal error");
+    let (report, notes) = warmed.await.map_err(internal)?.map_err(Failure)?;
+    Ok(held.until_written(noted(&shared, &notes).tell(Json(report).into_response())))
 }

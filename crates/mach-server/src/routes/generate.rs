@@ -7,19 +7,19 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use mach_api::chat::{ChatDialect, Limits, Settings};
+use mach_api::chat::{ChatDialect, Settings};
 use mach_api::completions::CompletionDialect;
 use mach_api::messages::{CountRequest, MessagesDialect};
 use mach_api::turn::{Head, Input, Parsed};
-use mach_api::{ApiError, Dialect, Notes};
+use mach_api::{ApiError, Dialect, Notes, memory};
 use serde_json::json;
 
-use super::body::{off_the_sockets, read_json};
+use super::body::read_json;
 use crate::answer::{Answers, Asking};
 use crate::auth::Caller;
 use crate::chat_model::{Prepared, unix_time};
 use crate::failure::{Failure, from_engine};
+use crate::job::{Job, off_the_sockets};
 use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth, mode, sse};
@@ -59,16 +59,21 @@ pub(crate) async fn count_message_tokens(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let limits = shared.config.limits.clone();
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
     let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
-    let work = move || {
-        let CountRequest { mut turn, notes } = CountRequest::parse(&body, &limits)?;
-        turn.settings.cache_salt = for_salt.salt(&caller, turn.settings.cache_salt.take());
-        Ok((model.count(&turn)?, notes))
+    let parse = move |_: &mut Job| {
+        let mut request = CountRequest::parse(&body, &limits)?;
+        let salt = &mut request.turn.settings.cache_salt;
+        *salt = for_salt.salt(&caller, salt.take());
+        Ok(request)
     };
-    let (tokens, notes) = off_the_sockets(work).await?;
-    Ok(noted(&shared, &notes).tell(Json(json!({"input_tokens": tokens})).into_response()))
+    let CountRequest { turn, notes } = off_the_sockets(&account, bytes, parse).await?;
+    held.set(model.held_by(&turn))?;
+    let bytes = model.memory_of(std::slice::from_ref(&turn))?;
+    let tokens = off_the_sockets(&account, bytes, move |job: &mut Job| model.count(&turn, job)).await?;
+    Ok(held.until_written(noted(&shared, &notes).tell(Json(json!({"input_tokens": tokens})).into_response())))
 }
 
 /// Parse, prepare, ask the engine, write.
@@ -79,12 +84,23 @@ async fn generate<D: Dialect>(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let (for_work, limits) = (Arc::clone(&model), shared.config.limits.clone());
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
     let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
-    let salt = move |asked| for_salt.salt(&caller, asked);
-    let work = move || Request::<D>::prepare(&for_work, &body, &limits, salt);
-    let Request { dialect, settings, prepared, notes } = off_the_sockets(work).await?;
+    let parse = move |_: &mut Job| {
+        let mut parsed = D::parse(&body, &limits)?;
+        for turn in &mut parsed.turns {
+            turn.settings.cache_salt = for_salt.salt(&caller, turn.settings.cache_salt.take());
+        }
+        Ok(parsed)
+    };
+    let parsed = off_the_sockets(&account, bytes, parse).await?;
+    // What was made of the body takes its place, and is what the request holds until it is answered.
+    held.set(parsed.turns.iter().map(|turn| model.held_by(turn)).sum())?;
+    let (bytes, for_work) = (model.memory_of(&parsed.turns)?, Arc::clone(&model));
+    let work = move |job: &mut Job| Request::<D>::prepare(&for_work, parsed, job);
+    let Request { dialect, settings, prepared, notes } = off_the_sockets(&account, bytes, work).await?;
     let told = noted(&shared, &notes);
 
     let (asking, generate): (Vec<_>, Vec<_>) = prepared.into_iter().map(Asking::of).unzip();
@@ -107,7 +123,7 @@ async fn generate<D: Dialect>(
         Some(started) => mode::tell(response, started),
         None => response,
     };
-    Ok(told.tell(response))
+    Ok(held.until_written(told.tell(response)))
 }
 
 /// A request that the engine can be asked.
@@ -120,18 +136,10 @@ struct Request<D> {
 }
 
 impl<D: Dialect> Request<D> {
-    fn prepare(
-        model: &ChatModel,
-        body: &Bytes,
-        limits: &Limits,
-        salt: impl Fn(Option<String>) -> Option<String>,
-    ) -> Result<Self, ApiError> {
-        let Parsed { mut turns, mut dialect, notes } = D::parse(body, limits)?;
-        for turn in &mut turns {
-            turn.settings.cache_salt = salt(turn.settings.cache_salt.take());
-        }
+    fn prepare(model: &ChatModel, parsed: Parsed<D>, job: &mut Job) -> Result<Self, ApiError> {
+        let Parsed { turns, mut dialect, notes } = parsed;
         let prepared: Vec<Prepared> =
-            turns.iter().map(|turn| model.prepare(turn)).collect::<Result<_, _>>()?;
+            turns.iter().map(|turn| model.prepare_as(turn, job)).collect::<Result<_, _>>()?;
         let settings = turns.first().map(|turn| turn.settings.clone()).unwrap_or_default();
         let text = |input: &Input| match input {
             Input::Text(text) => text.clone(),

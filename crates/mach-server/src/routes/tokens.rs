@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use mach_api::memory::Weight;
 use mach_api::tokens::{DetokenizeRequest, Detokenized, TokenizeInput, TokenizeRequest, Tokenized};
-use mach_api::{ApiError, ErrorKind};
+use mach_api::{ApiError, ErrorKind, memory};
 
-use super::body::{off_the_sockets, read_json};
+use super::body::read_json;
 use crate::failure::Failure;
+use crate::job::{Job, off_the_sockets};
 use crate::notes::noted;
 use crate::server::Shared;
 use crate::{ChatModel, auth};
@@ -23,14 +24,19 @@ pub(crate) async fn tokenize(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let limits = shared.config.limits.clone();
-    let work = move || {
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (model.memory_of_tokenizing(&body), shared.config.limits.clone());
+    let work = move |job: &mut Job| {
         let request = TokenizeRequest::parse(&body, &limits)?;
-        Ok((tokens_of(&model, &request)?, request.notes))
+        drop(body);
+        let tokens = tokens_of(&model, &request, job)?;
+        // The answer is written here, where its memory is charged.
+        Ok((serde_json::to_vec(&tokens).map_err(internal)?, request.notes))
     };
-    let (tokens, notes) = off_the_sockets(work).await?;
-    Ok(noted(&shared, &notes).tell(Json(tokens).into_response()))
+    let (tokens, notes) = off_the_sockets(&account, bytes, work).await?;
+    held.set(tokens.len())?;
+    Ok(held.until_written(noted(&shared, &notes).tell(json_response(tokens))))
 }
 
 pub(crate) async fn detokenize(
@@ -40,33 +46,50 @@ pub(crate) async fn detokenize(
 ) -> Result<Response, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = Arc::clone(shared.model()?);
-    let body = read_json(&headers, body, shared.config.max_body).await?;
-    let limits = shared.config.limits.clone();
-    let work = move || {
+    let account = Arc::clone(&model.account);
+    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
+    let work = move |job: &mut Job| {
         let request = DetokenizeRequest::parse(&body, &limits)?;
-        Ok((text_of(&model, &request)?, request.notes))
+        drop(body);
+        let text = text_of(&model, &request, job)?;
+        Ok((serde_json::to_vec(&text).map_err(internal)?, request.notes))
     };
-    let (text, notes) = off_the_sockets(work).await?;
-    Ok(noted(&shared, &notes).tell(Json(text).into_response()))
+    let (text, notes) = off_the_sockets(&account, bytes, work).await?;
+    held.set(text.len())?;
+    Ok(held.until_written(noted(&shared, &notes).tell(json_response(text))))
 }
 
-fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, ApiError> {
+fn internal(error: impl ToString) -> ApiError {
+    ApiError::new(ErrorKind::Internal, error.to_string())
+}
+
+fn json_response(bytes: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+}
+
+fn tokens_of(model: &ChatModel, request: &TokenizeRequest, job: &mut Job) -> Result<Tokenized, ApiError> {
     model.check_name(request.model.as_deref())?;
     let tokenizer = model.engine.tokenizer();
     let rendered;
     let text = match &request.input {
         TokenizeInput::Prompt(text) => text,
         TokenizeInput::Chat { messages, tools, template_kwargs, add_generation_prompt } => {
-            rendered = model
-                .template(!tools.is_empty())?
+            let template = model.template(!tools.is_empty())?;
+            model.check_messages(messages)?;
+            let weight = Weight::of_chat(messages, tools, template_kwargs);
+            job.needs(weight.memory().saturating_add(template.memory(weight)))?;
+            rendered = template
                 .render_as(messages, tools, template_kwargs, *add_generation_prompt)
                 .map_err(|e| ApiError::field("messages", e.to_string()))?;
             &rendered
         }
     };
-    let tokens = tokenizer
-        .encode(text, request.add_special_tokens)
-        .map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
+    let field = if matches!(request.input, TokenizeInput::Prompt(_)) { "prompt" } else { "messages" };
+    model.check_length(text.len(), field)?;
+    let answer = model.memory_of_answer(text.len(), request.return_token_strs);
+    let tokens = model.tokens_of(text, request.add_special_tokens, answer, job)?;
+    job.goes_on()?;
     let text = |&id: &u32| String::from_utf8_lossy(tokenizer.bytes(id)).into_owned();
     Ok(Tokenized {
         count: tokens.len(),
@@ -76,8 +99,11 @@ fn tokens_of(model: &ChatModel, request: &TokenizeRequest) -> Result<Tokenized, 
     })
 }
 
-fn text_of(model: &ChatModel, request: &DetokenizeRequest) -> Result<Detokenized, ApiError> {
+fn text_of(model: &ChatModel, request: &DetokenizeRequest, job: &mut Job) -> Result<Detokenized, ApiError> {
     model.check_name(request.model.as_deref())?;
+    // As bytes, as text, and as JSON with an escape for each, which grows.
+    let text: usize = request.tokens.iter().map(|&id| model.engine.tokenizer().bytes(id).len()).sum();
+    job.needs(text.saturating_mul(16).saturating_add(4 * request.tokens.len()))?;
     let vocab = model.engine.facts().vocab;
     if let Some(i) = request.tokens.iter().position(|&id| id as usize >= vocab) {
         let reason = format!("is outside the vocabulary of {vocab} tokens");

@@ -14,6 +14,7 @@ use crate::ApiError;
 use crate::chat::{ResponseFormat, ToolChoice, function_name};
 use calls::Exact;
 use lark::Lark;
+pub use schema::LONGEST as LONGEST_GRAMMAR;
 use schema::{GrammarWriter, Notation, Schemas, Unsupported, document};
 
 /// White space inside JSON: one space, or a new line and its indentation. More of it says nothing and may not end.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
+use crate::template::allowance::take;
 use crate::template::python::search::is_space;
 use crate::template::python::{methods, text};
 
@@ -72,14 +73,19 @@ pub(super) fn urlencode(value: &Value) -> Result<String, Error> {
     if methods::is_dict(value) {
         for (key, item) in value.as_object().and_then(|object| object.try_iter_pairs()).into_iter().flatten()
         {
+            take(64 + 6 * key.as_str().map_or(0, str::len) + 6 * item.as_str().map_or(0, str::len))?;
             parts.push(pair(&key, &item));
         }
     } else if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         for item in value.try_iter()? {
-            parts.push(pair(&item.get_item_by_index(0)?, &item.get_item_by_index(1)?));
+            let (key, item) = (item.get_item_by_index(0)?, item.get_item_by_index(1)?);
+            take(64 + 6 * key.as_str().map_or(0, str::len) + 6 * item.as_str().map_or(0, str::len))?;
+            parts.push(pair(&key, &item));
         }
     } else {
-        return Ok(quote(&text::str(value), false));
+        let text = text::str(value);
+        take(6 * text.len())?;
+        return Ok(quote(&text, false));
     }
     Ok(parts.join("&"))
 }

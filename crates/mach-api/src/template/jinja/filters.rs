@@ -4,6 +4,7 @@ use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::{escape, numbers, sequences, words};
+use crate::template::allowance::take;
 use crate::template::python::args::Args;
 use crate::template::python::search::is_space;
 use crate::template::python::{format, json, methods, strings, text};
@@ -22,6 +23,8 @@ pub(super) fn install(env: &mut Environment<'static>) {
             state.consume_fuel(text.len() as u64 / 64)?;
             let args = args.into_values();
             let mut args = Args::new(name, &args);
+            // Escapes are the longest.
+            take(text.len().saturating_mul(if ESCAPES.contains(name) { 6 } else { 2 }))?;
             let out = filter(&text, &mut args)?;
             args.finish()?;
             let safe = escapes || matches!(*name, "safe" | "forceescape") || value.is_safe();
@@ -42,6 +45,8 @@ pub(super) fn install(env: &mut Environment<'static>) {
     // It is to print as Python's `pprint`, which breaks lines.
     env.remove_filter("pprint");
 }
+
+const ESCAPES: &[&str] = &["escape", "e", "forceescape", "striptags"];
 
 type TextFilter = fn(&str, &mut Args<'_>) -> Result<String, Error>;
 
@@ -84,8 +89,11 @@ fn center(s: &str, args: &mut Args<'_>) -> Result<String, Error> {
 /// Not of Jinja2, but templates that take arguments apart bring it along.
 fn from_json(value: &Value) -> Result<Value, Error> {
     match value.as_str() {
-        Some(text) => crate::template::exact::value(text)
-            .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("from_json: {e}"))),
+        Some(text) => {
+            take(crate::memory::of_json(text.as_bytes()))?;
+            crate::template::exact::value(text)
+                .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("from_json: {e}")))
+        }
         None if methods::is_dict(value) || matches!(value.kind(), ValueKind::Seq) => Ok(value.clone()),
         None => Err(Error::new(ErrorKind::InvalidOperation, "from_json: the value is not a string")),
     }

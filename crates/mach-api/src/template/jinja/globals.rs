@@ -7,6 +7,7 @@ use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwarg
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::operators;
+use crate::template::allowance::take;
 
 pub(super) fn install(env: &mut Environment<'static>) {
     env.add_function("raise_exception", raise_exception);
@@ -27,9 +28,15 @@ fn dict(args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let mut pairs: Vec<(Value, Value)> = Vec::new();
     for arg in &args {
         match arg.as_object().filter(|_| arg.kind() == ValueKind::Map) {
-            Some(object) => pairs.extend(object.try_iter_pairs().into_iter().flatten()),
+            Some(object) => {
+                for pair in object.try_iter_pairs().into_iter().flatten() {
+                    take(256)?;
+                    pairs.push(pair);
+                }
+            }
             None => {
                 for pair in arg.try_iter()? {
+                    take(256)?;
                     pairs.push((pair.get_item_by_index(0)?, pair.get_item_by_index(1)?));
                 }
             }

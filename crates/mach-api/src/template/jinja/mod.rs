@@ -14,6 +14,7 @@ mod words;
 use minijinja::{AutoEscape, Environment};
 
 pub(super) use self::globals::Raised;
+use super::allowance;
 
 /// Puts all of it into an environment.
 pub(super) fn install(env: &mut Environment<'static>) {
@@ -22,6 +23,7 @@ pub(super) fn install(env: &mut Environment<'static>) {
     globals::install(env);
     env.set_unknown_method_callback(super::python::methods::call);
     env.set_formatter(|out, state, value| {
+        allowance::take(0)?;
         // Only an `autoescape` block asks for it.
         if !matches!(state.auto_escape(), AutoEscape::None) && !value.is_safe() {
             return Ok(out.write_str(&escape::html(&super::python::text::str(value)))?);

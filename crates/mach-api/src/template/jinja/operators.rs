@@ -7,6 +7,7 @@ use minijinja::{Environment, Error, Value};
 
 use super::escape;
 use super::walk::{self, Node};
+use crate::template::allowance::take;
 use crate::template::python::{containers, format, text};
 
 const CONCAT: &str = "__concat__";
@@ -15,7 +16,11 @@ const SUM: &str = "__add__";
 const ATTRIBUTE: &str = "__getattr__";
 
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.add_function(CONCAT, |a: &Value, b: &Value| text::str(a) + &text::str(b));
+    env.add_function(CONCAT, |a: &Value, b: &Value| -> Result<String, Error> {
+        let (a, b) = (text::str(a), text::str(b));
+        take(a.len() + b.len())?;
+        Ok(a + &b)
+    });
     env.add_function(REMAINDER, remainder);
     env.add_function(SUM, sum);
     env.add_function(ATTRIBUTE, |value: &Value, name: String| containers::attribute(value, &name));
@@ -36,11 +41,14 @@ fn remainder(state: &minijinja::State<'_, '_>, a: &Value, b: &Value) -> Result<V
 fn sum(a: &Value, b: &Value) -> Result<Value, Error> {
     match (a.as_str(), b.as_str()) {
         (Some(left), Some(right)) if a.is_safe() != b.is_safe() => {
+            take(6 * (left.len() + right.len()))?;
             let out =
                 if a.is_safe() { left.to_owned() + &escape::html(right) } else { escape::html(left) + right };
             Ok(Value::from_safe_string(out))
         }
-        (Some(left), Some(right)) if a.is_safe() => Ok(Value::from_safe_string(format!("{left}{right}"))),
+        (Some(left), Some(right)) if a.is_safe() => {
+            take(left.len() + right.len()).map(|()| Value::from_safe_string(format!("{left}{right}")))
+        }
         _ => arithmetic("a + b", a, b),
     }
 }
@@ -49,6 +57,8 @@ fn sum(a: &Value, b: &Value) -> Result<Value, Error> {
 fn arithmetic(operation: &'static str, a: &Value, b: &Value) -> Result<Value, Error> {
     static ENGINE: std::sync::OnceLock<Environment<'static>> = std::sync::OnceLock::new();
     let engine = ENGINE.get_or_init(Environment::empty);
+    // This environment counts nothing.
+    take(a.as_str().map_or(0, str::len) + b.as_str().map_or(0, str::len))?;
     let context = Value::from_pairs([("a", a.clone()), ("b", b.clone())]);
     engine.compile_expression(operation)?.eval(context)
 }

@@ -3,6 +3,7 @@
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value, filters};
 
+use crate::template::allowance;
 use crate::template::python::args::Args;
 use crate::template::python::text;
 
@@ -87,6 +88,7 @@ fn join(state: &State<'_, '_>, value: &Value, args: Rest<ValueOrKwargs>) -> Resu
         let before = out.len();
         out.push_str(&text::str(&item));
         state.consume_fuel(1 + (out.len() - before + separator.len()) as u64 / 64)?;
+        allowance::take(2 * (out.len() - before + separator.len()))?;
     }
     Ok(out)
 }

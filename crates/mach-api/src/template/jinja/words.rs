@@ -2,8 +2,9 @@
 
 use minijinja::{Error, Value};
 
+use crate::template::allowance::take;
 use crate::template::python::args::Args;
-use crate::template::python::search::{is_space, lines};
+use crate::template::python::search::{is_break, is_space, lines};
 use crate::template::python::text;
 
 /// Deepest indentation.
@@ -47,6 +48,8 @@ pub(super) fn indent(s: &str, args: &mut Args<'_>) -> Result<String, Error> {
             (None, None) => return Err(args.error("width must be a number or a string")),
         },
     };
+    let lines_in = s.matches(is_break).count() + 2;
+    take(s.len().saturating_add(lines_in.saturating_mul(2 * indention.len() + 64)))?;
     let (first, blank) = (args.bool("first", false), args.bool("blank", false));
     let mut out = if first { indention.clone() } else { String::new() };
     for (i, line) in lines(&format!("{s}\n"), false).iter().enumerate() {

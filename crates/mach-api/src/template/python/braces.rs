@@ -6,6 +6,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::format::check_widths;
 use super::text;
+use crate::template::allowance::take;
 
 struct Fields<'a> {
     positional: &'a [Value],
@@ -71,7 +72,7 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 fn formatted(value: Value, conversion: &str, spec: &str) -> Result<String, Error> {
-    check_widths(spec)?;
+    take(16 + 4 * check_widths(spec)?)?;
     let value = match conversion {
         "" => value,
         "s" => Value::from(text::str(&value)),

@@ -8,6 +8,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::args::Args;
 use super::{methods, text};
+use crate::template::allowance::{collect, take};
 
 /// Methods of `dict` that an attribute of the same name stands for.
 pub(in crate::template) const DICT: &[&str] = &[
@@ -27,6 +28,9 @@ pub(in crate::template) const DICT: &[&str] = &[
 pub(super) fn dict(value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(object) = value.as_object() else { return Err(Error::from(ErrorKind::UnknownMethod)) };
     let mut args = Args::new(method, args);
+    if matches!(method, "items" | "keys" | "values") {
+        take(object.enumerator_len().unwrap_or(0) * 128)?;
+    }
     let pairs = || object.try_iter_pairs().into_iter().flatten();
     let out = match method {
         "items" => view("dict_items", pairs().map(|(k, v)| Value::from(Tuple::from([k, v]))).collect()),
@@ -50,11 +54,16 @@ pub(super) fn list(value: &Value, method: &str, args: &[Value]) -> Result<Value,
     let out = match method {
         "count" => {
             let what = args.required("value")?;
-            value.try_iter()?.filter(|item| *item == what).count().into()
+            let mut found = 0;
+            for item in value.try_iter()? {
+                take(1)?;
+                found += usize::from(item == what);
+            }
+            found.into()
         }
         "index" => {
             let what = args.required("value")?;
-            let items: Vec<Value> = value.try_iter()?.collect();
+            let items: Vec<Value> = collect(value.try_iter()?)?;
             let place = |n: i64| {
                 let n = if n < 0 { n + i64::try_from(items.len()).unwrap_or(i64::MAX) } else { n };
                 usize::try_from(n).unwrap_or(0)

@@ -6,6 +6,7 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::number::BigInt;
 use super::text;
+use crate::template::allowance::take;
 
 /// Widest field.
 const MAX_WIDTH: usize = 1_000_000;
@@ -28,7 +29,7 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
         out.push_str(rest.get(..at).unwrap_or_default());
         let (name, spec, kind, after) = specification(rest.get(at + 1..).unwrap_or_default())?;
         rest = after;
-        check_widths(spec)?;
+        take(4 * check_widths(spec)?)?;
         if kind == '%' {
             out.push('%');
             continue;
@@ -61,11 +62,14 @@ pub(in crate::template) fn percent(template: &str, values: &Value) -> Result<Str
     Ok(out)
 }
 
-/// Refuses numbers in a format that would make very long text.
-pub(super) fn check_widths(spec: &str) -> Result<(), Error> {
-    let too_wide =
-        |digits: &str| !digits.is_empty() && !digits.parse::<usize>().is_ok_and(|n| n <= MAX_WIDTH);
-    if spec.split(|c: char| !c.is_ascii_digit()).any(too_wide) { Err(error("too wide")) } else { Ok(()) }
+/// Refuses numbers in a format that would make very long text; their sum else.
+pub(super) fn check_widths(spec: &str) -> Result<usize, Error> {
+    let mut sum: usize = 0;
+    for digits in spec.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty()) {
+        let width = digits.parse().ok().filter(|n| *n <= MAX_WIDTH).ok_or_else(|| error("too wide"))?;
+        sum = sum.saturating_add(width);
+    }
+    Ok(sum)
 }
 
 /// Text in a width, cut to a precision.

@@ -6,6 +6,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::number::{self, BigInt};
+use crate::template::allowance::{collect, take};
 
 const MAX_DEPTH: usize = 200;
 
@@ -35,7 +36,8 @@ pub(in crate::template) fn tojson(
     };
     let separators = match kwargs.get::<Option<Value>>("separators")? {
         Some(v) if !v.is_none() => {
-            let items = v.try_iter()?.collect::<Vec<_>>();
+            // One more than there may be.
+            let items = v.try_iter()?.take(3).collect::<Vec<_>>();
             match items.as_slice() {
                 [a, b] => Some((a.to_string(), b.to_string())),
                 _ => return Err(invalid("tojson: separators must be a pair")),
@@ -70,6 +72,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
     if depth > MAX_DEPTH {
         return Err(invalid("tojson: nested too deeply"));
     }
+    take(16 + value.as_str().map_or(0, |text| 3 * text.len()))?;
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -79,7 +82,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::Number => out.push_str(&float(f64::try_from(value.clone())?)),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Seq | ValueKind::Iterable => {
-            let items = value.try_iter()?.collect::<Vec<_>>();
+            let items = collect(value.try_iter()?)?;
             write_items(out, style, depth, ('[', ']'), &items, |out, item| {
                 write_value(out, item, style, depth + 1)
             })?;
@@ -87,6 +90,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::Map => {
             let mut pairs = Vec::new();
             for key in value.try_iter()? {
+                take(128 + key.as_str().map_or(0, |text| 4 * text.len()))?;
                 let item = value.get_item(&key)?;
                 let name = match key.kind() {
                     ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
@@ -129,6 +133,8 @@ fn write_items<T>(
 ) -> Result<(), Error> {
     out.push(open);
     for (i, item) in items.iter().enumerate() {
+        let between = style.indent.as_ref().map_or(0, |indent| 1 + indent.len() * (depth + 1));
+        take(2 * (style.item_separator.len() + style.key_separator.len() + between))?;
         if i > 0 {
             out.push_str(&style.item_separator);
         }

@@ -64,17 +64,16 @@ pub(super) fn rsplit_space(text: &str, most: Option<usize>) -> Vec<String> {
     out
 }
 
+/// Whether a line ends here.
+pub(in crate::template) fn is_break(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
 /// `str.splitlines`.
 pub(in crate::template) fn lines(text: &str, keep_ends: bool) -> Vec<String> {
-    let ends = |c: char| {
-        matches!(
-            c,
-            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
-        )
-    };
     let mut out = Vec::new();
     let mut rest = text;
-    while let Some((at, c)) = rest.char_indices().find(|(_, c)| ends(*c)) {
+    while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_break(*c)) {
         let mut next = at + c.len_utf8();
         if c == '\r' && rest.get(next..).is_some_and(|rest| rest.starts_with('\n')) {
             next += 1;

@@ -4,8 +4,9 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 use super::args::Args;
-use super::search::{find, is_space, lines, part, rsplit_space, split_space};
+use super::search::{find, is_break, is_space, lines, part, rsplit_space, split_space};
 use super::{braces, text};
+use crate::template::allowance::take;
 
 /// Longest text that padding may make.
 const MAX_WIDTH: i64 = 1_000_000;
@@ -18,10 +19,20 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
         return braces::braces(s, args).map(Value::from);
     }
     let mut args = Args::new(method, args);
+    // What most of them make is as long as the text, or close to it.
+    let makes = match method {
+        "startswith" | "endswith" | "find" | "rfind" | "index" | "rindex" | "count" => 0,
+        "upper" | "lower" | "casefold" | "capitalize" | "title" | "swapcase" => 3,
+        _ => 1,
+    };
+    take(makes * s.len())?;
     let value = match method {
         "strip" | "lstrip" | "rstrip" => strip(s, method, args.optional_string("chars")?.as_deref()),
         "split" | "rsplit" => split(s, &mut args, method == "rsplit")?,
-        "splitlines" => strings(lines(s, args.bool("keepends", false))),
+        "splitlines" => {
+            take(OF_PART * (s.matches(is_break).count() + 1))?;
+            strings(lines(s, args.bool("keepends", false)))?
+        }
         "partition" | "rpartition" => partition(s, &args.string("sep")?, method == "rpartition", &args)?,
         "removeprefix" => s.strip_prefix(args.string("prefix")?.as_str()).unwrap_or(s).into(),
         "removesuffix" => s.strip_suffix(args.string("suffix")?.as_str()).unwrap_or(s).into(),
@@ -53,6 +64,7 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
                     return Err(args.error(format!("expected strings, found {}", item.kind())));
                 };
                 bounded(out.len(), s.len() + text.len())?;
+                take(1 + 2 * (s.len() + text.len()))?;
                 if i > 0 {
                     out.push_str(s);
                 }
@@ -61,7 +73,11 @@ pub(super) fn call(s: &str, method: &str, args: &[Value]) -> Result<Value, Error
             out.into()
         }
         "ljust" | "rjust" | "center" | "zfill" => pad(s, method, &mut args)?.into(),
-        "expandtabs" => expand_tabs(s, args.optional_integer("tabsize")?.unwrap_or(8)).into(),
+        "expandtabs" => {
+            let size = args.optional_integer("tabsize")?.unwrap_or(8).clamp(0, 64);
+            take(s.matches('\t').count() * 2 * usize::try_from(size).unwrap_or(0))?;
+            expand_tabs(s, size).into()
+        }
         "upper" => s.to_uppercase().into(),
         "lower" => s.to_lowercase().into(),
         "casefold" => s.to_lowercase().replace('ß', "ss").into(),
@@ -96,7 +112,9 @@ pub(in crate::template) fn replace(
 ) -> Result<String, Error> {
     let most = count.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let found = s.matches(old).take(most).count();
-    bounded(s.len(), found.saturating_mul(new.len()))?;
+    let more = found.saturating_mul(new.len());
+    bounded(s.len(), more)?;
+    take(s.len() + more)?;
     Ok(if most == usize::MAX { s.replace(old, new) } else { s.replacen(old, new, most) })
 }
 
@@ -107,9 +125,16 @@ fn bounded(len: usize, more: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn strings(list: Vec<String>) -> Value {
-    list.into_iter().map(Value::from).collect()
+/// Bytes of a short text in a list.
+const OF_TEXT: usize = 96;
+
+fn strings(list: Vec<String>) -> Result<Value, Error> {
+    take(list.len() * OF_TEXT)?;
+    Ok(list.into_iter().map(Value::from).collect())
 }
+
+/// Bytes of a part of a text in a list that doubles.
+const OF_PART: usize = 64;
 
 fn predicate(s: &str, method: &str) -> Option<bool> {
     let all = |test: fn(char) -> bool| !s.is_empty() && s.chars().all(test);
@@ -154,12 +179,15 @@ fn split(s: &str, args: &mut Args<'_>, right: bool) -> Result<Value, Error> {
     let separator = args.optional_string("sep")?;
     let most = args.optional_integer("maxsplit")?.and_then(|n| usize::try_from(n).ok());
     let Some(separator) = separator else {
-        return Ok(strings(if right { rsplit_space(s, most) } else { split_space(s, most) }));
+        take(OF_PART * (s.matches(is_space).count() + 1))?;
+        return strings(if right { rsplit_space(s, most) } else { split_space(s, most) });
     };
     if separator.is_empty() {
         return Err(args.error("empty separator"));
     }
     let pieces = most.map_or(usize::MAX, |most| most.saturating_add(1));
+    let parts = s.matches(separator.as_str()).take(pieces).count() + 1;
+    take(parts * (OF_TEXT + OF_PART))?;
     let mut list: Vec<&str> = if right {
         s.rsplitn(pieces, separator.as_str()).collect()
     } else {
@@ -208,6 +236,7 @@ pub(in crate::template) fn pad(s: &str, method: &str, args: &mut Args<'_>) -> Re
     if width > MAX_WIDTH {
         return Err(args.error("too wide"));
     }
+    take(8 * usize::try_from(width).unwrap_or(0))?;
     let fill = match if method == "zfill" { None } else { args.optional_string("fillchar")? } {
         None => ' ',
         Some(fill) => {

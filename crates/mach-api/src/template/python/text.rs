@@ -5,13 +5,15 @@ use minijinja::value::{Tuple, ValueKind};
 
 use super::containers::{BoundMethod, DictView};
 use super::number::{self, BigInt};
+use crate::template::allowance::may_take;
 
 const MAX_DEPTH: usize = 200;
 
-/// `str(value)`.
+/// `str(value)`. Like [`repr`], it stops where the render may make no more text; the render then fails.
 pub(in crate::template) fn str(value: &Value) -> String {
     match value.as_str() {
-        Some(text) => text.to_owned(),
+        Some(text) if may_take(text.len()) => text.to_owned(),
+        Some(_) => String::new(),
         None if value.is_undefined() => String::new(),
         None => repr(value),
     }
@@ -28,6 +30,10 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) {
     if depth > MAX_DEPTH {
         return out.push_str("...");
     }
+    // The text doubles where it grows; a character may become ten.
+    if !may_take(16 + value.as_str().map_or(0, |text| 10 * text.len())) {
+        return;
+    }
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -43,6 +49,9 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) {
             out.push('{');
             for (i, (key, item)) in pairs.enumerate() {
                 out.push_str(if i > 0 { ", " } else { "" });
+                if !may_take(16) {
+                    return;
+                }
                 write_repr(out, &key, depth + 1);
                 out.push_str(": ");
                 write_repr(out, &item, depth + 1);
@@ -66,6 +75,9 @@ fn write_items(out: &mut String, value: &Value, depth: usize) {
     }
     out.push(if tuple.is_some() { '(' } else { '[' });
     for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+        if !may_take(16) {
+            return;
+        }
         out.push_str(if i > 0 { ", " } else { "" });
         write_repr(out, &item, depth + 1);
     }

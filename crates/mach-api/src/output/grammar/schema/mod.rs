@@ -20,6 +20,7 @@ mod write;
 
 pub(super) use leaves::{Schemas, document};
 pub(super) use text::Tagged;
+pub use write::LONGEST;
 pub(super) use write::{GrammarWriter, Notation};
 
 /// A path below a schema, and what is wrong there.

@@ -30,6 +30,11 @@ const SOURCES: &[&str] =
 /// Schemas that must all be met.
 pub(in crate::output::grammar) type Conj<'a> = Vec<&'a Value>;
 
+/// Texts that one place may list.
+const LISTED: usize = 10_000;
+/// Other values.
+const LISTED_OTHERS: usize = 1_000;
+
 /// One alternative.
 #[derive(Debug, Clone)]
 pub(in crate::output::grammar) enum Leaf<'a> {
@@ -292,6 +297,16 @@ impl<'a> Schemas<'a> {
         }
         match state.listed {
             Some(list) => {
+                // Each is compared with all others, and numbers are slow to compare.
+                let others = list.iter().filter(|value| !value.is_string()).count();
+                if list.len() > LISTED || others > LISTED_OTHERS {
+                    let first = conj.first().copied().unwrap_or(self.root);
+                    let reason = format!(
+                        "lists {} values; at most {LISTED} texts and {LISTED_OTHERS} others are supported",
+                        list.len()
+                    );
+                    return Err(self.invalid(first, "", reason));
+                }
                 for value in list {
                     let there =
                         out.iter().any(|leaf| matches!(leaf, Leaf::Value(known) if equal(known, value)));

@@ -11,6 +11,8 @@ use super::rx::Rx;
 const DEPTH: usize = 64;
 /// Nodes of one pattern.
 const SIZE: usize = 20_000;
+/// Letters of one pattern whose repeated groups are written out.
+const WRITTEN_OUT: u64 = 5_000;
 
 /// The texts in which a pattern is found.
 pub(super) fn pattern(source: &str) -> Result<Rx, String> {
@@ -21,7 +23,15 @@ pub(super) fn pattern(source: &str) -> Result<Rx, String> {
         return Err("the pattern has a `)` too many".to_owned());
     }
     let rx = found(&[tree], 0)?;
-    if rx.size() > SIZE { Err("the pattern is too large".to_owned()) } else { Ok(rx) }
+    if rx.size() > SIZE {
+        return Err("the pattern is too large".to_owned());
+    }
+    match rx.written_out() {
+        letters if letters > WRITTEN_OUT => Err(format!(
+            "the pattern repeats groups to {letters} letters; at most {WRITTEN_OUT} are supported"
+        )),
+        _ => Ok(rx),
+    }
 }
 
 /// What a pattern is made of.

@@ -200,6 +200,39 @@ impl Rx {
         }
     }
 
+    /// Letters that the expression has when groups that are repeated are written out; one letter out of a class may be repeated as
+    /// often as it likes, unless that is repeated in turn.
+    pub(super) fn written_out(&self) -> u64 {
+        match self {
+            Self::Repeat(inner, ..) if matches!(**inner, Self::Class(_)) => 1,
+            _ => self.letters(),
+        }
+    }
+
+    fn letters(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::Class(_) => 1,
+            // Not repeated itself.
+            Self::Concat(list) | Self::Alt(list) | Self::And(list) => {
+                list.iter().map(Self::written_out).fold(0, u64::saturating_add)
+            }
+            Self::Not(inner) => inner.written_out(),
+            Self::Repeat(inner, least, most) => inner.repeated().saturating_mul(times(*least, *most)),
+        }
+    }
+
+    /// The same inside of a group that is repeated.
+    fn repeated(&self) -> u64 {
+        match self {
+            Self::Concat(list) | Self::Alt(list) | Self::And(list) => {
+                list.iter().map(Self::repeated).fold(0, u64::saturating_add)
+            }
+            Self::Not(inner) => inner.repeated(),
+            _ => self.letters(),
+        }
+    }
+
     /// Whether a text is in the set; `None` if that is too costly to find out.
     pub(in crate::output::grammar) fn matches(&self, text: &str) -> Option<bool> {
         let letters: Vec<char> = text.chars().collect();
@@ -261,4 +294,8 @@ impl Rx {
             Self::And(_) | Self::Not(_) => false,
         }
     }
+}
+/// How often something is written out.
+fn times(least: u32, most: Option<u32>) -> u64 {
+    u64::from(most.unwrap_or(least.max(1)).max(least)).max(1)
 }

@@ -2,7 +2,7 @@
 
 mod arrays;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -27,7 +27,10 @@ pub(in crate::output::grammar) enum Notation {
 }
 
 /// Characters of one grammar.
-const LONGEST: usize = 400_000;
+pub const LONGEST: usize = 500_000;
+/// Properties that may be left out one after another, in all objects that may stand at one place: whoever follows the grammar looks
+/// at all of them at once.
+const OPTIONAL: usize = 500;
 /// Rules nest this deep before the rest waits for its turn.
 const DEEP: usize = 40;
 /// Patterns of property names at one place.
@@ -41,6 +44,8 @@ pub(in crate::output::grammar) struct GrammarWriter<'w, 'l, 'a> {
     known: HashMap<Vec<usize>, Option<String>>,
     waiting: Vec<(String, Conj<'a>)>,
     depth: usize,
+    /// Properties of the value being defined that may be left out, see [`OPTIONAL`].
+    optional: usize,
 }
 
 impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
@@ -49,7 +54,7 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
         schemas: &'w mut Schemas<'a>,
         notation: Notation,
     ) -> Self {
-        Self { lark, schemas, notation, known: HashMap::new(), waiting: Vec::new(), depth: 0 }
+        Self { lark, schemas, notation, known: HashMap::new(), waiting: Vec::new(), depth: 0, optional: 0 }
     }
 
     /// The rule for values that meet all these schemas, with everything that it needs; `None` if there are none.
@@ -67,7 +72,7 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
         while let Some((name, conj)) = self.waiting.pop() {
             self.define(&name, &conj)?;
         }
-        Ok(())
+        self.check_length()
     }
 
     pub(super) fn value(&mut self, conj: &[&'a Value]) -> Result<Option<String>, Unsupported> {
@@ -92,9 +97,24 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
     }
 
     fn define(&mut self, name: &str, conj: &[&'a Value]) -> Result<bool, Unsupported> {
-        if self.lark.length() > LONGEST {
-            return Err((String::new(), "is too large".to_owned()));
+        self.check_length()?;
+        let outer = std::mem::take(&mut self.optional);
+        let there = self.alternatives(name, conj);
+        self.optional = outer;
+        there
+    }
+
+    fn check_length(&self) -> Result<(), Unsupported> {
+        let length = self.lark.length();
+        if length > LONGEST {
+            let reason =
+                format!("needs a grammar of {length} characters so far; at most {LONGEST} are supported");
+            return Err((String::new(), reason));
         }
+        Ok(())
+    }
+
+    fn alternatives(&mut self, name: &str, conj: &[&'a Value]) -> Result<bool, Unsupported> {
         let (mut bodies, mut scalars, mut strings) = (Vec::new(), Vec::new(), Vec::new());
         for leaf in self.schemas.leaves(conj)?.iter() {
             match leaf {
@@ -274,6 +294,17 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
         names.extend(&objects.required);
         let mut seen = std::collections::HashSet::new();
         names.retain(|name| seen.insert(*name));
+        let required: HashSet<&str> = objects.required.iter().copied().collect();
+        let runs = names.split(|name| required.contains(name));
+        self.optional += runs.map(<[_]>::len).max().unwrap_or(0);
+        if self.optional > OPTIONAL {
+            let reason = format!(
+                "allows more than {OPTIONAL} properties one after another to be left out, {} here; require \
+                 some of them",
+                self.optional
+            );
+            return Err((String::new(), reason));
+        }
         let mut items = Vec::new();
         for name in &names {
             let bare = name.trim() == *name && !name.contains([':', ',', '[', ']', '{', '}', '<', '\n']);
@@ -281,7 +312,7 @@ impl<'w, 'l, 'a> GrammarWriter<'w, 'l, 'a> {
                 let reason = "this name cannot be written in the model's format".to_owned();
                 return Err((format!(".properties.{name}"), reason));
             }
-            let required = objects.required.contains(name);
+            let required = required.contains(name);
             let rule = match self.property(objects, name) {
                 Some(conj) => self.value(&conj)?,
                 None => None,
