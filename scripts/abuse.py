@@ -27,7 +27,7 @@ import urllib.request
 MIB = 1 << 20
 # What the process may have beyond its budget.
 TOLERANCE = 1.05
-# Rounds of the storm; the first fills buffers and pools to their size.
+# Rounds of the storm; the first two fill buffers, pools and caches to their size.
 ROUNDS = 9
 # Growth from round to round that is none: threads come and go with the load, each with memory of its own.
 SLOPE_MIB = 1.0
@@ -251,7 +251,7 @@ def main():
         time.sleep(0.5)
         after.append(process(args.pid)["rss"])
     last = process(args.pid)
-    grown = slope([rss / MIB for rss in after[1:]])
+    grown = slope([rss / MIB for rss in after[2:]])
     verdict = {
         "attacks": good,
         "settled": still,
