@@ -16,9 +16,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a checkpoint over HTTP
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Generate one answer on the terminal
-    Generate(generate::GenerateArgs),
+    Generate(Box<generate::GenerateArgs>),
     /// Measure speed beside this machine's ceilings
     Bench(bench::BenchArgs),
     /// Record which experts a text uses, and replay that against eviction policies
@@ -36,8 +36,8 @@ enum Command {
 fn main() -> ExitCode {
     mach::run(|| {
         match mach::settings::parse::<Cli>(trace::spell_out(std::env::args_os().collect())).command {
-            Command::Serve(args) => serve::run(args),
-            Command::Generate(args) => generate::run(args),
+            Command::Serve(args) => serve::run(*args),
+            Command::Generate(args) => generate::run(*args),
             Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
             Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
             Command::Synth(args) => synth::run(args),

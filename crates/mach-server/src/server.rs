@@ -10,7 +10,6 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use mach_api::chat::Limits as RequestLimits;
-use mach_api::messages::MessagesDialect;
 use mach_api::{ApiError, ErrorKind};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -165,8 +164,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/messages", post(routes::messages))
         .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time))
         .route("/v1/messages/count_tokens", post(routes::count_message_tokens))
-        .method_not_allowed_fallback(routes::method_not_allowed)
-        .layer(from_fn(shape::errors_of::<MessagesDialect>));
+        .method_not_allowed_fallback(routes::method_not_allowed);
     let mut router = Router::new()
         .route("/", get(routes::root))
         .route("/health", get(routes::health))
@@ -191,7 +189,10 @@ fn router(shared: Arc<Shared>) -> Router {
     if let Some(origins) = &shared.config.cors {
         router = router.layer(origins.layer());
     }
-    router.layer(from_fn_with_state(Arc::clone(&shared), layers::observe)).with_state(shared)
+    router
+        .layer(from_fn_with_state(Arc::clone(&shared), layers::observe))
+        .layer(from_fn(shape::errors))
+        .with_state(shared)
 }
 
 fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {

@@ -22,7 +22,7 @@ fn type_name(error: &ApiError) -> &'static str {
         413 | 431 => "request_too_large",
         429 => "rate_limit_error",
         503 => "overloaded_error",
-        504 => "timeout_error",
+        408 | 504 => "timeout_error",
         500.. => "api_error",
         _ => "invalid_request_error",
     }
