@@ -180,3 +180,27 @@ impl Speculator {
         cycle
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proposal_without_tokens_is_as_if_there_had_been_none() {
+        let whole = Proposal {
+            lane: Some(1),
+            proposer: Some("copy"),
+            tokens: vec![1, 2, 3],
+            low: true,
+            held: Held::Shortened,
+            drafted: 3,
+            took: Duration::from_millis(5),
+        };
+        let mut cut = whole.clone();
+        cut.truncate(2);
+        assert_eq!(cut, Proposal { tokens: vec![1, 2], ..whole.clone() });
+        cut.truncate(0);
+        let nothing = Proposal { lane: None, proposer: None, tokens: Vec::new(), drafted: 0, ..whole };
+        assert_eq!(cut, nothing, "what it cost and what held it back is still known");
+    }
+}

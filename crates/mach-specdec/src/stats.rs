@@ -97,3 +97,47 @@ fn bump<T: Default + Clone>(list: &mut Vec<T>, at: usize, change: impl FnOnce(&m
     }
     list.get_mut(at).map(change);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cycle(proposed: usize, accepted: usize) -> Cycle {
+        Cycle { drafted: proposed, proposed, accepted, ..Cycle::default() }
+    }
+
+    #[test]
+    fn every_cycle_counts_where_it_belongs() {
+        let mut stats = SpecdecStats::default();
+        stats.record(None, false, Held::No, &cycle(0, 0));
+        stats.record(Some("copy"), false, Held::Skipped, &cycle(0, 0));
+        stats.record(Some("copy"), true, Held::Shortened, &cycle(4, 4));
+        stats.record(Some("dflash"), true, Held::No, &cycle(4, 1));
+        stats.record(Some("dflash"), false, Held::No, &cycle(2, 0));
+        stats.record(Some("dflash"), false, Held::Skipped, &cycle(40, 36));
+        assert_eq!((stats.cycles, stats.observed_cycles, stats.low_cycles), (6, 4, 2));
+        assert_eq!((stats.specdec_drafted, stats.specdec_accepted), (50, 41));
+        assert_eq!(stats.guard, GuardStats { held_back: 3, shortened: 1, skipped: 2 });
+        assert_eq!(stats.recent_alpha, Some((1.0 + 0.25 + 0.0 + 0.9) / 4.0));
+        let lengths: Vec<_> = (0..).zip(&stats.accepted_lengths).filter(|(_, n)| **n > 0).collect();
+        assert_eq!(lengths, [(0, &1), (1, &1), (4, &1), (LONGEST, &1)]);
+        assert_eq!(stats.positions[..5], [[4, 3], [4, 2], [3, 2], [3, 2], [1, 1]]);
+        assert_eq!((stats.positions.len(), stats.positions[LONGEST - 1]), (LONGEST, [1, 1]));
+        let copy = ProposerStats { cycles: 1, drafted: 4, accepted: 4 };
+        let dflash = ProposerStats { cycles: 3, drafted: 46, accepted: 37 };
+        assert_eq!(stats.proposers, BTreeMap::from([("copy", copy), ("dflash", dflash)]));
+    }
+
+    #[test]
+    fn only_the_last_cycles_are_recent() {
+        let mut stats = SpecdecStats::default();
+        for _ in 0..ALPHA_WINDOW {
+            stats.record(Some("copy"), false, Held::No, &cycle(4, 4));
+        }
+        assert_eq!(stats.recent_alpha, Some(1.0));
+        for _ in 0..ALPHA_WINDOW {
+            stats.record(Some("copy"), false, Held::No, &cycle(4, 0));
+        }
+        assert_eq!(stats.recent_alpha, Some(0.0));
+    }
+}
