@@ -75,7 +75,7 @@ class Attack:
 
     async def send(self, path, body, *, part=1.0, wait=60.0):
         """One request, of which only a part may be sent."""
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         reader, writer = await asyncio.open_connection(self.place.hostname, self.place.port)
 
         async def write():

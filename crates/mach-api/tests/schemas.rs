@@ -450,7 +450,7 @@ fn what_would_be_too_costly_to_follow_is_refused_at_once_by_name() {
         ),
         (
             json!({"type": "string", "pattern": "^([a-z]{1,100}|[b-y]{2,90}){1,60}z$"}),
-            "11400 letters; at most 5000",
+            "11401 letters; at most 5000",
         ),
         (
             json!({"type": "object", "properties": properties(20_000),

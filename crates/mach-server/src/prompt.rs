@@ -4,8 +4,9 @@
 use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
 use mach_api::memory::Weight;
 use mach_api::output::ReasoningStart;
+use mach_api::template::modestly;
 use mach_api::turn::Conversation;
-use mach_api::{ApiError, ChatTemplate, ErrorKind};
+use mach_api::{ApiError, ChatTemplate, ErrorKind, TemplateError};
 use mach_engine::CacheHints;
 use serde_json::{Map, Value};
 
@@ -25,6 +26,26 @@ pub(crate) struct Prompt {
 
 fn internal(error: impl ToString) -> ApiError {
     ApiError::new(ErrorKind::Internal, error.to_string())
+}
+
+/// Renders in the memory that nearly all prompts need, and where that is too little in the most that a template may take; so
+/// many bytes are taken beside.
+pub(crate) fn rendered(
+    template: &ChatTemplate,
+    weight: Weight,
+    beside: usize,
+    job: &mut Job,
+    render: impl Fn() -> Result<String, TemplateError>,
+) -> Result<String, ApiError> {
+    job.needs(beside.saturating_add(template.usual_memory(weight)))?;
+    let text = match modestly(&render) {
+        Some(text) => text,
+        None => {
+            job.needs(beside.saturating_add(template.memory(weight)))?;
+            render()
+        }
+    };
+    text.map_err(|e| ApiError::field("messages", e.to_string()))
 }
 
 impl ChatModel {
@@ -49,10 +70,9 @@ impl ChatModel {
         let template = self.template(!request.tools.is_empty())?;
         self.check_messages(&request.messages)?;
         let weight = Weight::of_chat(&request.messages, &request.tools, &request.template_kwargs);
-        job.needs(template.memory(weight))?;
-        let text = template
-            .render_to(&request.messages, &request.tools, &request.template_kwargs, request.end)
-            .map_err(|e| ApiError::field("messages", e.to_string()))?;
+        let render =
+            || template.render_to(&request.messages, &request.tools, &request.template_kwargs, request.end);
+        let text = rendered(template, weight, 0, job, render)?;
         self.check_length(text.len(), "messages")?;
         let beside = 2 * text.len();
         let mut encode = |part: &str| self.tokens_of(part, false, beside, job);

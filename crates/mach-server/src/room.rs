@@ -87,7 +87,7 @@ impl ChatModel {
     pub(crate) fn memory_of_tokenizing(&self, body: &[u8]) -> usize {
         let longest = self.engine.tokenizer().longest_text(self.engine.facts().context);
         let weight = Weight { bytes: body.len(), values: memory::values(body) };
-        let chat = self.templates.as_ref().map_or(0, |templates| templates.default.memory(weight));
+        let chat = self.templates.as_ref().map_or(0, |templates| templates.default.usual_memory(weight));
         let text = body.len().min(longest);
         let tokens = self.engine.tokenizer().memory(text).saturating_add(self.memory_of_answer(text, false));
         // What is too long is refused when it is parsed, which is all that it takes.
@@ -121,7 +121,7 @@ impl ChatModel {
             Input::Conversation(chat) => {
                 let weight = Weight::of_chat(&chat.messages, &chat.tools, &chat.template_kwargs);
                 let template = self.template(!chat.tools.is_empty());
-                let rendering = template.map_or(0, |template| template.memory(weight));
+                let rendering = template.map_or(0, |template| template.usual_memory(weight));
                 // Most prompts are a little longer than what they say.
                 let text = (weight.bytes + weight.bytes / 4 + 64 * weight.values).min(longest);
                 rendering.max(tokenizer.memory(text).saturating_add(2 * text))

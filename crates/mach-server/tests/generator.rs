@@ -254,7 +254,7 @@ async fn status(port: u16, path: &str, body: String) -> (u16, String) {
     let (stream, head) = (TcpStream::connect(("127.0.0.1", port)).await.unwrap(), body.len());
     let (mut reader, mut writer) = stream.into_split();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {head}\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {head}\r\n\r\n"
     );
     let sent = tokio::spawn(async move {
         let _ = writer.write_all(head.as_bytes()).await;
@@ -321,7 +321,7 @@ async fn half_sent_bodies_leave_room_for_others() {
     let (port, _, end) = start().await;
     let half = async || {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9000000\r\n\r\n";
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9000000\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let _ = stream.write_all(" ".repeat(4_500_000).as_bytes()).await;
         stream

@@ -16,6 +16,9 @@ thread_local! {
     /// Bytes left; without a render on this thread, there is no end to them.
     static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
     static SPENT: Cell<bool> = const { Cell::new(false) };
+    /// Whether renders have the usual fuel alone, and whether that was too little for one.
+    static MODEST: Cell<bool> = const { Cell::new(false) };
+    static SHORT: Cell<bool> = const { Cell::new(false) };
     /// Set when nobody waits for what this thread renders.
     static GONE: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
@@ -34,6 +37,25 @@ pub fn until<T>(gone: &Arc<AtomicBool>, render: impl FnOnce() -> T) -> T {
     let out = render();
     GONE.replace(before);
     out
+}
+
+/// Renders with what nearly all prompts need ([`usual_memory`](super::ChatTemplate::usual_memory)); `None` if that is too little. So
+/// the memory of a template's worst is asked for where it is needed alone.
+pub fn modestly<T>(render: impl FnOnce() -> T) -> Option<T> {
+    let before = (MODEST.replace(true), SHORT.replace(false));
+    let out = render();
+    MODEST.set(before.0);
+    (!SHORT.replace(before.1)).then_some(out)
+}
+
+/// Whether renders have the usual fuel alone.
+pub(super) fn is_modest() -> bool {
+    MODEST.get()
+}
+
+/// The fuel of a render was too little.
+pub(super) fn fell_short() {
+    SHORT.set(true);
 }
 
 /// Takes bytes that are about to be made.

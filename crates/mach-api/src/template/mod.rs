@@ -13,10 +13,10 @@ mod python;
 mod source;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, Value, context, machinery};
+use minijinja::{Environment, Error, ErrorKind, Value, context, machinery};
 use serde_json::{Map, Value as Json};
 
-pub use self::allowance::until;
+pub use self::allowance::{modestly, until};
 use self::conversation::{Shape, other_shapes};
 use self::probe::PROBE;
 use crate::chat::Role;
@@ -28,6 +28,11 @@ use crate::{Message, memory};
 const FUEL: u64 = 120_000;
 const FUEL_OF_VALUE: u64 = 200;
 const BYTES_OF_FUEL: u64 = 2;
+/// Templates that look at all later messages for each one take so many squared values a unit.
+const SQUARES_OF_FUEL: u64 = 16;
+/// The same for what nearly all prompts need.
+const USUAL_FUEL: u64 = 40_000;
+const USUAL_FUEL_OF_VALUE: u64 = 48;
 /// The same for the small conversations that show what a template takes.
 const PROBE_FUEL: u64 = 500_000;
 const NAME: &str = "chat_template";
@@ -133,9 +138,12 @@ impl ChatTemplate {
 
     /// The most bytes that rendering something of this weight takes, its result included.
     pub fn memory(&self, weight: Weight) -> usize {
-        let values =
-            weight.bytes.saturating_mul(2).saturating_add(weight.values.saturating_mul(memory::OF_VALUE));
-        values.saturating_add((fuel_for(weight) * allowance::BYTES_OF_FUEL) as usize)
+        memory_with(fuel_for(weight), weight)
+    }
+
+    /// The same for what [`modestly`] renders.
+    pub fn usual_memory(&self, weight: Weight) -> usize {
+        memory_with(usual_fuel_for(weight), weight)
     }
 
     fn find_generation_prompt(&self, kwargs: &Map<String, Json>) -> Option<String> {
@@ -173,7 +181,9 @@ impl ChatTemplate {
         let messages = messages.iter().map(|m| shape.message(m)).collect::<Value>();
         let tools = if tools.is_empty() { Value::from(()) } else { tools.iter().map(exact::json).collect() };
         let mut env = self.env.clone();
-        let fuel = env.fuel().unwrap_or_else(|| fuel_for(weight));
+        let usual = allowance::is_modest();
+        let own = || if usual { usual_fuel_for(weight) } else { fuel_for(weight) };
+        let fuel = env.fuel().unwrap_or_else(own);
         env.set_fuel(Some(fuel));
         let template = env.get_template(NAME).map_err(|e| TemplateError::Compile(describe(&e)))?;
         let context = context! {
@@ -184,6 +194,9 @@ impl ChatTemplate {
             ..context! { ..exact::object(kwargs), ..exact::object(&self.special_tokens) }
         };
         let (rendered, spent) = allowance::within(fuel, || template.render(context));
+        if spent || rendered.as_ref().is_err_and(is_out_of_fuel) {
+            allowance::fell_short();
+        }
         match rendered {
             Ok(_) if spent => Err(TemplateError::Render("it makes too much text".into())),
             Ok(text) => Ok(text),
@@ -196,7 +209,30 @@ impl ChatTemplate {
 }
 
 fn fuel_for(weight: Weight) -> u64 {
-    FUEL + FUEL_OF_VALUE * weight.values as u64 + weight.bytes as u64 / BYTES_OF_FUEL
+    let values = weight.values as u64;
+    let squares = values.saturating_mul(values) / SQUARES_OF_FUEL;
+    FUEL.saturating_add(FUEL_OF_VALUE * values + weight.bytes as u64 / BYTES_OF_FUEL).saturating_add(squares)
+}
+
+fn usual_fuel_for(weight: Weight) -> u64 {
+    USUAL_FUEL + USUAL_FUEL_OF_VALUE * weight.values as u64 + weight.bytes as u64 / BYTES_OF_FUEL
+}
+
+fn memory_with(fuel: u64, weight: Weight) -> usize {
+    let values =
+        weight.bytes.saturating_mul(2).saturating_add(weight.values.saturating_mul(memory::OF_VALUE));
+    values.saturating_add(fuel.saturating_mul(allowance::BYTES_OF_FUEL) as usize)
+}
+
+fn is_out_of_fuel(error: &Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(e) = source {
+        if e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        source = e.source();
+    }
+    false
 }
 
 fn refusal(error: &Error) -> Option<String> {

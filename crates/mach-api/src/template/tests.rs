@@ -1,7 +1,7 @@
 use serde_json::{Map, json};
 
 use super::*;
-use crate::chat::{ChatRequest, Limits};
+use crate::chat::{ChatRequest, Limits, ToolCall};
 
 fn compile(source: &str) -> ChatTemplate {
     ChatTemplate::compile(source, Map::new()).unwrap()
@@ -355,4 +355,37 @@ fn nobody_is_rendered_for_who_has_gone() {
     gone.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(render().is_err());
     assert!(template.render(&hello(), &[], &Map::new()).is_ok(), "others go on");
+}
+
+/// A long conversation with calls, as agents have it, is rendered within what nearly all prompts need; a template that is
+/// quadratic in it within the most.
+#[test]
+fn long_conversations_are_rendered_in_the_usual_memory() {
+    let mut messages = vec![Message::text(Role::System, "You help.")];
+    for i in 0..500 {
+        let mut call = Message::text(Role::Assistant, "I look.");
+        let arguments = Map::from_iter([("path".to_owned(), json!(format!("file{i}")))]);
+        let id = Some(format!("call{i}"));
+        call.tool_calls.push(ToolCall {
+            id: id.clone(),
+            name: "read".into(),
+            arguments,
+            text: None,
+            broken: false,
+        });
+        messages.extend([Message::text(Role::User, "What is in it?"), call]);
+        messages.push(Message { tool_call_id: id, ..Message::text(Role::Tool, "many lines ".repeat(30)) });
+    }
+    let demo = compile(include_str!("../../../../demo/chat_template.jinja"));
+    let render = |template: &ChatTemplate| template.render(&messages, &[], &Map::new());
+    let text = modestly(|| render(&demo)).expect("the usual is enough").unwrap();
+    assert_eq!(text, render(&demo).unwrap());
+    let weight = crate::memory::Weight::of_chat(&messages, &[], &Map::new());
+    assert!(demo.usual_memory(weight) < 100 << 20, "{}", demo.usual_memory(weight));
+
+    let quadratic = compile(
+        "{% for m in messages %}{% set ns = namespace(n=0) %}{% for later in messages[loop.index:] %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }} {% endfor %}",
+    );
+    assert!(modestly(|| render(&quadratic)).is_none());
+    assert!(render(&quadratic).unwrap().starts_with("1500 1499"));
 }

@@ -14,6 +14,7 @@ use super::body::read_json;
 use crate::failure::Failure;
 use crate::job::{Job, off_the_sockets};
 use crate::notes::noted;
+use crate::prompt::rendered;
 use crate::server::Shared;
 use crate::{ChatModel, auth};
 
@@ -71,18 +72,16 @@ fn json_response(bytes: Vec<u8>) -> Response {
 fn tokens_of(model: &ChatModel, request: &TokenizeRequest, job: &mut Job) -> Result<Tokenized, ApiError> {
     model.check_name(request.model.as_deref())?;
     let tokenizer = model.engine.tokenizer();
-    let rendered;
+    let text_of_chat;
     let text = match &request.input {
         TokenizeInput::Prompt(text) => text,
         TokenizeInput::Chat { messages, tools, template_kwargs, add_generation_prompt } => {
             let template = model.template(!tools.is_empty())?;
             model.check_messages(messages)?;
             let weight = Weight::of_chat(messages, tools, template_kwargs);
-            job.needs(weight.memory().saturating_add(template.memory(weight)))?;
-            rendered = template
-                .render_as(messages, tools, template_kwargs, *add_generation_prompt)
-                .map_err(|e| ApiError::field("messages", e.to_string()))?;
-            &rendered
+            let render = || template.render_as(messages, tools, template_kwargs, *add_generation_prompt);
+            text_of_chat = rendered(template, weight, weight.memory(), job, render)?;
+            &text_of_chat
         }
     };
     let field = if matches!(request.input, TokenizeInput::Prompt(_)) { "prompt" } else { "messages" };
