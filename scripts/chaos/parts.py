@@ -6,7 +6,7 @@ import random
 import time
 
 from server import Faults, Group, Server
-from work import Judge, Load, ask
+from work import Hostile, Judge, Load, ask
 
 STREAMING = ("--streaming", "--expert-cache-gb", "0.008", "--io", "pread")
 
@@ -170,7 +170,7 @@ def sweep(judge, work, args):
 
 
 def memory(judge, work, args):
-    """A control group that gives little more than the budget: nothing is killed, answers are equal."""
+    """A control group that gives little more than the budget, under load and large bodies: nothing is killed, answers are equal."""
     report, group = Report(), Group("mach-chaos")
     if group.made:
         report["skipped"] = f"no control group: {group.made}"
@@ -197,8 +197,13 @@ def memory(judge, work, args):
             cache = pathlib.Path(work) / f"memory-{i}"
             server = Server(work, "--streaming", "--memory-gb", budget / 1e9, "--disk-kv-dir", cache, group=group)
             load = Load(judge, server.url, 8, i)
+            hostile = Hostile(server.url)
             time.sleep(args.seconds)
             load.stop()
+            answered = hostile.stop()
+            report["hostile"] = {k: report.get("hostile", {}).get(k, 0) + n for k, n in answered.items()}
+            bad = [status for status in answered if status not in ("400", "413", "429", "503", "reset")]
+            report.must(not bad, f"{budget // mib} MiB: large bodies are answered with {bad}")
             alive = server.alive()
             report.must(alive, f"{budget // mib} MiB: the server ended by itself")
             if alive:

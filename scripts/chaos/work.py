@@ -158,3 +158,36 @@ class Load:
         self.over.set()
         for thread in self.threads:
             thread.join()
+
+
+class Hostile:
+    """Clients that send bodies of 30 MB, which no context holds, until they are told to stop."""
+
+    def __init__(self, url):
+        self.url, self.over, self.counts = url, threading.Event(), collections.Counter()
+        text = "word " * 6_000_000
+        chat = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 1}).encode()
+        bodies = [("/v1/chat/completions", chat), ("/tokenize", json.dumps({"prompt": text}).encode())]
+        self.threads = [threading.Thread(target=self.run, args=body) for body in bodies]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, path, body):
+        place = urllib.parse.urlsplit(self.url)
+        while not self.over.is_set():
+            link = http.client.HTTPConnection(place.hostname, place.port, timeout=300)
+            try:
+                link.request("POST", path, body, {"content-type": "application/json"})
+                self.counts[str(link.getresponse().status)] += 1
+            except (OSError, http.client.HTTPException):
+                # A refusal may come, and the connection go, before the body is sent.
+                self.counts["reset"] += 1
+            finally:
+                link.close()
+
+    def stop(self):
+        """How often each status was answered."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        return self.counts
