@@ -31,6 +31,9 @@ class Report(dict):
             counts[kind] = counts.get(kind, 0) + count
         bad = ["wrong", "mute"] + ([] if cuts else ["cut"])
         for text, count in judge.details.items():
+            if text.startswith("refused"):
+                reason = text if len(self.setdefault("reasons", {})) < 20 or text in self["reasons"] else "others"
+                self["reasons"][reason] = self["reasons"].get(reason, 0) + count
             self.must(text.split(":")[0] not in bad, f"{count} x {text}")
         judge.reset()
 

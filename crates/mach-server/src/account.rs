@@ -2,8 +2,8 @@
 //!
 //! What requests *hold* is charged as it comes: a body while it arrives, and what is made of it until the answer is written.
 //! Nobody waits for it; a request that finds no room is refused. What *work* takes (parsing, rendering, tokenizing,
-//! compiling) is charged for its peak before it begins, and waited for in the order of arrival: work ends by itself and asks for nothing
-//! more, so that waiting for it cannot lock up.
+//! compiling) is charged for its peak before it begins, as far as that can be told, and waited for in the order of arrival; for what it
+//! turns out to need beyond that it waits a few seconds at most, so that two pieces of work cannot lock each other up.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -120,7 +120,7 @@ pub(crate) struct Working {
 }
 
 impl Working {
-    /// Charges so much, if it is more than before; does not wait, as others may wait for what is charged already.
+    /// Charges so much, if it is more than before; does not wait.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
         let wanted = units(bytes) as usize;
         if wanted > self.most {

@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use mach_api::{ApiError, ErrorKind};
 use tokio::task::JoinHandle;
 
 use crate::account::{Account, Working};
 
+/// How long work that is under way waits for more memory.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes that any work may take.
 const LEAST: usize = 256 << 10;
 
@@ -21,10 +24,20 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// So many bytes will be taken at most from now on, at one time, what was told before included. An error where others have them.
+    /// So many bytes will be taken at most from now on, at one time, what was told before included. Waits a little for what others
+    /// have; not for long, as they may be waiting for what this has.
     pub(crate) fn needs(&mut self, bytes: usize) -> Result<(), ApiError> {
-        self.goes_on()?;
-        self.memory.as_mut().map_or(Ok(()), |memory| memory.grow(bytes))
+        let begun = Instant::now();
+        loop {
+            self.goes_on()?;
+            let Some(memory) = &mut self.memory else { return Ok(()) };
+            match memory.grow(bytes) {
+                Err(error) if error.kind == ErrorKind::NoRoom && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                done => return done,
+            }
+        }
     }
 
     /// An error if nobody waits for the result any more.
@@ -80,7 +93,6 @@ pub(crate) async fn off_the_sockets<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
 
@@ -122,7 +134,14 @@ mod tests {
         };
         assert!(work(2 << 20).await.is_ok());
         assert_eq!(work(5 << 20).await.unwrap_err().kind, ErrorKind::TooLarge);
-        let _other = account.work(1 << 20).await.unwrap();
+        let other = account.work(1 << 20).await.unwrap();
         assert_eq!(work(3 << 20).await.unwrap_err().kind, ErrorKind::NoRoom);
+        // What comes free in time is waited for.
+        let leaves = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(other);
+        };
+        let (done, ()) = tokio::join!(work(3 << 20), leaves);
+        assert!(done.is_ok());
     }
 }

@@ -20,6 +20,9 @@ const OF_LISTED_TEXT: usize = 128;
 /// Characters of a grammar for each value of a schema, beside the texts in it.
 const OF_SCHEMA_VALUE: usize = 24;
 
+/// What asks for the texts of tokens.
+const STRINGS: &[u8] = b"return_token_strs";
+
 impl ChatModel {
     /// Refuses a text that no context of this size can hold before it is tokenized, which takes time and many times its memory.
     pub(crate) fn check_length(&self, bytes: usize, field: &str) -> Result<(), ApiError> {
@@ -83,16 +86,19 @@ impl ChatModel {
         text.saturating_mul(2 + if strings { OF_LISTED_TEXT } else { OF_LISTED })
     }
 
-    /// Bytes that `/tokenize` takes as far as the body tells, parsing and rendering included.
+    /// Bytes that `/tokenize` takes as far as the body tells, parsing and rendering included. So the work waits for its memory at
+    /// the start, instead of being refused in the middle.
     pub(crate) fn memory_of_tokenizing(&self, body: &[u8]) -> usize {
-        let longest = self.engine.tokenizer().longest_text(self.engine.facts().context);
-        let weight = Weight { bytes: body.len(), values: memory::values(body) };
+        let (parsing, text) = (memory::of_json(body), body.len());
+        if text > self.engine.tokenizer().longest_text(self.engine.facts().context) {
+            // What is too long is refused when it is parsed, which is all that it takes.
+            return parsing;
+        }
+        let weight = Weight { bytes: text, values: memory::values(body) };
         let chat = self.templates.as_ref().map_or(0, |templates| templates.default.usual_memory(weight));
-        let text = body.len().min(longest);
-        let tokens = self.engine.tokenizer().memory(text).saturating_add(self.memory_of_answer(text, false));
-        // What is too long is refused when it is parsed, which is all that it takes.
-        let whole = if body.len() <= longest { tokens.max(chat) } else { 0 };
-        memory::of_json(body).max(whole)
+        let strings = body.windows(STRINGS.len()).any(|part| part == STRINGS);
+        let answer = self.memory_of_answer(text, strings);
+        parsing.max(chat).max(self.engine.tokenizer().memory(text).saturating_add(answer))
     }
 
     /// The same for a prefix to be warmed.
