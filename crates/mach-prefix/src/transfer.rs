@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -160,7 +160,10 @@ pub fn read_speed(path: &Path) -> io::Result<(u64, Duration)> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(target_os = "linux")]
-    options.custom_flags(libc::O_DIRECT);
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_DIRECT);
+    }
     let file = match options.open(path) {
         // Filesystems without direct access refuse the flag.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => File::open(path)?,
