@@ -1,7 +1,5 @@
 //! Messages as a template sees them. Templates differ in what they take, so a message has several shapes.
 
-use std::borrow::Cow;
-
 use minijinja::Value;
 use serde_json::Value as Json;
 
@@ -37,10 +35,6 @@ pub(super) struct Shape {
     pub(super) reasoning: Vec<&'static str>,
     /// Reasoning is left out where a message calls tools and says something too.
     pub(super) one_voice: bool,
-    /// It writes a second message of instructions at the start.
-    pub(super) more_instructions: bool,
-    /// It writes instructions in the middle.
-    pub(super) late_instructions: bool,
     /// Ids of calls are nine letters and digits, whatever the client's are.
     pub(super) short_ids: bool,
 }
@@ -55,8 +49,6 @@ impl Default for Shape {
             broken_arguments: Arguments::Object,
             reasoning: REASONING.to_vec(),
             one_voice: false,
-            more_instructions: true,
-            late_instructions: true,
             short_ids: false,
         }
     }
@@ -80,43 +72,6 @@ fn add(message: &mut Message, more: &Message) {
 }
 
 impl Shape {
-    /// The messages with instructions where the template takes them: those at the start as one, those in the middle as the
-    /// user's, who says them with what was said before or after. What stands in front of them is rendered as it was.
-    pub(super) fn arrange<'a>(&self, messages: &'a [Message]) -> Cow<'a, [Message]> {
-        let instructs = |m: &Message| matches!(m.role, Role::System | Role::Developer);
-        let leading = messages.iter().take_while(|m| instructs(m)).count();
-        let join = leading > 1 && !self.more_instructions;
-        let late = !self.late_instructions && messages.iter().skip(leading).any(instructs);
-        if !join && !late {
-            return Cow::Borrowed(messages);
-        }
-        let mut out: Vec<Message> = Vec::with_capacity(messages.len());
-        for (at, message) in messages.iter().enumerate() {
-            let before = out.last_mut();
-            match before {
-                Some(first) if at < leading && join => add(first, message),
-                Some(user) if at >= leading && late && instructs(message) && user.role == Role::User => {
-                    add(user, message);
-                }
-                _ if at >= leading && late && instructs(message) => {
-                    out.push(Message { role: Role::User, ..message.clone() });
-                }
-                // What the user says after instructions that became the user's.
-                Some(user)
-                    if late
-                        && message.role == Role::User
-                        && at > leading
-                        && was(messages, at, instructs)
-                        && user.role == Role::User =>
-                {
-                    add(user, message);
-                }
-                _ => out.push(message.clone()),
-            }
-        }
-        Cow::Owned(out)
-    }
-
     /// One message.
     pub(super) fn message(&self, message: &Message) -> Value {
         let mut fields: Vec<(&str, Value)> = Vec::new();
@@ -190,6 +145,44 @@ impl Shape {
             (Arguments::Object, _) => exact::object(&call.arguments),
         }
     }
+}
+
+/// The messages with their instructions where any template takes them: those at the start as one, those in the middle as the
+/// user's, who says them with what was said before or after. What stands in front of them is rendered as it was. `None` if
+/// they are there already.
+pub(super) fn arrange(messages: &[Message]) -> Option<Vec<Message>> {
+    let instructs = |m: &Message| matches!(m.role, Role::System | Role::Developer);
+    let leading = messages.iter().take_while(|m| instructs(m)).count();
+    let join = leading > 1;
+    let late = messages.iter().skip(leading).any(instructs);
+    if !join && !late {
+        return None;
+    }
+    let mut out: Vec<Message> = Vec::with_capacity(messages.len());
+    for (at, message) in messages.iter().enumerate() {
+        let before = out.last_mut();
+        match before {
+            Some(first) if at < leading && join => add(first, message),
+            Some(user) if at >= leading && late && instructs(message) && user.role == Role::User => {
+                add(user, message);
+            }
+            _ if at >= leading && late && instructs(message) => {
+                out.push(Message { role: Role::User, ..message.clone() });
+            }
+            // What the user says after instructions that became the user's.
+            Some(user)
+                if late
+                    && message.role == Role::User
+                    && at > leading
+                    && was(messages, at, instructs)
+                    && user.role == Role::User =>
+            {
+                add(user, message);
+            }
+            _ => out.push(message.clone()),
+        }
+    }
+    Some(out)
 }
 
 /// Other shapes to try where a template fails with the one that suits it elsewhere, the least change first.

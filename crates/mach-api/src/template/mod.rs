@@ -17,7 +17,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context, machinery};
 use serde_json::{Map, Value as Json};
 
 pub use self::allowance::{modestly, until};
-use self::conversation::{Shape, other_shapes};
+use self::conversation::{Shape, arrange, other_shapes};
 use self::probe::PROBE;
 use crate::chat::Role;
 use crate::memory::Weight;
@@ -162,10 +162,16 @@ impl ChatTemplate {
         kwargs: &Map<String, Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages = &*self.shape.arrange(messages);
-        let render = |shape: &Shape| self.render_shape(shape, messages, tools, kwargs, add_generation_prompt);
-        render(&self.shape).or_else(|error| {
-            other_shapes(&self.shape, messages).iter().find_map(|shape| render(shape).ok()).ok_or(error)
+        let attempt = |messages: &[Message]| {
+            let render =
+                |shape: &Shape| self.render_shape(shape, messages, tools, kwargs, add_generation_prompt);
+            render(&self.shape).or_else(|error| {
+                other_shapes(&self.shape, messages).iter().find_map(|shape| render(shape).ok()).ok_or(error)
+            })
+        };
+        attempt(messages).or_else(|error| {
+            let arranged = arrange(messages);
+            arranged.and_then(|messages| attempt(&messages).ok()).ok_or(error)
         })
     }
 

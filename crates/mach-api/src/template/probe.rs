@@ -26,8 +26,6 @@ pub(super) fn shape(template: &ChatTemplate) -> Shape {
     shape.broken_arguments = probe.broken_arguments(&shape);
     shape.reasoning = probe.reasoning(&shape);
     shape.short_ids = probe.short_ids(&shape);
-    shape.more_instructions = probe.writes_instructions(&shape, false);
-    shape.late_instructions = probe.writes_instructions(&shape, true);
     shape
 }
 
@@ -124,20 +122,6 @@ impl Probe<'_> {
         let shape = Shape { broken_arguments: Arguments::Text, ..shape.clone() };
         let out = self.render(&shape, &turn_with_call(call(&text)));
         if out.is_some_and(|out| out.contains(&text)) { Arguments::Text } else { Arguments::Object }
-    }
-
-    /// Whether a second message of instructions comes out: right behind the first, or `late`, behind what the user said. True if
-    /// it takes none at all.
-    fn writes_instructions(&self, shape: &Shape, late: bool) -> bool {
-        let [first, second] = ["Answer.", PROBE].map(|text| Message::text(Role::System, text));
-        let [question, more] = ["question", "more"].map(|text| Message::text(Role::User, text));
-        let one = vec![second.clone(), question.clone()];
-        let two = match late {
-            true => vec![first, question, Message::text(Role::Assistant, "answer"), second, more],
-            false => vec![first, second, question],
-        };
-        let written = |messages: &[Message]| count(self.render(shape, messages).as_ref()) > 0;
-        written(&two) || !written(&one)
     }
 
     /// Whether an id like those of answers is refused, and a short one is not.

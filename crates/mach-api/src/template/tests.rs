@@ -336,9 +336,9 @@ fn instructions_come_where_the_template_takes_them() {
     assert_eq!(render(each, 7), "[system a][system b][user c][system d][assistant e][system f][user g]");
     let first = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}[{{ m.role }} {{ m.content }}]{% endfor %}";
     assert_eq!(render(first, 7), "[system a\n\nb][user c\n\nd][assistant e][user f\n\ng]");
-    // Left out in silence is no better than refused.
+    // What a template leaves out is left out, as `transformers` has it.
     let silent = "{% for m in messages %}{% if m.role != 'system' or loop.first %}[{{ m.role }} {{ m.content }}]{% endif %}{% endfor %}";
-    assert_eq!(render(silent, 7), render(first, 7));
+    assert_eq!(render(silent, 7), "[system a][user c][assistant e][user g]");
     let with_end = render(first, 5);
     assert!(render(first, 7).starts_with(&with_end), "{with_end}");
     let none = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}";
