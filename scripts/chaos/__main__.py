@@ -5,7 +5,7 @@
 
 Every answer must be the one that a quiet server gives (everything in memory, no cache, no draft), byte for byte, or a refusal
 with a reason; what was whole on disk stays whole; the server never ends by itself. Needs the demo, Linux and a C compiler.
-Prints one JSON object; exit code 1 if anything was wrong. --quick does a little of everything in about two minutes.
+Prints one JSON object; exit code 1 if anything was wrong. --quick does a little of everything in about four minutes.
 """
 
 import argparse

@@ -9,4 +9,4 @@ mod request;
 
 pub use dialect::MessagesDialect;
 pub use error::messages_error;
-pub use request::{CountRequest, MessagesRequest};
+pub use request::MessagesRequest;

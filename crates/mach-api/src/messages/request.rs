@@ -41,10 +41,6 @@ pub struct MessagesRequest {
 impl MessagesRequest {
     /// Parses a request body.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        Self::of(body, limits, true)
-    }
-
-    fn of(body: &[u8], limits: &Limits, answered: bool) -> Result<Self, ApiError> {
         let mut fields = Fields::body(json(body)?, limits.unknown_fields)?;
         let mut marks = blocks::Marks::default();
         marks.field(&mut fields);
@@ -57,9 +53,6 @@ impl MessagesRequest {
         let mut template_kwargs = parse_thinking(&mut fields)?;
         let format = parse_output(&mut fields, limits, &mut template_kwargs)?;
         let max_tokens = parse_max_tokens(&mut fields, "max_tokens", 1)?;
-        if answered && max_tokens.is_none() && !fields.has("max_tokens") {
-            fields.warn("max_tokens is missing; the answer may be as long as the context holds");
-        }
         let settings = Settings {
             model: fields.string("model")?.filter(|name| !name.is_empty()),
             format,
@@ -87,23 +80,6 @@ impl MessagesRequest {
         };
         let turn = Turn { input: Input::Conversation(conversation), settings };
         Ok(Self { turn: goes_on(turn), marks_cache: marks.any(), notes: notes.take() })
-    }
-}
-
-/// A valid request to count the tokens of a prompt.
-#[derive(Debug, Clone, PartialEq)]
-pub struct CountRequest {
-    /// What would be asked.
-    pub turn: Turn,
-    /// What was let pass.
-    pub notes: Notes,
-}
-
-impl CountRequest {
-    /// Parses a body of `POST /v1/messages/count_tokens`.
-    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
-        let MessagesRequest { turn, notes, .. } = MessagesRequest::of(body, limits, false)?;
-        Ok(Self { turn, notes })
     }
 }
 

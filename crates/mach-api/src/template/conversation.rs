@@ -54,11 +54,6 @@ impl Default for Shape {
     }
 }
 
-/// Whether the message before this one is of a kind.
-fn was(messages: &[Message], at: usize, kind: impl Fn(&Message) -> bool) -> bool {
-    at.checked_sub(1).and_then(|before| messages.get(before)).is_some_and(kind)
-}
-
 /// Says something more in a message, after an empty line.
 fn add(message: &mut Message, more: &Message) {
     let text = |content: &Content| match content {
@@ -159,28 +154,21 @@ pub(super) fn arrange(messages: &[Message]) -> Option<Vec<Message>> {
         return None;
     }
     let mut out: Vec<Message> = Vec::with_capacity(messages.len());
+    // Whether the last message of `out` has instructions of the middle in it.
+    let mut moved = false;
     for (at, message) in messages.iter().enumerate() {
-        let before = out.last_mut();
-        match before {
-            Some(first) if at < leading && join => add(first, message),
-            Some(user) if at >= leading && late && instructs(message) && user.role == Role::User => {
-                add(user, message);
-            }
-            _ if at >= leading && late && instructs(message) => {
-                out.push(Message { role: Role::User, ..message.clone() });
-            }
-            // What the user says after instructions that became the user's.
-            Some(user)
-                if late
-                    && message.role == Role::User
-                    && at > leading
-                    && was(messages, at, instructs)
-                    && user.role == Role::User =>
-            {
-                add(user, message);
-            }
-            _ => out.push(message.clone()),
+        let moves = at >= leading && instructs(message);
+        let joins = match out.last() {
+            Some(last) if moves || moved => last.role == Role::User && (moves || message.role == Role::User),
+            Some(_) => at < leading,
+            None => false,
+        };
+        match out.last_mut().filter(|_| joins) {
+            Some(last) => add(last, message),
+            None if moves => out.push(Message { role: Role::User, ..message.clone() }),
+            None => out.push(message.clone()),
         }
+        moved = moves;
     }
     Some(out)
 }

@@ -9,12 +9,13 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use mach_api::chat::{ChatDialect, Settings};
 use mach_api::completions::CompletionDialect;
-use mach_api::messages::{CountRequest, MessagesDialect};
+use mach_api::messages::MessagesDialect;
 use mach_api::turn::{Head, Input, Parsed};
 use mach_api::{ApiError, Dialect, Notes, memory};
 use serde_json::json;
 
 use super::body::read_json;
+use crate::account::Held;
 use crate::answer::{Answers, Asking};
 use crate::auth::Caller;
 use crate::chat_model::{Prepared, unix_time};
@@ -57,37 +58,29 @@ pub(crate) async fn count_message_tokens(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    auth::check(shared.config.api_key.as_deref(), &headers)?;
-    let model = Arc::clone(shared.model()?);
-    let account = Arc::clone(&model.account);
-    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
-    let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
-    let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
-    let parse = move |_: &mut Job| {
-        let mut request = CountRequest::parse(&body, &limits)?;
-        let salt = &mut request.turn.settings.cache_salt;
-        *salt = for_salt.salt(&caller, salt.take());
-        Ok(request)
+    let (model, mut parsed, held) = parsed::<MessagesDialect>(&shared, &headers, body).await?;
+    let notes = std::mem::take(&mut parsed.notes);
+    let (account, bytes) = (Arc::clone(&model.account), model.memory_of(&parsed.turns)?);
+    let count = move |job: &mut Job| {
+        let tokens = parsed.turns.iter().map(|turn| model.count(turn, job));
+        tokens.sum::<Result<usize, ApiError>>()
     };
-    let CountRequest { turn, notes } = off_the_sockets(&account, bytes, parse).await?;
-    held.set(model.held_by(&turn))?;
-    let bytes = model.memory_of(std::slice::from_ref(&turn))?;
-    let tokens = off_the_sockets(&account, bytes, move |job: &mut Job| model.count(&turn, job)).await?;
+    let tokens = off_the_sockets(&account, bytes, count).await?;
     Ok(held.until_written(noted(&shared, &notes).tell(Json(json!({"input_tokens": tokens})).into_response())))
 }
 
-/// Parse, prepare, ask the engine, write.
-async fn generate<D: Dialect>(
-    shared: Arc<Shared>,
-    headers: HeaderMap,
+/// Reads and parses a body. What was made of it takes its place, and is what the request holds until it is answered.
+async fn parsed<D: Dialect>(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
     body: Body,
-) -> Result<Response, Failure> {
-    auth::check(shared.config.api_key.as_deref(), &headers)?;
+) -> Result<(Arc<ChatModel>, Parsed<D>, Held), Failure> {
+    auth::check(shared.config.api_key.as_deref(), headers)?;
     let model = Arc::clone(shared.model()?);
     let account = Arc::clone(&model.account);
-    let (body, mut held) = read_json(&account, &headers, body, shared.config.max_body).await?;
+    let (body, mut held) = read_json(&account, headers, body, shared.config.max_body).await?;
     let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
-    let (for_salt, caller) = (Arc::clone(&shared), Caller::of(&headers));
+    let (for_salt, caller) = (Arc::clone(shared), Caller::of(headers));
     let parse = move |_: &mut Job| {
         let mut parsed = D::parse(&body, &limits)?;
         for turn in &mut parsed.turns {
@@ -96,8 +89,18 @@ async fn generate<D: Dialect>(
         Ok(parsed)
     };
     let parsed = off_the_sockets(&account, bytes, parse).await?;
-    // What was made of the body takes its place, and is what the request holds until it is answered.
     held.set(parsed.turns.iter().map(|turn| model.held_by(turn)).sum())?;
+    Ok((model, parsed, held))
+}
+
+/// Parse, prepare, ask the engine, write.
+async fn generate<D: Dialect>(
+    shared: Arc<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let (model, parsed, held) = parsed::<D>(&shared, &headers, body).await?;
+    let account = Arc::clone(&model.account);
     let (bytes, for_work) = (model.memory_of(&parsed.turns)?, Arc::clone(&model));
     let work = move |job: &mut Job| Request::<D>::prepare(&for_work, parsed, job);
     let Request { dialect, settings, prepared, notes } = off_the_sockets(&account, bytes, work).await?;
