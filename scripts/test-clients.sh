@@ -16,7 +16,11 @@ narrow=$!
 target/release/mach-serve demo --no-streaming --port 0 --disk-kv-dir "$work/wide-kv" --response-store-dir "$work/wide-store" \
     --max-context 40960 --stretch-context >"$work/wide" 2>"$work/wide.log" &
 wide=$!
-trap 'kill "$server" "$narrow" "$wide" 2>/dev/null || true; rm -rf "$work"' EXIT
+# One whose prefix cache holds few sessions and has no disk.
+target/release/mach-serve demo --no-streaming --port 0 --disk-kv-budget-gb 0 --prefix-cache-max-gb 0.075 --no-response-store \
+    >"$work/small" 2>"$work/small.log" &
+small=$!
+trap 'kill "$server" "$narrow" "$wide" "$small" 2>/dev/null || true; rm -rf "$work"' EXIT
 # address NAME PROCESS: waits until a server is ready.
 address() {
     until grep -q '^startup ready' "$work/$1"; do
@@ -27,6 +31,13 @@ address() {
 }
 full=$(address narrow "$narrow")/v1
 roomy=$(address wide "$wide")/v1
+
+if command -v python3 >/dev/null; then
+    python3 clients/agents/replay.py "$(address small "$small")"
+    echo "agents' sessions: passed"
+else
+    echo "agents' sessions: SKIPPED, there is no Python"
+fi
 
 if python3 -m venv "$work/venv" 2>/dev/null &&
     "$work/venv/bin/pip" install -q -r clients/python/requirements.txt 2>"$work/pip.log"; then

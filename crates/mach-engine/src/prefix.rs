@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use mach_models::{Model, SequenceState};
-use mach_prefix::{Image, Kind, PrefixCache, Snapshot};
+use mach_prefix::{Image, Kind, PrefixCache, SessionTurn, Snapshot};
 use mach_specdec::Speculator;
 
 use crate::GenerateRequest;
@@ -26,6 +26,7 @@ pub(crate) struct Reuse {
     /// It computes its prompt alone.
     pub(crate) warm: bool,
     prompt: Arc<[u32]>,
+    turn: Option<SessionTurn>,
     /// Positions of the copies to be kept, ascending, and what they are.
     copies: Vec<usize>,
     kinds: Vec<Kind>,
@@ -105,7 +106,9 @@ impl Prefix {
         let cached = start.state.position();
         let (copies, kinds) = self.plan(request, cached).into_iter().unzip();
         let prompt = request.prompt.as_slice().into();
-        start.reuse = Reuse { root, cached, warm: request.warm, prompt, copies, kinds, ..Reuse::default() };
+        let turn = request.cache.session.map(|session| self.cache.turn(session));
+        start.reuse =
+            Reuse { root, cached, warm: request.warm, prompt, turn, copies, kinds, ..Reuse::default() };
         start
     }
 
@@ -164,7 +167,8 @@ impl Prefix {
         }
         let hot = state.take_hot().map(Arc::new);
         let image = Image { state, draft, logits: logits.map(Into::into), hot };
-        Some(self.cache.insert(Snapshot { root: sequence.reuse.root, tokens, image, kind }))
+        let snapshot = Snapshot { root: sequence.reuse.root, tokens, image, kind };
+        Some(self.cache.insert_of(snapshot, sequence.reuse.turn))
     }
 
     /// Keeps a copy that was taken inside a pass.

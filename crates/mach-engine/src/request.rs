@@ -55,6 +55,8 @@ pub struct CacheHints {
     pub system: Option<usize>,
     /// Positions between messages at which other prompts may part, ascending.
     pub boundaries: Vec<usize>,
+    /// Which conversation it is of: the ends of those that go on stay in the cache before those of others.
+    pub session: Option<[u8; 32]>,
 }
 
 /// Proposers that need no draft.

@@ -12,6 +12,7 @@ use crate::config::PrefixConfig;
 use crate::directory::Directory;
 use crate::image::Blank;
 use crate::memory::{Memory, Stored};
+use crate::sessions::SessionTurn;
 use crate::snapshot::{Kind, Level, Restored, Snapshot, WarmedPrefix};
 use crate::stats::{PrefixStats, Recent};
 use crate::turns::{TurnKey, TurnMemory, turn_key};
@@ -214,7 +215,7 @@ impl PrefixCache {
             _ => Kind::PromptEnd,
         };
         let tokens: Arc<[u32]> = head.tokens.as_slice().into();
-        let stored = Stored { key, root: *root, tokens, image: Arc::new(image), kind };
+        let stored = Stored { key, root: *root, tokens, image: Arc::new(image), kind, turn: None };
         let chain = if end == stored.tokens.len() { chain } else { &self.chain(root, &stored.tokens) };
         let gone = self.memory().insert(stored, chain, now);
         self.displaced(gone, now);
@@ -247,12 +248,22 @@ impl PrefixCache {
 
     /// Keeps a snapshot in memory; returns its key.
     pub fn insert(&self, snapshot: Snapshot) -> Hash {
+        self.insert_of(snapshot, None)
+    }
+
+    /// A request of a conversation comes: what is kept of the one before is less worth from now on.
+    pub fn turn(&self, session: Hash) -> SessionTurn {
+        self.memory().sessions.turn(session)
+    }
+
+    /// Takes in a snapshot that was taken of a request.
+    pub fn insert_of(&self, snapshot: Snapshot, turn: Option<SessionTurn>) -> Hash {
         let now = self.now.load(Ordering::Relaxed);
         let Snapshot { root, tokens, image, kind } = snapshot;
         let own = tokens.get(..image.position()).unwrap_or_default();
         let chain = self.chain(&root, own);
         let key = chain.key(own);
-        let stored = Stored { key, root, tokens, image: Arc::new(image), kind };
+        let stored = Stored { key, root, tokens, image: Arc::new(image), kind, turn };
         let gone = self.memory().insert(stored, &chain, now);
         self.displaced(gone, now);
         key

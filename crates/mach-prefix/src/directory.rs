@@ -479,7 +479,7 @@ mod tests {
         let root = crate::chain::root(&directory.namespace, None);
         let key = Chain::new(&root, &tokens, directory.block).key(&tokens);
         let image = Image { state, draft: None, logits: Some(vec![1.0; 8].into()), hot: None };
-        Stored { key, root, tokens: tokens.into(), image: Arc::new(image), kind: Kind::PromptEnd }
+        Stored { key, root, tokens: tokens.into(), image: Arc::new(image), kind: Kind::PromptEnd, turn: None }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::chain::{Chain, Hash};
 use crate::image::Image;
 use crate::index::{Index, Reach};
 use crate::score::{Hits, value};
+use crate::sessions::{SessionTurn, Sessions};
 use crate::snapshot::Kind;
 use crate::stats::MemoryStats;
 
@@ -20,6 +21,8 @@ pub(crate) struct Stored {
     pub(crate) image: Arc<Image>,
     /// Where in a conversation it was taken.
     pub(crate) kind: Kind,
+    /// The request that it was taken of.
+    pub(crate) turn: Option<SessionTurn>,
 }
 
 impl Stored {
@@ -50,6 +53,7 @@ pub(crate) struct Memory {
     bytes: usize,
     evicted_for_bytes: u64,
     evicted_for_entries: u64,
+    pub(crate) sessions: Sessions,
 }
 
 impl Memory {
@@ -64,6 +68,7 @@ impl Memory {
             bytes: 0,
             evicted_for_bytes: 0,
             evicted_for_entries: 0,
+            sessions: Sessions::default(),
         }
     }
 
@@ -114,6 +119,7 @@ impl Memory {
         if let Some(old) = self.entries.get_mut(&stored.key) {
             let kind = old.stored.kind.max(stored.kind);
             old.stored.kind = kind;
+            old.stored.turn = stored.turn.or(old.stored.turn);
             old.hits.hit(now);
             let better = old.stored.image.logits.is_none() && stored.image.logits.is_some();
             if !better {
@@ -143,11 +149,17 @@ impl Memory {
     fn evict(&mut self, newest: Hash, now: u64) -> Vec<Stored> {
         let mut gone = Vec::new();
         while self.bytes > self.max_bytes || self.entries.len() > self.max_entries {
+            let current = self.sessions.current();
+            let anchor = |stored: &Stored| {
+                let end = stored.kind > Kind::Stride && stored.turn.as_ref().is_some_and(&current);
+                end || stored.kind.anchor()
+            };
             let worth = |entry: &Entry| {
-                value(entry.hits.at(now), entry.reach.end, self.freed_by(entry), entry.stored.kind.anchor())
+                value(entry.hits.at(now), entry.reach.end, self.freed_by(entry), anchor(&entry.stored))
             };
             let others = self.entries.iter().filter(|(key, _)| **key != newest);
             let least = others.min_by(|a, b| worth(a.1).total_cmp(&worth(b.1))).map(|(key, _)| *key);
+            drop(current);
             if self.bytes > self.max_bytes {
                 self.evicted_for_bytes += 1;
             } else {

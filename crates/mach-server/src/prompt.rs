@@ -1,7 +1,7 @@
 //! From messages to tokens: the template's text, the exact tokens of earlier answers in it, and where the prefix cache
 //! should look.
 
-use mach_api::chat::{Message, Role, WarmInput, WarmRequest, turn_digest};
+use mach_api::chat::{Message, Role, Settings, WarmInput, WarmRequest, turn_digest};
 use mach_api::memory::Weight;
 use mach_api::output::ReasoningStart;
 use mach_api::template::modestly;
@@ -48,6 +48,14 @@ pub(crate) fn rendered(
     text.map_err(|e| ApiError::field("messages", e.to_string()))
 }
 
+/// A conversation: what the client calls it, and how it begins, by which a sub-agent's is told from the one that it works for.
+fn session(name: Option<&str>, beginning: Option<&[u32]>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("mach: conversation");
+    hasher.update(blake3::hash(name.unwrap_or_default().as_bytes()).as_bytes());
+    beginning.unwrap_or_default().iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
+    *hasher.finalize().as_bytes()
+}
+
 impl ChatModel {
     pub(crate) fn template(&self, tools: bool) -> Result<&ChatTemplate, ApiError> {
         let templates = self.templates.as_ref().ok_or_else(|| {
@@ -64,9 +72,10 @@ impl ChatModel {
     pub(crate) fn prompt(
         &self,
         request: &Conversation,
-        salt: Option<&str>,
+        settings: &Settings,
         job: &mut Job,
     ) -> Result<Prompt, ApiError> {
+        let (salt, session) = (settings.cache_salt.as_deref(), settings.session.as_deref());
         let template = self.template(!request.tools.is_empty())?;
         self.check_messages(&request.messages)?;
         let weight = Weight::of_chat(&request.messages, &request.tools, &request.template_kwargs);
@@ -84,7 +93,7 @@ impl ChatModel {
             from = end;
         }
         tokens.extend(encode(text.get(from..).unwrap_or_default())?);
-        let hints = self.hints(&tokens, template, request, salt)?;
+        let hints = self.hints(&tokens, template, request, (salt, session))?;
         let start = self.output.reasoning.map_or(ReasoningStart::Closed, |format| format.start(&text));
         Ok(Prompt { tokens, hints, text: digest, start })
     }
@@ -150,11 +159,13 @@ impl ChatModel {
         tokens: &[u32],
         template: &ChatTemplate,
         request: &Conversation,
-        salt: Option<&str>,
+        (salt, name): (Option<&str>, Option<&str>),
     ) -> Result<CacheHints, ApiError> {
         let mut hints = CacheHints { salt: salt.map(str::to_owned), ..CacheHints::default() };
         let opening = self.encode(template.generation_prompt().unwrap_or_default())?;
         let Some(&opener) = opening.first().filter(|&&id| self.engine.tokenizer().is_special(id)) else {
+            // Where messages begin is not known.
+            hints.session = Some(session(name, tokens.get(..tokens.len().min(256))));
             return Ok(hints);
         };
         let starts: Vec<usize> =
@@ -163,6 +174,7 @@ impl ChatModel {
         if instructed || !request.tools.is_empty() {
             hints.system = starts.get(1).copied();
         }
+        hints.session = Some(session(name, tokens.get(..starts.get(2).copied().unwrap_or(tokens.len()))));
         hints.boundaries = starts.get(starts.len().saturating_sub(2)..).unwrap_or_default().to_vec();
         Ok(hints)
     }

@@ -1,6 +1,6 @@
 //! Conversations that are longer than the context, where the request lets what is oldest go.
 
-use mach_api::chat::Role;
+use mach_api::chat::{Role, Settings};
 use mach_api::turn::Conversation;
 use mach_api::{ApiError, ErrorKind};
 use tracing::info;
@@ -15,10 +15,10 @@ impl ChatModel {
     pub(crate) fn prompt_that_fits(
         &self,
         conversation: &Conversation,
-        salt: Option<&str>,
+        settings: &Settings,
         job: &mut Job,
     ) -> Result<Prompt, ApiError> {
-        let whole = self.fitting(conversation, salt, job);
+        let whole = self.fitting(conversation, settings, job);
         if !conversation.truncate || !too_long(&whole) {
             return whole;
         }
@@ -28,7 +28,7 @@ impl ChatModel {
         while from < to {
             let middle = from + (to - from) / 2;
             let shorter = starting_at(conversation, starts.get(middle).copied().unwrap_or_default());
-            let tried = self.fitting(&shorter, salt, job);
+            let tried = self.fitting(&shorter, settings, job);
             match too_long(&tried) {
                 true => from = middle + 1,
                 false => (best, to) = (tried, middle),
@@ -44,10 +44,10 @@ impl ChatModel {
     fn fitting(
         &self,
         conversation: &Conversation,
-        salt: Option<&str>,
+        settings: &Settings,
         job: &mut Job,
     ) -> Result<Prompt, ApiError> {
-        let prompt = self.prompt(conversation, salt, job)?;
+        let prompt = self.prompt(conversation, settings, job)?;
         if conversation.truncate {
             self.check_tokens(prompt.tokens.len().saturating_add(1), "input")?;
         }

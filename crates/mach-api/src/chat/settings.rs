@@ -2,6 +2,8 @@
 
 use super::sampling::{SamplingFields, parse_stop, parse_token_ids};
 use super::{Limits, ResponseFormat, SpeculationPreset};
+use serde_json::Value;
+
 use crate::ApiError;
 use crate::fields::Fields;
 
@@ -34,6 +36,8 @@ pub struct Settings {
     pub speculation: SpeculationPreset,
     /// Only requests with the same salt share cached prefixes.
     pub cache_salt: Option<String>,
+    /// What the client calls the conversation. It changes what stays in the prefix cache, never the answer.
+    pub session: Option<String>,
 }
 
 impl Settings {
@@ -55,6 +59,7 @@ impl Settings {
             include_usage: parse_stream_options(fields, stream)?,
             speculation: SpeculationPreset::parse(fields, format.as_ref(), limits)?,
             cache_salt: parse_cache_salt(fields)?,
+            session: hint(fields.take("prompt_cache_key")),
             format,
         })
     }
@@ -80,6 +85,14 @@ pub(crate) fn parse_cache_salt(fields: &mut Fields) -> Result<Option<String>, Ap
         Some(salt) if salt.is_empty() => Err(fields.error("cache_salt", "must not be empty")),
         Some(salt) if salt.len() > 1024 => Err(fields.error("cache_salt", "must be at most 1024 bytes long")),
         _ => Ok(salt),
+    }
+}
+
+/// A hint, if it is a text.
+pub(crate) fn hint(value: Option<Value>) -> Option<String> {
+    match value {
+        Some(Value::String(text)) if !text.is_empty() => Some(text),
+        _ => None,
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::blocks::{self, conversation};
 use crate::chat::request::PromptEnd;
-use crate::chat::settings::{parse_cache_salt, parse_max_tokens};
+use crate::chat::settings::{hint, parse_cache_salt, parse_max_tokens};
 use crate::chat::{Limits, ResponseFormat, SamplingFields, Settings, ToolChoice};
 use crate::fields::Fields;
 use crate::json::json;
@@ -62,6 +62,9 @@ impl MessagesRequest {
             n: 1,
             stream: fields.bool("stream")?.unwrap_or(false),
             cache_salt: parse_cache_salt(&mut fields)?,
+            session: hint(
+                fields.take("metadata").and_then(|mut metadata| metadata.get_mut("user_id").map(Value::take)),
+            ),
             ..Settings::default()
         };
         if fields.array("mcp_servers")?.is_some_and(|servers| !servers.is_empty()) {

@@ -10,7 +10,7 @@ use super::past::{self, Backing};
 use super::tools::{Names, Tools};
 use crate::chat::request::PromptEnd;
 use crate::chat::sampling::parse_stop;
-use crate::chat::settings::{parse_cache_salt, parse_max_tokens};
+use crate::chat::settings::{hint, parse_cache_salt, parse_max_tokens};
 use crate::chat::{Limits, Message, Role, SamplingFields, Settings, ToolChoice};
 use crate::fields::{Fields, kind};
 use crate::json::json as read_json;
@@ -113,6 +113,7 @@ impl ResponsesRequest {
             n: 1,
             stream: fields.bool("stream")?.unwrap_or(false),
             cache_salt: parse_cache_salt(&mut fields)?,
+            session: hint(fields.peek("prompt_cache_key").cloned()),
             ..Settings::default()
         };
         checked(&mut fields)?;

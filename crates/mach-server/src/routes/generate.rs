@@ -109,6 +109,9 @@ async fn count<D: Dialect>(
     Ok(held.until_written(noted(&shared, &notes).tell(Json(told(tokens)).into_response())))
 }
 
+/// Headers in which clients name a conversation, where the body does not.
+const SESSION_HEADERS: [&str; 3] = ["x-session-affinity", "session-id", "session_id"];
+
 /// Reads and parses a body. What was made of it takes its place, and is what the request holds until it is answered.
 async fn parsed<D: Dialect>(
     shared: &Arc<Shared>,
@@ -121,6 +124,8 @@ async fn parsed<D: Dialect>(
     let (body, mut held) = read_json(&account, headers, body, shared.config.max_body).await?;
     let (bytes, limits) = (memory::of_json(&body), shared.config.limits.clone());
     let (for_salt, caller) = (Arc::clone(shared), Caller::of(headers));
+    let session =
+        SESSION_HEADERS.iter().find_map(|name| headers.get(*name)?.to_str().ok()).map(str::to_owned);
     let parse = move |job: &mut Job| {
         let store = &for_salt.config.store;
         let past = Owned::new(store, caller, job, bytes);
@@ -133,6 +138,9 @@ async fn parsed<D: Dialect>(
         };
         let mut parsed = D::parse_with(&body, &limits, &backing)?;
         for turn in &mut parsed.turns {
+            if turn.settings.session.is_none() {
+                turn.settings.session.clone_from(&session);
+            }
             turn.settings.cache_salt = for_salt.salt(&caller, turn.settings.cache_salt.take());
         }
         Ok(parsed)
