@@ -12,7 +12,8 @@ use crate::Exit;
 /// Responses that clients may go on from (`previous_response_id`) or ask for again.
 #[derive(Debug, Clone, Args)]
 pub struct StoreArgs {
-    /// Keep no responses; those who go on from one send the whole conversation
+    /// Keep no responses; those who go on from one send the whole conversation. Without a directory the key of encrypted_content ends
+    /// with the server
     #[arg(long, conflicts_with_all = ["response_store_mib"])]
     pub no_response_store: bool,
 
@@ -37,10 +38,10 @@ pub(crate) enum Place {
 impl StoreArgs {
     pub(crate) fn validate(&self) -> Result<Place, Exit> {
         let directory = self.response_store_dir.clone();
-        let directory = directory.or_else(|| crate::prefix::caches().map(|caches| caches.join("responses")));
         if self.no_response_store {
             return Ok(Place::Nowhere(directory));
         }
+        let directory = directory.or_else(|| crate::prefix::caches().map(|caches| caches.join("responses")));
         if !(1..=1 << 20).contains(&self.response_store_mib) {
             return Err(Exit::input("--response-store-mib: must be between 1 and 1048576"));
         }

@@ -123,6 +123,10 @@ pub(crate) fn command(checkpoint: &std::path::Path, arguments: &[&str]) -> Comma
             true => &[][..],
             false => &["--disk-kv-budget-gb", "0"],
         })
+        .args(match arguments.iter().any(|argument| argument.starts_with("--response-store")) {
+            true => &[][..],
+            false => &["--no-response-store"],
+        })
         .args(arguments)
         .stdout(Stdio::piped());
     for (name, _) in

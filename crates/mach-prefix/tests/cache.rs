@@ -108,6 +108,37 @@ fn limits_hold_and_anchors_stay() {
     assert_eq!((tiny.stats().l1.entries, tiny.stats().l1.bytes), (0, 0));
 }
 
+/// A conversation that goes on is not pushed out by others with instructions of their own that come in between.
+#[test]
+fn the_end_of_a_conversation_that_goes_on_stays() {
+    let bytes = common::image(&tokens(0, 300), false, false).state.bytes();
+    let run = |told: bool| {
+        let cache = open(None, false, |c| (c.max_bytes, c.max_entries) = (1000 * bytes, 10));
+        let root = cache.root(None);
+        let keep = |seed: u32, length: u32, session: u8, kind: Kind| {
+            let tokens = tokens(seed, length);
+            let image = common::image(&tokens, false, false);
+            let turn = told.then(|| cache.turn([session; 32]));
+            cache.insert_of(mach_prefix::Snapshot { root, tokens: tokens.into(), image, kind }, turn);
+        };
+        let mut found = 0;
+        for round in 0..6 {
+            let length = 400 + 10 * round;
+            keep(0, length, 0, Kind::PromptEnd);
+            for other in 0..6 {
+                let seed = 1 + round * 6 + other;
+                keep(seed, 300, seed as u8, Kind::System);
+                keep(seed, 350, seed as u8, Kind::PromptEnd);
+            }
+            let mut prompt = tokens(0, length);
+            prompt.extend([1, 2, 3]);
+            found += u32::from(cache.lookup(&root, &prompt).is_some());
+        }
+        found
+    };
+    assert_eq!((run(true), run(false)), (6, 0));
+}
+
 #[test]
 fn shared_pages_count_once() {
     let cache = open(None, true, |_| ());
