@@ -4,10 +4,13 @@
 //! variables are read nowhere else ([`settings`]).
 
 pub mod args;
+pub mod asking;
 mod budget;
+pub mod cli;
 pub mod commands;
 mod exit;
 pub mod experts;
+mod figures;
 pub mod host;
 mod identity;
 mod loading;
@@ -17,5 +20,6 @@ pub mod output;
 pub mod prefix;
 pub mod settings;
 mod signals;
+mod speech;
 
 pub use exit::{Exit, run};
