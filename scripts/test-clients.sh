@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` and `anthropic` packages for
-# Python and Node, OpenCode, and Claude Code. What cannot be installed here is skipped with a line that says so.
+# Python and Node, OpenCode, and Claude Code; `mach chat` is driven through a terminal. What cannot be installed here is skipped with a line that says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
@@ -17,6 +17,14 @@ until grep -q '^startup ready' "$work/narrow"; do
     sleep 0.2
 done
 full=$(sed -n 's/^startup listening url=\([^ ]*\).*/\1/p' "$work/narrow")/v1
+
+if command -v python3 >/dev/null; then
+    cargo build --release --bin mach
+    python3 clients/terminal/check.py target/release/mach demo
+    echo "mach chat on a terminal: passed"
+else
+    echo "mach chat on a terminal: SKIPPED, there is no Python here"
+fi
 
 if python3 -m venv "$work/venv" 2>/dev/null &&
     "$work/venv/bin/pip" install -q -r clients/python/requirements.txt 2>"$work/pip.log"; then

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{archs, bench, convert, generate, serve, synth, trace};
+use crate::commands::{archs, bench, chat, convert, generate, serve, synth, trace};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -20,6 +20,8 @@ pub enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Generate one answer on the terminal
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model on the terminal
+    Chat(Box<chat::ChatArgs>),
     /// Measure speed beside this machine's ceilings
     Bench(bench::BenchArgs),
     /// Record which experts a text uses, and replay that against eviction policies

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use mach::cli::{Command, Mach};
-use mach::commands::{archs, bench, convert, generate, serve, synth, trace};
+use mach::commands::{archs, bench, chat, convert, generate, serve, synth, trace};
 
 fn main() -> ExitCode {
     mach::run(|| {
         match mach::settings::parse::<Mach>(trace::spell_out(std::env::args_os().collect())).command {
             Command::Serve(args) => serve::run(*args),
             Command::Generate(args) => generate::run(*args),
+            Command::Chat(args) => chat::run(*args),
             Command::Bench(args) => bench::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
             Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
             Command::Synth(args) => synth::run(args),

@@ -8,6 +8,7 @@ mod bench_prefix;
 mod bench_serve;
 mod bench_specdec;
 mod bench_stream;
+pub mod chat;
 pub mod convert;
 pub mod generate;
 pub mod serve;
