@@ -64,6 +64,8 @@ pub(crate) struct Clients {
     pub(crate) connections: usize,
     /// Bytes of a head, which is as much as a connection buffers.
     pub(crate) head: usize,
+    /// Bytes that the store of responses takes.
+    pub(crate) store: usize,
 }
 
 impl Requests {
@@ -91,7 +93,10 @@ impl Requests {
         Self {
             account,
             grammars: Self::KEPT + sequences.max(1) * followed,
-            connections: clients.connections.saturating_mul(clients.head + Self::CONNECTION),
+            connections: clients
+                .connections
+                .saturating_mul(clients.head + Self::CONNECTION)
+                .saturating_add(clients.store),
         }
     }
 
@@ -371,7 +376,7 @@ mod tests {
 
     #[test]
     fn requests_are_part_of_it() {
-        let clients = Clients { account: None, connections: 100, head: 64 << 10 };
+        let clients = Clients { account: None, connections: 100, head: 64 << 10, store: 0 };
         let large = Requests::of(clients, Some(20_000 * MB), 8192, 4);
         assert_eq!(
             (large.account, large.grammars, large.connections),

@@ -1,8 +1,8 @@
 //! The command lines of all programs.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{archs, bench, chat, convert, generate, serve, synth, trace};
+use crate::commands::{archs, bench, chat, convert, generate, manual, serve, synth, trace};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -17,8 +17,10 @@ pub struct Mach {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a checkpoint over HTTP
+    #[command(after_help = "The program mach-serve is the same.")]
     Serve(Box<serve::ServeArgs>),
     /// Generate one answer on the terminal
+    #[command(after_help = "The program mach-generate is the same.")]
     Generate(Box<generate::GenerateArgs>),
     /// Talk with a model on the terminal
     Chat(Box<chat::ChatArgs>),
@@ -29,11 +31,16 @@ pub enum Command {
     /// Write a synthetic checkpoint with the shape of a real model
     Synth(synth::SynthArgs),
     /// List the model families, or tell which one a checkpoint is of
+    #[command(after_help = "The program mach-archs is the same.")]
     Archs(archs::ArchsArgs),
     /// Convert a checkpoint to the engine format: laid out weights, one record an expert
     Convert(convert::ConvertArgs),
     /// Write the experts of a checkpoint as records beside its tensors, for streaming
     ExportSidecar(convert::ExportArgs),
+    /// Print what a shell completes the programs' command lines with
+    Completions(manual::CompletionsArgs),
+    /// Print a manual page
+    Man(manual::ManArgs),
 }
 
 /// Serve a checkpoint over HTTP, as OpenAI's API
@@ -61,4 +68,9 @@ pub struct MachArchs {
     /// As those of `mach archs`.
     #[command(flatten)]
     pub args: archs::ArchsArgs,
+}
+
+/// The command lines of all programs, `mach` first.
+pub fn programs() -> Vec<clap::Command> {
+    vec![Mach::command(), MachServe::command(), MachGenerate::command(), MachArchs::command()]
 }

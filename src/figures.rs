@@ -16,7 +16,7 @@ pub(crate) struct Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rate = |n: usize, seconds: f64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
-        let Counts { prompt, cached, completion } = self.counts;
+        let Counts { prompt, cached, completion, reasoning } = self.counts;
         let (prefill, decode) = (self.timings.prefill.as_secs_f64(), self.timings.decode.as_secs_f64());
         let computed = prompt.saturating_sub(cached);
         write!(f, "prompt   {prompt} tokens in {prefill:.3} s: {:.1} tokens/s", rate(computed, prefill))?;
@@ -31,6 +31,10 @@ impl fmt::Display for Figures {
             Ending::Stop | Ending::StopString(_) | Ending::Calls => "stop",
             Ending::Length => "length",
         };
-        writeln!(f, "finished {reason} after {completion} tokens")
+        write!(f, "finished {reason} after {completion} tokens")?;
+        match reasoning {
+            0 => writeln!(f),
+            _ => writeln!(f, ", {reasoning} of them reasoning"),
+        }
     }
 }

@@ -21,5 +21,6 @@ pub mod prefix;
 pub mod settings;
 mod signals;
 mod speech;
+mod store;
 
 pub use exit::{Exit, run};

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use mach::cli::{Command, Mach};
-use mach::commands::{archs, bench, chat, convert, generate, serve, synth, trace};
+use mach::commands::{archs, bench, chat, convert, generate, manual, serve, synth, trace};
 
 fn main() -> ExitCode {
     mach::run(|| {
@@ -17,6 +17,8 @@ fn main() -> ExitCode {
             Command::Archs(args) => archs::run(&args),
             Command::Convert(args) => convert::run(args),
             Command::ExportSidecar(args) => convert::export(args),
+            Command::Completions(args) => manual::completions(&args),
+            Command::Man(args) => manual::man(&args),
         }
     })
 }

@@ -11,6 +11,7 @@ mod bench_stream;
 pub mod chat;
 pub mod convert;
 pub mod generate;
+pub mod manual;
 pub mod serve;
 pub mod synth;
 pub mod trace;

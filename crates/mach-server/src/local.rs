@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use mach_api::turn::{Counts, Ending, Said, Spoken, Turn};
 use mach_api::{ApiError, ErrorKind};
-use mach_engine::{Event, Events, FinishReason, Timings};
+use mach_engine::{Event, Events, FinishReason, TextTokenizer, Timings};
 
 use crate::ChatModel;
+use crate::answer::thought;
 use crate::failure::from_engine;
 use crate::reader::Reader;
 
@@ -36,6 +37,7 @@ pub enum Heard {
 pub struct LocalAnswer {
     events: Events,
     reader: Reader,
+    tokenizer: Arc<TextTokenizer>,
     prompt_tokens: usize,
 }
 
@@ -46,7 +48,7 @@ impl ChatModel {
         let prompt_tokens = prepared.generate.prompt.len();
         let reader = Reader::new(&prepared.reading, Arc::clone(&self.output_stats));
         let events = self.engine.submit(prepared.generate).map_err(|e| from_engine(&e, PROMPT_FIELD))?;
-        Ok(LocalAnswer { events, reader, prompt_tokens })
+        Ok(LocalAnswer { events, reader, tokenizer: Arc::clone(self.engine.tokenizer()), prompt_tokens })
     }
 }
 
@@ -67,14 +69,18 @@ impl LocalAnswer {
         match event {
             Some(Event::Text { choice: 0, text, .. }) => Ok(Heard::Said(self.reader.push(&text))),
             Some(Event::Text { .. }) => Ok(Heard::Said(Vec::new())),
-            Some(Event::Finished { reason, tokens, timings, cached, stopped_by, .. }) => {
+            Some(Event::Finished { reason, tokens, timings, cached, ids, stopped_by, .. }) => {
                 let cut = reason == FinishReason::Length;
                 let said = self.reader.finish(cut);
                 let ending = match (self.reader.spoken().ending(cut), stopped_by) {
                     (Ending::Stop, Some(text)) => Ending::StopString(text),
                     (ending, _) => ending,
                 };
-                let counts = Counts { prompt: self.prompt_tokens, cached, completion: tokens };
+                let reasoning = match self.reader.spoken().reasoning.as_str() {
+                    "" => 0,
+                    text => thought(&self.tokenizer, text, ids.as_deref(), tokens),
+                };
+                let counts = Counts { prompt: self.prompt_tokens, cached, completion: tokens, reasoning };
                 Ok(Heard::Ended { said, ending, counts, timings })
             }
             Some(Event::Failed(error)) => Err(from_engine(&error, PROMPT_FIELD)),
