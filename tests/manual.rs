@@ -55,14 +55,19 @@ fn shells_complete_every_program() {
     // What the shell would offer.
     let offered = |program: &str, words: &str| {
         let script = mach(&["completions", "bash", program]);
-        let function = format!("_{program}");
+        let function = format!("_{}", program.replace('-', "__"));
         let ask = format!(
             "set -- {words}; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
              {function} \"$1\" \"${{@: -1}}\" \"${{@: -2:1}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         );
         let out = Command::new("bash").args(["-c", &format!("{script}\n{ask}")]).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stderr), "", "{program} {words}");
-        String::from_utf8(out.stdout).unwrap().lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        String::from_utf8(out.stdout)
+            .unwrap()
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     assert_eq!(offered("mach", "mach gen"), ["generate"]);
     assert_eq!(offered("mach", "mach chat --regen"), Vec::<String>::new());
