@@ -62,7 +62,7 @@ fn take(answers: &mut Vec<Answer>, event: Event) -> Result<(), EngineError> {
             answers[choice].logprobs.extend(logprobs);
         }
         Event::Finished { reason, tokens, .. } => answers[choice].finish = Some((reason, tokens)),
-        Event::Failed(_) => {}
+        Event::Embedding(_) | Event::Failed(_) => {}
     }
     Ok(())
 }

@@ -163,6 +163,8 @@ impl Answers {
                     info!(prompt_tokens = prompt, completion_tokens = completion, "answered");
                 }
             }
+            // Nobody asks for one here.
+            Event::Embedding(_) => {}
             Event::Failed(error) => return Err(from_engine(&error, self.prompt_field)),
         }
         Ok(())

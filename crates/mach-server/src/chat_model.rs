@@ -309,7 +309,7 @@ impl ChatModel {
             control: &|text| self.control_token(text),
         };
         let grammar = self.grammar(&wanted, job)?;
-        let output = OutputControl { show: Arc::clone(&self.markers), grammar };
+        let output = OutputControl { show: Arc::clone(&self.markers), grammar, ..OutputControl::default() };
         let generate = GenerateRequest { cache: hints, output, ..self.generate(settings, tokens)? };
         let reading = Reading { format: self.output, schemas, start };
         Ok(Prepared { generate, text: Some(text), reading })

@@ -68,7 +68,7 @@ impl LocalAnswer {
     fn heard(&mut self, event: Option<Event>) -> Result<Heard, ApiError> {
         match event {
             Some(Event::Text { choice: 0, text, .. }) => Ok(Heard::Said(self.reader.push(&text))),
-            Some(Event::Text { .. }) => Ok(Heard::Said(Vec::new())),
+            Some(Event::Text { .. } | Event::Embedding(_)) => Ok(Heard::Said(Vec::new())),
             Some(Event::Finished { reason, tokens, timings, cached, ids, stopped_by, .. }) => {
                 let cut = reason == FinishReason::Length;
                 let said = self.reader.finish(cut);
