@@ -20,6 +20,8 @@ client = openai.OpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
 models = client.models.list().data
 model = models[0].id
 assert client.models.retrieve(model).id == model
+# What the package does not know it keeps.
+assert models[0].model_extra["context_window"] == models[0].model_extra["max_model_len"] > 0
 print("ok   models:", [m.id for m in models])
 
 ask = dict(model=model, messages=[{"role": "user", "content": "Hello"}], max_tokens=24, temperature=0)
