@@ -53,6 +53,7 @@ struct Answer {
 fn take(answers: &mut Vec<Answer>, event: Event) -> Result<(), EngineError> {
     let choice = match &event {
         Event::Text { choice, .. } | Event::Finished { choice, .. } => *choice as usize,
+        Event::Embedding(_) => return Ok(()),
         Event::Failed(error) => return Err(error.clone()),
     };
     answers.resize((choice + 1).max(answers.len()), Answer::default());
