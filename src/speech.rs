@@ -103,7 +103,7 @@ impl<W: Write> Speech<W> {
             (Now::Reasoning, Reasoning::Dim) => self.out.write_all(b"\x1b[2m")?,
             (Now::Reasoning, Reasoning::Named) => self.out.write_all(b"(reasoning)\n")?,
             (Now::Content, Reasoning::Named) if before != Now::Nothing => {
-                self.out.write_all(b"(answer)\n")?
+                self.out.write_all(b"(answer)\n")?;
             }
             _ => {}
         }
