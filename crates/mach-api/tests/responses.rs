@@ -100,7 +100,7 @@ fn a_second_turn_of_an_agent_is_understood() {
             "developer: You are Codex.",
             "developer: a|b",
             "user: look",
-            "assistant: [a file]I look. -> exec{\"cmd\":\"ls\"} -> agents__spawn{}",
+            "assistant: [a file]I look. -> exec{\"cmd\":\"ls\"} -> spawn{}",
             "tool(c1): one",
             "tool(c2): two\nthree",
             "assistant: [hm] -> patch{\"input\":\"*** x\"}",
@@ -108,7 +108,7 @@ fn a_second_turn_of_an_agent_is_understood() {
         ]
     );
     let names: Vec<_> = conversation.tools.iter().map(|t| t["function"]["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["exec", "agents__spawn"]);
+    assert_eq!(names, ["exec", "spawn"]);
     assert_eq!(conversation.tools[0]["function"].get("strict"), None);
     assert_eq!(conversation.end, PromptEnd::Turn);
 }
@@ -240,7 +240,7 @@ fn choices_of_tools_in_all_forms() {
         ToolChoice::Function("f".into())
     );
     let grouped = choice(json!({"type": "function", "name": "g", "namespace": "n"}));
-    assert_eq!(grouped.tool_choice, ToolChoice::Function("n__g".into()));
+    assert_eq!(grouped.tool_choice, ToolChoice::Function("g".into()));
     let allowed = json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]});
     assert_eq!(choice(allowed).tool_choice, ToolChoice::Allowed { names: vec!["f".into()], required: true });
     assert_eq!(choice(json!({"type": "custom", "name": "p"})).tool_choice, ToolChoice::Auto);
@@ -293,7 +293,7 @@ fn thinking_and_calling() -> Vec<Part> {
         Part::Reasoning("hm".into()),
         Part::Reasoning("m".into()),
         Part::Content("I look.".into()),
-        Part::CallStart { name: "n__g".into() },
+        Part::CallStart { name: "g".into() },
         Part::Arguments("{\"a\":".into()),
         Part::Arguments(" 1}".into()),
         Part::CallEnd,
@@ -491,7 +491,7 @@ fn a_turn_goes_on_from_one_that_was_kept() {
         {"type": "function_call_output", "call_id": response["output"][2]["call_id"], "output": "r"}]});
     let request = parse_with(&second, &backing).unwrap();
     let told_second = told(&conversation(request));
-    assert_eq!(told_second[..3], ["system: new", "user: one", "assistant: [hmm]I look. -> n__g{\"a\":1}"]);
+    assert_eq!(told_second[..3], ["system: new", "user: one", "assistant: [hmm]I look. -> g{\"a\":1}"]);
     assert!(told_second[3].ends_with("): r"));
     let spoken = |text: &str| {
         let mut spoken = Spoken::default();
@@ -551,4 +551,23 @@ fn a_conversation_is_made_shorter_and_goes_on() {
     let again = CompactionDialect::parse_with(body.as_bytes(), &Limits::default(), &backing).unwrap();
     let again = again.dialect.document(vec![(Spoken::default(), Vec::new(), Ending::Stop)], COUNTS);
     assert_eq!(again["output"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn functions_of_one_name_are_told_apart_by_their_groups() {
+    let group = |name| json!({"type": "namespace", "name": name, "tools": [{"type": "function", "name": "g", "parameters": {}}]});
+    let tools = json!([group("a"), {"type": "function", "name": "f", "parameters": {}}, group("b")]);
+    let called =
+        json!({"type": "function_call", "call_id": "c", "namespace": "b", "name": "g", "arguments": "{}"});
+    let gone =
+        json!({"type": "function_call", "call_id": "d", "namespace": "x", "name": "g", "arguments": "{}"});
+    let body = json!({"tools": tools, "input": [{"role": "user", "content": "q"}, called, gone]});
+    let conversation = conversation(parse(&body).unwrap());
+    let names: Vec<_> = conversation.tools.iter().map(|t| t["function"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a__g", "f", "b__g"]);
+    assert_eq!(told(&conversation)[1], "assistant:  -> b__g{} -> x__g{}");
+    let parts = vec![Part::CallStart { name: "b__g".into() }, Part::Arguments("{}".into()), Part::CallEnd];
+    let events = stream(begin(&body, &Backing::none()), parts, Ending::Calls);
+    let item = &events.last().unwrap()["response"]["output"][0];
+    assert_eq!((&item["namespace"], &item["name"]), (&json!("b"), &json!("g")));
 }
