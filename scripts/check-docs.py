@@ -49,7 +49,7 @@ def missing_in_readme():
     for crate in sorted(path.name for path in (ROOT / "crates").iterdir() if (path / "Cargo.toml").is_file()):
         if f"`crates/{crate}`" not in text:
             yield f"README.md: crates/{crate} is not named"
-    commands = (ROOT / "src/bin/mach.rs").read_text().split("enum Command {")[1].split("}")[0]
+    commands = (ROOT / "src/cli.rs").read_text().split("enum Command {")[1].split("}")[0]
     for variant in re.findall(r"^    (\w+)\(", commands, re.M):
         command = re.sub(r"(?<!^)(?=[A-Z])", "-", variant).lower()
         if f"mach {command}" not in text:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` and `anthropic` packages for
-# Python and Node, what builds on them, OpenCode, Codex, and Claude Code. What cannot be installed here is skipped with a line that
-# says so.
+# Python and Node, what builds on them, OpenCode, Codex, and Claude Code; `mach chat` is driven through a terminal. What cannot be
+# installed here is skipped with a line that says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
@@ -35,8 +35,11 @@ roomy=$(address wide "$wide")/v1
 if command -v python3 >/dev/null; then
     python3 clients/agents/replay.py "$(address small "$small")"
     echo "agents' sessions: passed"
+    cargo build --release --bin mach
+    python3 clients/terminal/check.py target/release/mach demo
+    echo "mach chat on a terminal: passed"
 else
-    echo "agents' sessions: SKIPPED, there is no Python"
+    echo "agents' sessions, mach chat on a terminal: SKIPPED, there is no Python here"
 fi
 
 if python3 -m venv "$work/venv" 2>/dev/null &&

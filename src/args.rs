@@ -204,9 +204,9 @@ pub struct ConfigArgs {
 /// What is logged, and how. Logs go to stderr.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// Least severe level that is logged
-    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
-    pub log_level: LogLevel,
+    /// Least severe level that is logged; info if not given (for generate and chat: error, and info with -v)
+    #[arg(long, value_enum)]
+    pub log_level: Option<LogLevel>,
 
     /// Form of the log lines
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn requests_are_part_of_it() {
-        let clients = Clients { account: None, connections: 100, head: 64 << 10 };
+        let clients = Clients { account: None, connections: 100, head: 64 << 10, store: 0 };
         let large = Requests::of(clients, Some(20_000 * MB), 8192, 4);
         assert_eq!(
             (large.account, large.grammars, large.connections),

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::{self, Bounds, Budget, Clients, Needs, Requests};
-use crate::signals::Signal;
+use crate::signals::{Signal, Signals};
 
 /// Time that the probe of the drive may take.
 const PROBE: Duration = Duration::from_millis(300);
@@ -242,7 +242,9 @@ pub(crate) fn prepare(
             (options, Residency::Bf16Streaming, 0, None)
         }
         _ => {
-            let drive = drive(checkpoint, args)?;
+            // Those who look at startup signals are the operators of servers.
+            let red = if beside.clients.is_some() { Signals::Stdout } else { Signals::Nowhere };
+            let drive = drive(checkpoint, args, red)?;
             (drive.options, drive.residency, drive.depth, Some(drive.signal))
         }
     };
@@ -323,8 +325,8 @@ struct Drive {
     signal: Signal,
 }
 
-/// Opens the sidecar, checks a sample of its records, and finds the best way to read it.
-fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
+/// Opens the sidecar, checks a sample of its records, and finds the best way to read it. A red flag goes to `red`.
+fn drive(checkpoint: &Checkpoint, args: &ExpertArgs, red: Signals) -> Result<Drive, Exit> {
     let present = checkpoint.dir().join(MANIFEST_FILE).exists();
     let started = Instant::now();
     let opened = Sidecar::open(checkpoint).and_then(|sidecar| {
@@ -371,7 +373,7 @@ fn drive(checkpoint: &Checkpoint, args: &ExpertArgs) -> Result<Drive, Exit> {
             })
         }
         Err(error) => {
-            signal(false, "missing").emit();
+            signal(false, "missing").emit_to(red);
             Err(Exit::input(format!("--streaming: {error}; {}", way_out(checkpoint, &error))))
         }
     }

@@ -4,10 +4,13 @@
 //! variables are read nowhere else ([`settings`]).
 
 pub mod args;
+pub mod asking;
 mod budget;
+pub mod cli;
 pub mod commands;
 mod exit;
 pub mod experts;
+mod figures;
 pub mod host;
 mod identity;
 mod loading;
@@ -17,6 +20,7 @@ pub mod output;
 pub mod prefix;
 pub mod settings;
 mod signals;
+mod speech;
 mod store;
 
 pub use exit::{Exit, run};

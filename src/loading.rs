@@ -20,7 +20,7 @@ use crate::args::ModelConfig;
 use crate::budget::{Budget, Clients};
 use crate::experts::{Beside, Prepared};
 use crate::identity::{Identity, WeightFiles};
-use crate::signals::Signal;
+use crate::signals::{Signal, Signals};
 
 /// A checkpoint whose files have been read and checked, weights aside.
 #[derive(Debug)]
@@ -130,10 +130,8 @@ impl Opened {
     ) -> Result<ChatModel, Exit> {
         let started = Instant::now();
         let Prepared { load, budget, residency, signals } = self.budget(&engine)?;
-        if report.signals {
-            signals.into_iter().for_each(Signal::emit);
-        }
-        let mut model = self.weights(&load, progress)?;
+        signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
+        let mut model = self.weights(&load, report, progress)?;
         let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
         let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
         let settings = self.settings(engine, &budget, draft, &decoding);
@@ -142,13 +140,14 @@ impl Opened {
         let engine = Engine::start(model, tokenizer, settings.clone()).map_err(Exit::failure)?;
         self.settle_identity(&engine, &settings);
         let defaults = SamplingParams::defaults(self.checkpoint.generation(), 0);
-        if report.signals {
-            self.model_signal(&names, &card).emit();
-            self.engine_signal(&engine, &settings).emit();
-            prefix_signal(settings.prefix.as_ref()).emit();
-            decoding_signal(&decoding, draft_bytes).emit();
-            self.sampling_signal(&defaults).emit();
-        }
+        let signals = [
+            self.model_signal(&names, &card),
+            self.engine_signal(&engine, &settings),
+            prefix_signal(settings.prefix.as_ref()),
+            decoding_signal(&decoding, draft_bytes),
+            self.sampling_signal(&defaults),
+        ];
+        signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         let arch = Some(self.checkpoint.family().card());
         let serving = Serving { backend: "production", arch, residency };
@@ -177,9 +176,10 @@ impl Opened {
     fn weights(
         &self,
         load: &LoadOptions,
+        report: &Report,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn Model>, Exit> {
-        let mut display = Display::new(&self.config.checkpoint);
+        let mut display = Display::new(&self.config.checkpoint, report.bar);
         let model = mach_cpu::load(&self.checkpoint, load, &mut |p| {
             display.update(p);
             progress(p);
@@ -357,8 +357,10 @@ fn prefix_signal(config: Option<&PrefixConfig>) -> Signal {
 /// What loading tells the operator.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Report {
-    /// Startup signals on stdout.
-    pub(crate) signals: bool,
+    /// Where startup signals go.
+    pub(crate) signals: Signals,
+    /// Whether a terminal shows how far the weights are.
+    pub(crate) bar: bool,
 }
 
 /// A progress bar on a terminal, a log line now and then otherwise.
@@ -370,8 +372,8 @@ struct Display {
 impl Display {
     const LOG_EVERY: Duration = Duration::from_secs(2);
 
-    fn new(checkpoint: &Path) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    fn new(checkpoint: &Path, bar: bool) -> Self {
+        let bar = (bar && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
             let template = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}";
             if let Ok(style) = ProgressStyle::with_template(template) {

@@ -6,9 +6,9 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{LogArgs, LogFormat, LogLevel};
 
-/// Installs the log subscriber; a second call changes nothing.
-pub(crate) fn init(args: &LogArgs) {
-    let level = match args.log_level {
+/// Installs the log subscriber for the level that was asked for, or else the `usual` one; a second call changes nothing.
+pub(crate) fn init(args: &LogArgs, usual: LogLevel) {
+    let level = match args.log_level.unwrap_or(usual) {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,

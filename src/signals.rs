@@ -1,7 +1,18 @@
-//! Startup signals: one line of `key=value` pairs each, on stdout, for operators and scripts to read.
+//! Startup signals: one line of `key=value` pairs each, for operators and scripts to read; on stdout, unless that is for answers.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+
+/// Where signals go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signals {
+    /// Nobody reads them.
+    Nowhere,
+    /// The usual place.
+    Stdout,
+    /// Beside the logs, where stdout is for answers.
+    Stderr,
+}
 
 /// A line in the making: `startup TOPIC key=value ...`.
 #[derive(Debug)]
@@ -38,9 +49,18 @@ impl Signal {
         self
     }
 
-    /// Writes the line. A closed stdout is no reason to stop.
+    /// Writes the line to stdout. A closed one is no reason to stop.
     pub(crate) fn emit(self) {
-        let mut out = std::io::stdout().lock();
+        self.emit_to(Signals::Stdout);
+    }
+
+    /// Writes the line where signals go.
+    pub(crate) fn emit_to(self, signals: Signals) {
+        let mut out: Box<dyn std::io::Write> = match signals {
+            Signals::Nowhere => return,
+            Signals::Stdout => Box::new(std::io::stdout().lock()),
+            Signals::Stderr => Box::new(std::io::stderr().lock()),
+        };
         let _ = writeln!(out, "{}", self.line);
         let _ = out.flush();
     }

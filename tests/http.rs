@@ -20,7 +20,21 @@ fn models_health_and_unknown_routes() {
     let models = server.get("/v1/models").json();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("demo")));
     assert_eq!(models["data"][0]["max_model_len"], 8192);
-    assert_eq!(server.get("/v1/models/demo").json()["object"], "model");
+    assert_eq!(server.get("/v1/models/demo").json(), models["data"][0]);
+    // What its template, its context and its files tell.
+    let capabilities = &models["data"][0]["capabilities"];
+    for (name, value) in [
+        ("type", json!("chat")),
+        ("family", json!("qwen3_5_moe")),
+        ("tools", json!(true)),
+        ("reasoning", json!(false)),
+        ("images", json!(false)),
+    ] {
+        assert_eq!(capabilities[name], value, "{name}");
+    }
+    let codex = &models["models"][0];
+    assert_eq!((&codex["slug"], &codex["context_window"]), (&json!("demo"), &json!(8192)));
+    assert_eq!(codex["supported_reasoning_levels"], json!([]), "the template takes no effort");
     assert_eq!(server.get("/health").json()["status"], "ok");
 
     for (answer, status, code) in [

@@ -7,33 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{DEMO, Server, command, value};
+use common::{DEMO, Server, command, demo_copy, value};
 use serde_json::json;
 
 fn line<'a>(server: &'a Server, begins: &str) -> &'a str {
     let found = server.signals.iter().find(|line| line.starts_with(begins));
     found.unwrap_or_else(|| panic!("no line `{begins}`: {:#?}", server.signals))
-}
-
-/// A copy of the demo whose large files are links; `plain` names files that are copied, to be damaged.
-fn demo_copy(plain: &[&str]) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path, plain: &[&str]) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-            let (source, target) = (entry.path(), to.join(entry.file_name()));
-            let name = entry.file_name().into_string().unwrap();
-            if source.is_dir() {
-                copy(&source, &target, plain);
-            } else if plain.contains(&name.as_str()) {
-                std::fs::copy(&source, &target).unwrap();
-            } else {
-                std::os::unix::fs::symlink(&source, &target).unwrap();
-            }
-        }
-    }
-    let dir = tempfile::tempdir().unwrap();
-    copy(Path::new(DEMO), dir.path(), plain);
-    dir
 }
 
 /// Starts what cannot start: exit code, standard output, standard error.

@@ -97,6 +97,11 @@ for await (const chunk of await client.completions.create({ ...prompt, stream: t
 assert.equal(pieces, plain);
 console.log("ok   completions");
 
+const vectors = (await client.embeddings.create({ model, input: ["A dog runs.", "A puppy runs."] })).data;
+assert.deepEqual(vectors.map((vector) => vector.index), [0, 1]);
+assert(Math.abs(vectors[0].embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-5);
+console.log("ok   embeddings:", vectors[0].embedding.length, "values");
+
 const story = { ...ask, max_tokens: 5000, ignore_eos: true };
 await assert.rejects(client.chat.completions.create(story, { timeout: 50 }), OpenAI.APIConnectionTimeoutError);
 console.log("ok   timeout");

@@ -20,6 +20,8 @@ client = openai.OpenAI(base_url=sys.argv[1], api_key="any", max_retries=0)
 models = client.models.list().data
 model = models[0].id
 assert client.models.retrieve(model).id == model
+# What the package does not know it keeps.
+assert models[0].model_extra["context_window"] == models[0].model_extra["max_model_len"] > 0
 print("ok   models:", [m.id for m in models])
 
 ask = dict(model=model, messages=[{"role": "user", "content": "Hello"}], max_tokens=24, temperature=0)
@@ -175,6 +177,13 @@ assert prompt["prompt"] + "".join(pieces) == plain
 both = client.completions.create(**{**prompt, "prompt": [prompt["prompt"], [1, 2, 3]], "logprobs": 2})
 assert [c.index for c in both.choices] == [0, 1] and len(both.choices[0].logprobs.tokens) > 0
 print("ok   completions")
+
+# The package asks for base64 and makes numbers of it.
+vectors = client.embeddings.create(model=model, input=["A dog runs.", "A puppy runs."]).data
+again = client.embeddings.create(model=model, input="A dog runs.", encoding_format="float").data[0].embedding
+assert [v.index for v in vectors] == [0, 1] and abs(sum(x * x for x in again) - 1) < 1e-5
+assert max(abs(a - b) for a, b in zip(vectors[0].embedding, again, strict=True)) < 1e-7
+print("ok   embeddings:", len(again), "values")
 
 raw = client.chat.completions.with_raw_response.create(**ask, extra_headers={"X-Request-Id": "check-1"})
 assert raw.headers["x-request-id"] == "check-1" and raw.headers["x-decode-mode"]

@@ -2,17 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::Parser as _;
+use mach::cli::MachArchs;
 use mach::commands::archs;
 
-/// List the model families, or tell which one a checkpoint is of
-#[derive(Debug, Parser)]
-#[command(name = "mach-archs", version)]
-struct Cli {
-    #[command(flatten)]
-    args: archs::ArchsArgs,
-}
-
 fn main() -> ExitCode {
-    mach::run(|| archs::run(&Cli::parse().args))
+    mach::run(|| archs::run(&MachArchs::parse().args))
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::Exit;
 use crate::args::ModelArgs;
 use crate::loading::{Opened, Report};
+use crate::signals::Signals;
 
 /// Arguments of `mach bench grammar`.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +38,9 @@ pub(super) fn run(args: GrammarArgs) -> Result<()> {
     }
     let (name, output) = (opened.default_name(), opened.output_format());
     let config = EngineConfig::default();
-    let model = opened.load(config, vec![name], &Report { signals: false }, &mut |_| ()).map_err(plain)?;
+    let model = opened
+        .load(config, vec![name], &Report { signals: Signals::Nowhere, bar: true }, &mut |_| ())
+        .map_err(plain)?;
     let model = model.with_output(output);
     let plan = GrammarPlan { max_tokens: args.max_tokens, reps: args.reps };
     let rows = measure_grammars(&model, plan)?;

@@ -10,6 +10,7 @@ use mach_specdec::policy::Blocks;
 use crate::Exit;
 use crate::args::ModelArgs;
 use crate::loading::{Opened, Report, load_draft};
+use crate::signals::Signals;
 use mach_bench::Machine;
 use mach_bench::specdec::{
     AnswersPlan, SpecdecReport, VerifyPlan, measure_answers, measure_draft, measure_verify,
@@ -80,7 +81,12 @@ pub(super) fn run(args: SpecdecArgs) -> Result<()> {
         };
         let name = opened.default_name();
         let model = opened
-            .load(EngineConfig::default(), vec![name], &Report { signals: false }, &mut |_| ())
+            .load(
+                EngineConfig::default(),
+                vec![name],
+                &Report { signals: Signals::Nowhere, bar: true },
+                &mut |_| (),
+            )
             .map_err(plain)?;
         let progress = std::io::stderr().is_terminal();
         let mut tell = |line: &str| {

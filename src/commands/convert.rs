@@ -11,7 +11,7 @@ use mach_quant::Bits;
 use tracing::info;
 
 use crate::Exit;
-use crate::args::LogArgs;
+use crate::args::{LogArgs, LogLevel};
 
 /// Arguments of `mach convert`.
 #[derive(Debug, Clone, Args)]
@@ -56,7 +56,7 @@ pub struct ExportArgs {
 
 /// Runs `mach convert`.
 pub fn run(args: ConvertArgs) -> Result<(), Exit> {
-    crate::logging::init(&args.log);
+    crate::logging::init(&args.log, LogLevel::Info);
     let source = Checkpoint::open(&args.source).map_err(Exit::input)?;
     let quantize = args.bits.map(|bits| Quantize { bits, group: args.group });
     let options = ConvertOptions { out: args.out.clone(), quantize, threads: args.threads };
@@ -69,7 +69,7 @@ pub fn run(args: ConvertArgs) -> Result<(), Exit> {
 
 /// Runs `mach export-sidecar`.
 pub fn export(args: ExportArgs) -> Result<(), Exit> {
-    crate::logging::init(&args.log);
+    crate::logging::init(&args.log, LogLevel::Info);
     let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Exit::input)?;
     let bar = Bar::new("writing experts");
     let report =

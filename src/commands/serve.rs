@@ -14,13 +14,13 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use crate::Exit;
-use crate::args::{ConfigArgs, LogArgs, ModelArgs};
+use crate::args::{ConfigArgs, LogArgs, LogLevel, ModelArgs};
 use crate::budget::Clients;
 use crate::host::Host;
 use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
-use crate::signals::Signal;
+use crate::signals::{Signal, Signals};
 use crate::store::{Place, StoreArgs};
 
 /// Arguments of `mach serve`.
@@ -295,7 +295,7 @@ const BLOCKING_THREADS: usize = 64;
 /// Runs the command.
 pub fn run(args: ServeArgs) -> Result<(), Exit> {
     let mut config = validate(&args)?;
-    crate::logging::init(&args.log);
+    crate::logging::init(&args.log, LogLevel::Info);
     let asked = match (args.continuous_batching, args.no_continuous_batching) {
         (true, _) => Some(true),
         (_, true) => Some(false),
@@ -373,7 +373,7 @@ fn load_on_thread(
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let readiness = Arc::clone(readiness);
     let work = move || {
-        let result = opened.load(engine, names, &Report { signals: true }, &mut |p| {
+        let result = opened.load(engine, names, &Report { signals: Signals::Stdout, bar: true }, &mut |p| {
             readiness.progress(p.bytes_done, p.bytes_total);
         });
         let result = result.and_then(|model| {

@@ -5,13 +5,14 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Command};
 
-/// The argument of a flag's name or alias; a positional one goes by its own name.
+/// The argument of a flag's name or alias; the first positional one goes by its own name. Further ones are no settings: they would
+/// stand before the user's own.
 pub(super) fn find<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|argument| {
         let aliases = argument.get_all_aliases().unwrap_or_default();
         match argument.get_long() {
             Some(long) => long == flag || aliases.contains(&flag),
-            None => argument.is_positional() && argument.get_id().as_str() == flag,
+            None => argument.get_index() == Some(1) && argument.get_id().as_str() == flag,
         }
     })
 }

@@ -129,12 +129,39 @@ pub(crate) fn command(checkpoint: &std::path::Path, arguments: &[&str]) -> Comma
         })
         .args(arguments)
         .stdout(Stdio::piped());
+    clean(&mut command);
+    command
+}
+
+/// Takes the settings of this process's environment away from a command.
+pub(crate) fn clean(command: &mut Command) -> &mut Command {
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("MACH_") || name.starts_with("LME_"))
     {
         command.env_remove(name);
     }
     command
+}
+
+/// A copy of the demo whose large files are links; `plain` names files that are copied, to be damaged.
+pub(crate) fn demo_copy(plain: &[&str]) -> tempfile::TempDir {
+    fn copy(from: &std::path::Path, to: &std::path::Path, plain: &[&str]) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let (source, target) = (entry.path(), to.join(entry.file_name()));
+            let name = entry.file_name().into_string().unwrap();
+            if source.is_dir() {
+                copy(&source, &target, plain);
+            } else if plain.contains(&name.as_str()) {
+                std::fs::copy(&source, &target).unwrap();
+            } else {
+                std::os::unix::fs::symlink(&source, &target).unwrap();
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    copy(std::path::Path::new(DEMO), dir.path(), plain);
+    dir
 }
 
 /// What becomes true soon.

@@ -110,6 +110,15 @@ impl Fields {
         ApiError::field(self.path(name), reason)
     }
 
+    /// A complaint about a part whose type is none that the model reads.
+    pub(crate) fn unread(&self, kind: &str, supported: &str) -> ApiError {
+        let kind: String = kind.chars().take(40).collect();
+        self.error(
+            "type",
+            format!("`{kind}` is not supported: this model reads text; supported are {supported}"),
+        )
+    }
+
     /// Removes a field; `null` is absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|v| !v.is_null())

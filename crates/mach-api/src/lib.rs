@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 mod error;
 mod fields;
 mod json;
@@ -23,7 +24,7 @@ pub mod turn;
 pub use chat::{ChatRequest, Message};
 pub use completions::CompletionRequest;
 pub use error::{ApiError, ErrorKind};
-pub use models::{ModelCard, ModelList};
+pub use models::{CodexModel, ModelCard, ModelFacts, ModelList};
 pub use notes::{Notes, UnknownFields};
 pub use responses::Keep;
 pub use template::{ChatTemplate, TemplateError};

@@ -96,6 +96,7 @@ fn bytes_of(event: &Event) -> usize {
         + match event {
             Event::Text { text, logprobs, .. } => text.len() + logprobs.iter().map(logprob).sum::<usize>(),
             Event::Finished { ids, .. } => ids.as_ref().map_or(0, |ids| size_of_val(ids.as_slice())),
+            Event::Embedding(values) => size_of_val(values.as_slice()),
             Event::Failed(_) => 0,
         }
 }

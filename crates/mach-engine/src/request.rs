@@ -44,6 +44,9 @@ pub struct OutputControl {
     pub show: Arc<[u32]>,
     /// What it is held to.
     pub grammar: Option<Grammar>,
+    /// There is no answer: what the model makes of the prompt is wanted, [`Event::Embedding`]. Such a prompt is computed as a whole,
+    /// whatever the prefix cache holds, and leaves nothing there.
+    pub embedding: bool,
 }
 
 /// What the prefix cache should know of a prompt.
@@ -114,6 +117,8 @@ pub enum Event {
         /// Log probabilities of the tokens that became visible, if asked for.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The hidden state `[hidden]` of the prompt's last token, behind the final norm, where that was asked for.
+    Embedding(Vec<f32>),
     /// A choice is complete.
     Finished {
         /// Which choice.

@@ -38,6 +38,8 @@ pub(crate) struct Sequence {
     pub(crate) limit: usize,
     stop_ids: Arc<[u32]>,
     logprobs: Option<usize>,
+    /// There is no answer, only what the model makes of the prompt.
+    pub(crate) embeds: bool,
     sampler: Sampler,
     guide: Option<Guide>,
     text: TextStream<TokenLogprob>,
@@ -99,6 +101,7 @@ impl Sequence {
             limit: origin.limit,
             stop_ids: origin.stop_ids,
             logprobs: request.logprobs,
+            embeds: request.output.embedding,
             sampler: Sampler::new(sampling, &request.prompt),
             guide: request.output.grammar.as_ref().map(Guide::new),
             text: TextStream::new(request.stop.clone(), Arc::clone(&request.output.show)),
@@ -136,6 +139,12 @@ impl Sequence {
 
     /// Ends a sequence that was to compute its prompt alone.
     pub(crate) fn finish_warm(&mut self) {
+        self.finish(FinishReason::Stop);
+    }
+
+    /// Ends a sequence whose prompt was to become an embedding.
+    pub(crate) fn finish_embedding(&mut self, values: &[f32]) {
+        self.events.send(Event::Embedding(values.to_vec()));
         self.finish(FinishReason::Stop);
     }
 

@@ -66,7 +66,7 @@ impl Proposers {
             PolicySpec::Off => usual,
             _ => request.policy.unwrap_or(usual),
         };
-        if blocks.policy == PolicySpec::Off {
+        if blocks.policy == PolicySpec::Off || request.output.embedding {
             return Speculator::default();
         }
         let lane = |proposer: Box<dyn Proposer>, most| {

@@ -53,6 +53,7 @@ struct Answer {
 fn take(answers: &mut Vec<Answer>, event: Event) -> Result<(), EngineError> {
     let choice = match &event {
         Event::Text { choice, .. } | Event::Finished { choice, .. } => *choice as usize,
+        Event::Embedding(_) => return Ok(()),
         Event::Failed(error) => return Err(error.clone()),
     };
     answers.resize((choice + 1).max(answers.len()), Answer::default());
@@ -62,7 +63,7 @@ fn take(answers: &mut Vec<Answer>, event: Event) -> Result<(), EngineError> {
             answers[choice].logprobs.extend(logprobs);
         }
         Event::Finished { reason, tokens, .. } => answers[choice].finish = Some((reason, tokens)),
-        Event::Failed(_) => {}
+        Event::Embedding(_) | Event::Failed(_) => {}
     }
     Ok(())
 }

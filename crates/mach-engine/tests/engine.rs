@@ -61,6 +61,7 @@ fn collect(mut events: Events, choices: usize) -> Result<Vec<Answer>, EngineErro
             Event::Finished { choice, reason, tokens, .. } => {
                 answers[choice as usize].finish = Some((reason, tokens));
             }
+            Event::Embedding(_) => {}
             Event::Failed(error) => return Err(error),
         }
     }

@@ -59,6 +59,7 @@ fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
             Event::Finished { choice, reason, tokens, .. } => {
                 answers[choice as usize].finish = Some((reason, tokens));
             }
+            Event::Embedding(_) => {}
             Event::Failed(error) => panic!("{error}"),
         }
     }

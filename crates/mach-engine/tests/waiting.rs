@@ -120,6 +120,7 @@ fn an_answer_that_nobody_reads_is_given_up() {
         match event {
             Event::Text { logprobs, .. } => tokens += logprobs.len(),
             Event::Finished { .. } => break,
+            Event::Embedding(_) => {}
             Event::Failed(error) => panic!("{error}"),
         }
     }

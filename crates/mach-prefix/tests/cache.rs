@@ -115,7 +115,7 @@ fn the_end_of_a_conversation_that_goes_on_stays() {
     let run = |told: bool| {
         let cache = open(None, false, |c| (c.max_bytes, c.max_entries) = (1000 * bytes, 10));
         let root = cache.root(None);
-        let keep = |seed: u32, length: u32, session: u8, kind: Kind| {
+        let keep = |seed: u32, length: usize, session: u8, kind: Kind| {
             let tokens = tokens(seed, length);
             let image = common::image(&tokens, false, false);
             let turn = told.then(|| cache.turn([session; 32]));
@@ -123,7 +123,7 @@ fn the_end_of_a_conversation_that_goes_on_stays() {
         };
         let mut found = 0;
         for round in 0..6 {
-            let length = 400 + 10 * round;
+            let length = 400 + 10 * round as usize;
             keep(0, length, 0, Kind::PromptEnd);
             for other in 0..6 {
                 let seed = 1 + round * 6 + other;

@@ -163,6 +163,8 @@ impl Answers {
                     info!(prompt_tokens = prompt, completion_tokens = completion, "answered");
                 }
             }
+            // Nobody asks for one here.
+            Event::Embedding(_) => {}
             Event::Failed(error) => return Err(from_engine(&error, self.prompt_field)),
         }
         Ok(())
@@ -236,7 +238,7 @@ fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> Toke
 
 /// Tokens of an answer that the model said to itself: those that begin before its thoughts end. Where they cannot be told one by
 /// one, those that the text has by itself.
-fn thought(tokenizer: &TextTokenizer, reasoning: &str, ids: Option<&[u32]>, all: usize) -> usize {
+pub(crate) fn thought(tokenizer: &TextTokenizer, reasoning: &str, ids: Option<&[u32]>, all: usize) -> usize {
     let (mut text, mut starts) = (Vec::new(), Vec::new());
     for &id in ids.unwrap_or_default() {
         starts.push(text.len());

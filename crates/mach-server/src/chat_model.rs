@@ -7,7 +7,7 @@ use mach_api::chat::{Settings, SpeculationPreset, ToolChoice};
 use mach_api::output::grammar::{OwnGrammar, Wanted, grammar};
 use mach_api::output::{OutputFormat, ReasoningStart, ToolSchemas};
 use mach_api::turn::{Conversation, Input, Turn};
-use mach_api::{ApiError, ChatTemplate, ErrorKind, ModelCard, TemplateError};
+use mach_api::{ApiError, ChatTemplate, ErrorKind, ModelFacts, ModelList, TemplateError};
 use mach_checkpoint::{Checkpoint, CheckpointError};
 use mach_engine::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarText, OwnText};
 use mach_engine::{
@@ -200,10 +200,20 @@ impl ChatModel {
         Ok(ids)
     }
 
-    /// Model cards, one a name.
-    pub fn cards(&self) -> impl Iterator<Item = ModelCard> {
-        let context = self.engine.facts().context;
-        self.names.iter().map(move |name| ModelCard::new(name, self.created, context))
+    /// What is served, by every name.
+    pub fn list(&self) -> ModelList {
+        let arch = self.serving.as_ref().and_then(|serving| serving.arch.as_ref());
+        let effort = |templates: &Templates| templates.source().contains("reasoning_effort");
+        let facts = ModelFacts {
+            created: self.created,
+            context: self.engine.facts().context,
+            family: arch.map(|card| card.model_type.to_owned()),
+            chat: self.templates.is_some(),
+            tools: self.output.tools.is_some(),
+            reasoning: self.output.reasoning.is_some(),
+            effort: self.templates.as_ref().is_some_and(effort),
+        };
+        ModelList::new(&self.names, &facts)
     }
 
     /// The name that an answer carries: the one asked for, or the first.
@@ -307,7 +317,7 @@ impl ChatModel {
             control: &|text| self.control_token(text),
         };
         let grammar = self.grammar(&wanted, job)?;
-        let output = OutputControl { show: Arc::clone(&self.markers), grammar };
+        let output = OutputControl { show: Arc::clone(&self.markers), grammar, ..OutputControl::default() };
         let generate = GenerateRequest { cache: hints, output, ..self.generate(settings, tokens)? };
         let reading = Reading { format: self.output, schemas, start };
         Ok(Prepared { generate, text: Some(text), reading })

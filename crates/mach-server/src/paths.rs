@@ -4,8 +4,17 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
 
 /// Routes below `/v1`, by how they begin.
-const BELOW_V1: [&str; 8] =
-    ["chat/completions", "completions", "responses", "messages", "models", "capabilities", "stats", "cache"];
+const BELOW_V1: [&str; 9] = [
+    "chat/completions",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "models",
+    "capabilities",
+    "stats",
+    "cache",
+];
 
 /// Rewrites the path of a request to that of a route: doubled slashes and a slash at the end go, `/v1` comes where it is
 /// missing and stands once where it is doubled. Other paths stay.
@@ -91,6 +100,6 @@ mod tests {
     fn a_strange_prefix_gets_a_hint() {
         assert_eq!(meant("/api/v1/chat/completions").as_deref(), Some("/v1/chat/completions"));
         assert_eq!(meant("/openai/models/x").as_deref(), Some("/v1/models/x"));
-        assert_eq!(meant("/v1/embeddings"), None);
+        assert_eq!(meant("/v1/rerank"), None);
     }
 }

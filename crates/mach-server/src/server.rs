@@ -163,6 +163,7 @@ fn router(shared: Arc<Shared>) -> Router {
     let generating = Router::new()
         .route("/v1/chat/completions", post(routes::chat_completions))
         .route("/v1/completions", post(routes::completions))
+        .route("/v1/embeddings", post(routes::embeddings))
         .route("/v1/responses", post(routes::responses))
         .route("/v1/responses/compact", post(routes::compact_response))
         .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time));

@@ -94,6 +94,7 @@ fn ask(model: &ChatModel, mut fields: Value) -> (Vec<Part>, FinishReason, String
                 parser.finish(reason == FinishReason::Length, &mut parts);
                 return (parts, reason, all);
             }
+            Event::Embedding(_) => {}
             Event::Failed(error) => panic!("{error}: {all}"),
         }
     }

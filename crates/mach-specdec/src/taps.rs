@@ -1,4 +1,4 @@
-//! Hidden states of chosen layers, as drafts want them.
+//! Hidden states as drafts want them, of chosen layers, and as embeddings are made of, behind the final norm.
 
 use std::ops::Range;
 
@@ -10,12 +10,25 @@ pub struct Taps {
     layers: Vec<usize>,
     hidden: usize,
     features: Vec<f32>,
+    wants_normed: bool,
+    normed: Vec<f32>,
 }
 
 impl Taps {
     /// For these layers (0 is the first layer's output), in this order, of a model of width `hidden`.
     pub fn new(layers: &[usize], hidden: usize) -> Self {
-        Taps { layers: layers.to_vec(), hidden, features: Vec::new() }
+        Taps { layers: layers.to_vec(), hidden, ..Taps::default() }
+    }
+
+    /// Whether the next passes are to bring what comes after the final norm.
+    pub fn want_normed(&mut self, wanted: bool) {
+        self.wants_normed = wanted;
+        self.normed.clear();
+    }
+
+    /// After the final norm `[hidden]`, of the row with the logits of this index; `None` if it was not wanted.
+    pub fn normed(&self, index: usize) -> Option<&[f32]> {
+        self.normed.get(index * self.hidden..(index + 1) * self.hidden).filter(|row| !row.is_empty())
     }
 
     /// Values of a row.
@@ -31,7 +44,13 @@ impl Taps {
 
 impl Observer for Taps {
     fn wants(&self) -> Wants {
-        Wants { hidden: Hidden::At(self.layers.iter().map(|layer| layer + 1).collect()), ..Wants::default() }
+        let hidden = Hidden::At(self.layers.iter().map(|layer| layer + 1).collect());
+        Wants { hidden, last_norm: self.wants_normed, ..Wants::default() }
+    }
+
+    fn last_norm(&mut self, rows: &[f32]) {
+        self.normed.clear();
+        self.normed.extend_from_slice(rows);
     }
 
     fn hidden(&mut self, index: usize, rows: &[f32]) {

@@ -30,6 +30,14 @@ pub(super) fn parse(
     }
 }
 
+/// The parts that a message may have.
+fn supported(role: Role) -> &'static str {
+    match role {
+        Role::Assistant => "text, refusal and thinking",
+        _ => "text, input_text and output_text",
+    }
+}
+
 /// Whether a list holds no parts but a tool's result.
 fn is_data(list: &[Value]) -> bool {
     !list.is_empty() && list.iter().all(|item| !item.is_string() && item.get("type").is_none())
@@ -64,10 +72,7 @@ fn parts(message: &Fields, role: Role, list: Vec<Value>) -> Result<(Content, Opt
                 thoughts.extend(said);
             }
             ("redacted_thinking", Role::Assistant) => {}
-            _ => {
-                let kind: String = kind.chars().take(40).collect();
-                return Err(fields.error("type", format!("`{kind}` parts are not supported, only `text`")));
-            }
+            _ => return Err(fields.unread(&kind, supported(role))),
         }
     }
     let thoughts = thoughts.join("\n");

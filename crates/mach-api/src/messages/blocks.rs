@@ -9,8 +9,11 @@ use crate::{ApiError, chat::tool_call_id};
 /// How the line begins with which a client names itself; it may be another with every request.
 const CLIENT_HEADER: &str = "x-anthropic-billing-header:";
 
-/// What is refused in its place says this.
-const TEXT_ONLY: &str = "this model reads text; supported are text, thinking, tool_use and tool_result";
+/// The blocks that messages may have: the user's, the assistant's, and those of a tool's result.
+const OF_USER: &str = "text, tool_result, search_result, and document where its source is text or content";
+const OF_ASSISTANT: &str = "text, thinking, redacted_thinking and tool_use";
+const OF_RESULT: &str =
+    "text, search_result, tool_reference, and document where its source is text or content";
 
 /// Whether something was marked for caching.
 #[derive(Debug, Default)]
@@ -87,7 +90,7 @@ fn texts(body: &Fields, path: &str, value: Value, marks: &mut Marks) -> Result<V
         marks.field(&mut block);
         match block.required_string("type")?.as_str() {
             "text" => text(block),
-            _ => Err(block.error("type", "only text is read here")),
+            kind => Err(block.unread(kind, "text")),
         }
     };
     list.into_iter().enumerate().map(one).collect()
@@ -128,7 +131,7 @@ fn user(
             "tool_result" => messages.push(tool_result(body, block, marks)?),
             "document" => said.push(document(body, block, marks)?),
             "search_result" => said.push(search_result(body, block, marks)?),
-            _ => return Err(block.error("type", TEXT_ONLY)),
+            kind => return Err(block.unread(kind, OF_USER)),
         }
     }
     match said.len() {
@@ -157,7 +160,7 @@ fn tool_result(body: &Fields, mut block: Fields, marks: &mut Marks) -> Result<Me
                     "document" => texts.push(document(body, part, marks)?),
                     "search_result" => texts.push(search_result(body, part, marks)?),
                     "tool_reference" => texts.push(part.required_string("tool_name")?),
-                    _ => return Err(part.error("type", TEXT_ONLY)),
+                    kind => return Err(part.unread(kind, OF_RESULT)),
                 }
             }
             texts.join("\n")
@@ -183,7 +186,7 @@ fn document(body: &Fields, mut block: Fields, marks: &mut Marks) -> Result<Strin
             let content = source.take("content").ok_or_else(|| source.error("content", "is required"))?;
             texts(body, &source.path("content"), content, marks)?.join("\n")
         }
-        _ => return Err(source.error("type", "only documents of text are read")),
+        kind => return Err(source.unread(kind, "text and content")),
     };
     let title = block.string("title")?;
     block.end(&["citations", "context"])?;
@@ -235,7 +238,7 @@ fn assistant(body: &Fields, path: &str, content: Value, marks: &mut Marks) -> Re
                     broken: false,
                 });
             }
-            _ => return Err(block.error("type", TEXT_ONLY)),
+            kind => return Err(block.unread(kind, OF_ASSISTANT)),
         }
     }
     message.content = match said.len() {

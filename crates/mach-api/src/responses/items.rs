@@ -10,8 +10,8 @@ use crate::chat::{Arguments, Content, Limits, Message, Role, ToolCall, tool_call
 use crate::fields::{Fields, kind};
 use crate::notes::UnknownFields;
 
-/// What is refused in its place says this.
-const TEXT_ONLY: &str = "this model reads text; supported are input_text and output_text";
+/// The parts that contents may have.
+const SUPPORTED: &str = "input_text and output_text";
 
 /// Fields of items that say nothing to the model.
 const HARMLESS: &[&str] = &["id", "status", "phase", "created_by"];
@@ -146,7 +146,7 @@ impl<'a> Messages<'a> {
             let field = match part.required_string("type")?.as_str() {
                 "input_text" | "output_text" | "text" | "summary_text" | "reasoning_text" => "text",
                 "refusal" => "refusal",
-                _ => return Err(part.error("type", TEXT_ONLY)),
+                kind => return Err(part.unread(kind, SUPPORTED)),
             };
             texts.push(part.required_string(field)?);
             part.end(&["annotations", "logprobs", "parsed", "prompt_cache_breakpoint"])?;

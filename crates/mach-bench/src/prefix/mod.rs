@@ -118,7 +118,7 @@ fn ask_with(engine: &Engine, prompt: Vec<u32>, tokens: usize, sampling: Sampling
                 return Ok(Timed { first, decode, cached });
             }
             Event::Failed(error) => bail!(error),
-            Event::Text { .. } => {}
+            Event::Text { .. } | Event::Embedding(_) => {}
         }
     }
     bail!("the engine dropped the request")

@@ -187,6 +187,7 @@ fn run(model: &ChatModel, request: &GenerateRequest, way: &Way) -> Result<Run> {
         match event {
             Event::Text { text: more, .. } => text.push_str(&more),
             Event::Finished { timings: t, .. } => timings = Some(t),
+            Event::Embedding(_) => {}
             Event::Failed(error) => bail!("{error}"),
         }
     }

@@ -60,6 +60,11 @@ impl Admission {
         self.next_choice > 0
     }
 
+    /// Whether there is no answer, only what the model makes of the prompt.
+    fn embeds(&self) -> bool {
+        self.job.request.output.embedding
+    }
+
     fn fail(&self, error: &EngineError) {
         self.job.events.send(Event::Failed(error.clone()));
     }
@@ -213,7 +218,7 @@ impl Admissions {
     pub(super) fn start(&mut self, index: usize, floor: Floor<'_>) -> Entry {
         let Some(admission) = self.waiting.get_mut(index) else { return Entry::Waits };
         admission.admitted.get_or_insert_with(Instant::now);
-        if let Some(prefix) = floor.prefix.filter(|_| !admission.started())
+        if let Some(prefix) = floor.prefix.filter(|_| !admission.started() && !admission.embeds())
             && admission.must_wait(prefix, floor.active > 0)
         {
             return Entry::Waits;
@@ -240,6 +245,7 @@ impl Admissions {
 impl Admission {
     fn start(&mut self, proposers: &Proposers, floor: Floor<'_>) -> Result<Entry, EngineError> {
         let Floor { model, tokenizer, prefix, active, batch } = floor;
+        let prefix = prefix.filter(|_| !self.embeds());
         let request = &self.job.request;
         let mut speculator = proposers.speculator(request, self.next_choice);
         let (state, logits, reuse) = match &self.prompt_end {

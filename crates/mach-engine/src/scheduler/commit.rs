@@ -97,6 +97,16 @@ impl Desk<'_> {
         logits: &mut Logits,
         row: usize,
     ) -> Result<bool, EngineError> {
+        if sequence.embeds {
+            sequence.suspect = false;
+            let values = self
+                .taps
+                .normed(row)
+                .ok_or_else(|| EngineError::Model("a hidden state is missing".into()))?;
+            sequence.finish_embedding(values);
+            self.admissions.served(sequence.request);
+            return Ok(true);
+        }
         self.admissions.prompt_read(sequence, logits.row(row));
         let first = sequence.stats().completion_tokens == 0;
         if let Some(prefix) = self.prefix.filter(|_| first) {

@@ -178,6 +178,7 @@ impl Scheduler {
 
     fn cycle(&mut self) -> Result<(), EngineError> {
         let Some(sequence) = self.roster.active.first_mut() else { return Ok(()) };
+        self.taps.want_normed(false);
         let (model, kept) = (self.model.as_mut(), self.prefix.is_some());
         if let Some(cycled) = cycle(model, sequence, &mut self.taps, &self.tokenizer, kept)? {
             cycled.count(&mut self.stats());
@@ -187,6 +188,9 @@ impl Scheduler {
     }
 
     fn batch(&mut self, shares: &[Share]) -> Result<(), EngineError> {
+        let embeds =
+            self.roster.active.iter().zip(shares).any(|(sequence, share)| sequence.embeds && share.chooses);
+        self.taps.want_normed(embeds);
         let ran = run::run(self.model.as_mut(), &mut self.roster.active, shares, &mut self.taps)?;
         let started = ran.started;
         let mut desk = Desk {

@@ -3,6 +3,7 @@
 mod body;
 mod cache;
 mod capabilities;
+mod embeddings;
 mod generate;
 mod metrics;
 mod models;
@@ -25,6 +26,7 @@ use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
+pub(crate) use embeddings::embeddings;
 pub(crate) use generate::{
     chat_completions, compact_response, completions, count_message_tokens, count_response_tokens, messages,
     responses,

@@ -17,7 +17,7 @@ pub(crate) async fn list_models(
     headers: HeaderMap,
 ) -> Result<Json<ModelList>, Failure> {
     auth::check(shared.config.api_key.as_deref(), &headers)?;
-    Ok(Json(ModelList::new(shared.model()?.cards().collect())))
+    Ok(Json(shared.model()?.list()))
 }
 
 pub(crate) async fn get_model(
@@ -28,7 +28,7 @@ pub(crate) async fn get_model(
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     // A name that is no text is none of ours.
     let Path(id) = id.map_err(|e| ApiError::new(ErrorKind::InvalidRequest, e.body_text()))?;
-    let card = shared.model()?.cards().find(|card| card.id == id);
+    let card = shared.model()?.list().data.into_iter().find(|card| card.id == id);
     card.map(Json).ok_or_else(|| {
         let id: String = id.chars().take(80).collect();
         ApiError::new(ErrorKind::ModelNotFound, format!("the model `{id}` does not exist")).into()
