@@ -167,6 +167,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(routes::method_not_allowed);
     let mut router = Router::new()
         .route("/", get(routes::root))
+        .route("/page/{file}", get(routes::page_file))
         .route("/health", get(routes::health))
         .route("/healthz", get(routes::health))
         .route("/ping", get(routes::health).post(routes::health))
@@ -179,6 +180,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models/{*id}", get(routes::get_model))
         .route("/v1/capabilities", get(routes::capabilities))
         .route("/v1/stats", get(routes::stats))
+        .route("/v1/bank", get(routes::bank))
         .route("/v1/cache/stats", get(routes::cache_stats))
         .route("/v1/cache/warm_prefix", get(routes::list_warm_prefixes).post(routes::warm_prefix))
         .merge(generating)

@@ -1,5 +1,6 @@
 //! The routes.
 
+mod bank;
 mod body;
 mod cache;
 mod capabilities;
@@ -7,6 +8,7 @@ mod generate;
 mod metrics;
 mod models;
 mod openapi;
+mod page;
 mod stats;
 mod tokens;
 
@@ -22,12 +24,14 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::server::Shared;
 
+pub(crate) use bank::bank;
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
 pub(crate) use generate::{chat_completions, completions, count_message_tokens, messages};
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;
+pub(crate) use page::{page_file, root};
 pub(crate) use stats::stats;
 pub(crate) use tokens::{detokenize, tokenize};
 
@@ -41,11 +45,6 @@ pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
         }
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopped"}))).into_response(),
     }
-}
-
-/// `GET /`: that a server is here. Some clients ask for the head of it before anything else. Needs no key.
-pub(crate) async fn root() -> Json<Value> {
-    Json(json!({"name": "mach", "version": env!("CARGO_PKG_VERSION"), "routes": "/openapi.json"}))
 }
 
 /// `GET /version`. Needs no key.
