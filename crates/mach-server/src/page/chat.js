@@ -135,7 +135,7 @@ function add(turn) {
 }
 
 /** Has the model answer what was said so far. */
-async function answer(body) {
+async function generate(body) {
   const answer = new Answer(body.logprobs);
   add(answer.turn);
   running = new AbortController();
@@ -175,7 +175,7 @@ function results(answer) {
     if (!body) return;
     form.querySelectorAll("textarea, button").forEach((control) => { control.disabled = true; });
     for (const { id, result } of answer.calls) history.push({ role: "tool", tool_call_id: id, content: result.value });
-    void answer(body);
+    void generate(body);
   };
   const form = el("form", { class: "results", onsubmit: send }, ...answer.calls.flatMap(field),
     el("div", { class: "actions" }, el("button", { type: "submit" }, "Send results")));
@@ -190,7 +190,7 @@ byId("ask").addEventListener("submit", (event) => {
   message.value = "";
   history.push({ role: "user", content: text });
   add(el("article", { class: "turn user" }, el("h3", {}, "You"), el("div", { class: "said" }, text)));
-  void answer(body);
+  void generate(body);
 });
 message.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
