@@ -50,19 +50,17 @@ function draw() {
   paint.setTransform(scale, 0, 0, scale, 0, 0);
   paint.clearRect(0, 0, wide, rows * high);
   const [cold, warm, hot] = ["--cold", "--warm", "--hot"].map(colour);
-  const [still, here] = [mix(colour("--fill"), colour("--fill"), 0), mix(colour("--here"), colour("--here"), 0)];
+  const [still, here, ground] = ["--fill", "--here", "--bar"].map((name) => mix(colour(name), colour(name), 0));
   const values = bank.layers.map((layer) => Array.from({ length: bank.experts }, (_, expert) => value(layer, expert)));
   const most = Math.log1p(Math.max(1, ...values.map((row) => Math.max(...row))));
   const gap = cell >= 5 ? 1 : 0;
   values.forEach((row, y) => row.forEach((n, x) => {
     const share = n === null ? 0 : Math.log1p(n) / most;
-    paint.fillStyle = n === null ? still : share < 0.5 ? mix(cold, warm, share * 2) : mix(warm, hot, share * 2 - 1);
+    const tall = bank.layers[y].resident[x] ? high - 1 : Math.round(high / 3);
+    paint.fillStyle = ground;
     paint.fillRect(x * cell, y * high, cell - gap, high - 1);
-    if (bank.streaming && bank.layers[y].resident[x]) {
-      paint.fillStyle = here;
-      const mark = Math.min(cell - gap, 5);
-      paint.fillRect(x * cell + (cell - gap - mark) / 2, (y + 1) * high - 4, mark, 2);
-    }
+    paint.fillStyle = n === null ? still : share < 0.5 ? mix(cold, warm, share * 2) : mix(warm, hot, share * 2 - 1);
+    paint.fillRect(x * cell, (y + 1) * high - 1 - tall, cell - gap, tall);
   }));
   if (at) {
     paint.strokeStyle = here;

@@ -57,7 +57,7 @@ export function decoding(stats, before) {
     share: proposed ? accepted / proposed : 0,
     text: `${percent(proposed ? accepted / proposed : 0)} of ${count(proposed)}`,
   })));
-  if (!stats.positions.length) write(byId("acceptance"), "No token was proposed yet.");
+  byId("acceptance-none").hidden = stats.positions.length > 0;
   const proposer = ([name, { drafted, accepted }]) => `${name}: ${count(accepted)} of ${count(drafted)}`;
   facts(byId("decoding-facts"), [
     ["tokens decoded", count(stats.decode_tokens)],
