@@ -62,7 +62,9 @@ fn browsers_get_a_page_and_programs_json_and_only_data_need_a_key() {
         let again = server.request("GET", &format!("/page/{name}"), &[("if-none-match", tag)], b"");
         assert_eq!((again.status, again.body.as_str()), (304, ""), "{name}");
     }
-    assert_eq!(server.request("GET", "/page/secret.js", &[], b"").status, 404);
+    for none in ["/page/secret.js", "/page/%ff", "/page/..%2fopenapi.json"] {
+        assert_eq!(server.request("GET", none, &[], b"").status, 404, "{none}");
+    }
     assert!(!html.contains("<style") && !html.contains(" style=") && !html.contains(" onclick"), "{html}");
 
     let policy = header(&page, "content-security-policy").unwrap();

@@ -3,6 +3,7 @@
 
 use axum::Json;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mach_api::{ApiError, ErrorKind};
@@ -45,7 +46,12 @@ pub(crate) async fn root(headers: HeaderMap) -> Response {
 }
 
 /// `GET /page/{file}`.
-pub(crate) async fn page_file(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
+pub(crate) async fn page_file(
+    name: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    // A name that is no text is none of ours either.
+    let name = name.map(|Path(name)| name).unwrap_or_default();
     let found = FILES.iter().find(|(known, ..)| *known == name);
     let none = || ApiError::new(ErrorKind::NotFound, "the page has no such file");
     let (_, kind, text) = found.ok_or_else(none)?;
