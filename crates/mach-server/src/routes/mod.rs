@@ -9,6 +9,7 @@ mod metrics;
 mod models;
 mod openapi;
 mod page;
+mod responses;
 mod stats;
 mod tokens;
 
@@ -27,11 +28,15 @@ use crate::server::Shared;
 pub(crate) use bank::bank;
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
-pub(crate) use generate::{chat_completions, completions, count_message_tokens, messages};
+pub(crate) use generate::{
+    chat_completions, compact_response, completions, count_message_tokens, count_response_tokens, messages,
+    responses,
+};
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;
 pub(crate) use page::{page_file, root};
+pub(crate) use responses::{cancel_response, delete_response, get_response, response_input};
 pub(crate) use stats::stats;
 pub(crate) use tokens::{detokenize, tokenize};
 
