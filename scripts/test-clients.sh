@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` and `anthropic` packages for
-# Python and Node, what builds on them, OpenCode, Codex, and Claude Code; `mach chat` is driven through a terminal. What cannot be
-# installed here is skipped with a line that says so.
+# Python and Node, what builds on them, OpenCode, Codex, and Claude Code; `mach chat` is driven through a terminal, the page at `/` with
+# a headless Chromium. What cannot be installed here is skipped with a line that says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
@@ -90,4 +90,27 @@ if node_packages claude-code && "$work/claude-code/node_modules/.bin/claude" --v
     echo "claude code: passed"
 else
     echo "claude code: SKIPPED, its package cannot be installed here"
+fi
+
+# The page, on a server that streams and drafts whatever that costs, and on one with a key.
+if node_packages page && (cd "$work/page" && node browser.mjs --probe >"$work/browser.log" 2>&1); then
+    secret=page-check
+    target/release/mach-serve demo --streaming --expert-cache-gb 0.02 --serving-block-guard off --port 0 --disk-kv-budget-gb 0 \
+        >"$work/drafting" 2>"$work/drafting.log" &
+    drafting=$!
+    target/release/mach-serve demo --no-streaming --api-key "$secret" --port 0 --disk-kv-budget-gb 0 \
+        >"$work/locked" 2>"$work/locked.log" &
+    locked=$!
+    trap 'kill "$server" "$narrow" "$wide" "$drafting" "$locked" 2>/dev/null || true; rm -rf "$work"' EXIT
+    for one in drafting locked; do
+        until grep -q '^startup ready' "$work/$one"; do
+            kill -0 "${!one}" || { cat "$work/$one.log"; exit 1; }
+            sleep 0.2
+        done
+    done
+    address() { sed -n 's/^startup listening url=\([^ ]*\).*/\1/p' "$work/$1"; }
+    (cd "$work/page" && timeout 180 node check.mjs "$(address drafting)" "$(address locked)" "$secret")
+    echo "page: passed"
+else
+    echo "page: SKIPPED, a headless browser cannot be installed here"
 fi

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use mach_engine::EngineConfig;
+use mach_models::ModelCard;
+use mach_server::{Held, MemoryPart, MemoryPlan};
+
 /// What a model needs, in bytes unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
@@ -157,6 +161,35 @@ impl Budget {
         let Needs { base, resident, draft, scratch, prefix, saves, requests, .. } = self.needs;
         let rest = base + resident + draft + scratch + prefix + saves + requests.total();
         rest + self.bank() + self.arena() + self.state
+    }
+}
+
+impl Budget {
+    /// The parts by name, with what the engine's settings have made of them and what is known to be in use.
+    pub(crate) fn plan(&self, settings: &EngineConfig, card: &ModelCard, draft: Option<usize>) -> MemoryPlan {
+        let needs = &self.needs;
+        let prefix = settings.prefix.as_ref();
+        let (prefixes, saves) = prefix.map_or((0, 0), |prefix| (prefix.max_bytes, prefix.saving_bytes()));
+        // The prefix cache lives on what the state of sequences does not need, unless it has a size of its own.
+        let state = settings.state_budget.unwrap_or(self.state);
+        let weights = card.device.as_ref().map_or(0, |device| device.resident_weight_bytes as usize);
+        let parts = [
+            ("weights", needs.resident, Held::Always(weights)),
+            ("draft", needs.draft, Held::Always(draft.unwrap_or(0))),
+            ("experts", self.bank(), Held::Bank),
+            ("arena", self.arena(), Held::Always(self.arena())),
+            ("state", state, Held::State),
+            ("prefixes", prefixes, Held::Prefixes),
+            ("saves", saves, Held::Uncounted),
+            ("requests", needs.requests.account, Held::Requests),
+            ("grammars", needs.requests.grammars, Held::Uncounted),
+            ("connections", needs.requests.connections, Held::Uncounted),
+            ("scratch", needs.scratch, Held::Uncounted),
+            ("process", needs.base, Held::Uncounted),
+        ];
+        let parts = parts.into_iter().filter(|&(_, budget, _)| budget > 0);
+        let parts = parts.map(|(name, budget, held)| MemoryPart { name, budget, held });
+        MemoryPlan { budget: self.total(), parts: parts.collect(), process: crate::memory::resident }
     }
 }
 

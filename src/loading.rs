@@ -11,7 +11,7 @@ use mach_checkpoint::{Checkpoint, OutputConvention};
 use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer};
 use mach_models::{LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
-use mach_server::{ChatModel, Decoding, Serving, Templates};
+use mach_server::{ChatModel, Decoding, ExpertLayout, Places, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
 use tracing::{info, warn};
 
@@ -150,7 +150,15 @@ impl Opened {
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         info!(seconds = started.elapsed().as_secs_f64(), "model loaded");
         let arch = Some(self.checkpoint.family().card());
-        let serving = Serving { backend: "production", arch, residency };
+        let serving = Serving {
+            backend: "production",
+            arch,
+            residency,
+            experts: self.expert_layout(),
+            memory: budget.plan(&settings, &card, draft_bytes),
+            places: Places { running: settings.max_batch, waiting: settings.queue_capacity },
+            card: card.pairs(),
+        };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
         let model = model.with_serving(serving).with_numerics(numerics);
         Ok(match (self.clients, budget.needs.requests) {
@@ -159,6 +167,16 @@ impl Opened {
             }
             (None, _) => model,
         })
+    }
+
+    fn expert_layout(&self) -> ExpertLayout {
+        let config = self.checkpoint.config();
+        let layers = config.moe_layers.iter().enumerate().filter(|&(_, &has)| has);
+        ExpertLayout {
+            layers: layers.map(|(layer, _)| layer).collect(),
+            experts: config.moe.num_experts,
+            per_token: config.moe.top_k,
+        }
     }
 
     /// What memory holds, and how experts are reached.

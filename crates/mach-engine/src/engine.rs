@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mach_experts::{StreamingStats, StreamingSummary};
+use mach_experts::{ExpertUses, StreamingStats, StreamingSummary};
 use mach_models::{KvFormat, Model};
 use mach_prefix::{Blank, PrefixCache, PrefixConfig};
 use tokio::sync::oneshot;
@@ -271,6 +271,10 @@ impl Generator for Engine {
 
     fn streaming(&self) -> Option<Arc<StreamingSummary>> {
         self.streaming.as_ref().map(|stats| stats.snapshot())
+    }
+
+    fn expert_uses(&self) -> Option<Arc<ExpertUses>> {
+        self.streaming.as_ref().map(|stats| Arc::clone(stats.uses()))
     }
 
     fn prefix(&self) -> Option<&Arc<PrefixCache>> {

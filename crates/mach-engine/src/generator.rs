@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mach_experts::StreamingSummary;
+use mach_experts::{ExpertUses, StreamingSummary};
 use mach_models::KvFormat;
 use mach_prefix::PrefixCache;
 use tokio::sync::oneshot;
@@ -65,6 +65,10 @@ pub trait Generator: std::fmt::Debug + Send + Sync {
     fn metrics(&self) -> &EngineMetrics;
     /// What streaming experts from a drive does, if it does.
     fn streaming(&self) -> Option<Arc<StreamingSummary>> {
+        None
+    }
+    /// Counts of each expert, if experts are streamed.
+    fn expert_uses(&self) -> Option<Arc<ExpertUses>> {
         None
     }
     /// The prefix cache, if there is one.

@@ -23,6 +23,7 @@ mod tokenizer;
 pub use engine::{Engine, EngineConfig, StartError};
 pub use events::{Charge, EventSender, Events, Unread, channel};
 pub use generator::{Generator, GeneratorFacts};
+pub use mach_experts::{ExpertUses, LayerUses};
 pub use mach_models::KvFormat;
 pub use metrics::EngineMetrics;
 pub use request::{

@@ -92,6 +92,8 @@ pub struct TokenLogprob {
     pub logprob: f32,
     /// The most probable tokens at this position, best first.
     pub top: Vec<(u32, f32)>,
+    /// Whether it was proposed before the model chose it.
+    pub drafted: bool,
 }
 
 /// How long the parts of a continuation took.

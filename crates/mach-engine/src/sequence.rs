@@ -197,11 +197,12 @@ impl Sequence {
         self.events.send(Event::Failed(error.clone()));
     }
 
-    /// Chooses the next token from the logits after the last token and reports what became visible. True when the
-    /// sequence is complete.
+    /// Chooses the next token from the logits after the last token and reports what became visible. `proposed` is the token that
+    /// was expected there, if any. True when the sequence is complete.
     pub(crate) fn advance(
         &mut self,
         logits: &mut [f32],
+        proposed: Option<u32>,
         tokenizer: &TextTokenizer,
     ) -> Result<bool, EngineError> {
         let raw = self.logprobs.map(|alternatives| (raw_logprobs(logits, alternatives), logits.to_vec()));
@@ -221,6 +222,7 @@ impl Sequence {
             id,
             logprob: raw.of(logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY)),
             top: raw.top,
+            drafted: proposed == Some(id),
         });
         let visible = self.text.push(id, logprob, tokenizer);
         self.send_text(visible.text, visible.tokens);

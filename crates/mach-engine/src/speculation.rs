@@ -115,8 +115,9 @@ pub(crate) fn cycle(
     let proposal = sequence.propose(model);
     let verifying = Instant::now();
     let mut state = std::mem::replace(&mut sequence.state, SequenceState::without_layers());
+    let mut expected = proposal.tokens.iter();
     let mut choose = |row: &mut [f32]| {
-        let last = sequence.advance(row, tokenizer)?;
+        let last = sequence.advance(row, expected.next().copied(), tokenizer)?;
         Ok(Choice { token: sequence.tokens.last().copied().unwrap_or_default(), last })
     };
     let verified = verify(model, &mut state, anchor, &proposal.tokens, taps, &mut choose);

@@ -12,6 +12,8 @@ pub struct EngineStats {
     pub finished: u64,
     /// Choices at work now.
     pub active: usize,
+    /// Bytes of their state, as the budget counts them.
+    pub state_bytes: usize,
     /// Tokens that decode passes brought, prompts' first tokens not counted.
     pub decode_tokens: u64,
     /// Time of those passes, proposals included.

@@ -48,11 +48,20 @@ struct Answer {
 }
 
 fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
+    answers_and_drafted(engine, request).0
+}
+
+/// How many tokens were proposed is told apart: it is no part of the answer.
+fn answers_and_drafted(engine: &Engine, request: &GenerateRequest) -> (Vec<Answer>, u64) {
+    let mut drafted = 0;
     let mut events = engine.submit(request.clone()).unwrap();
     let mut answers = vec![Answer::default(); request.choices as usize];
     while let Some(event) = events.blocking_recv() {
         match event {
-            Event::Text { choice, text, logprobs } => {
+            Event::Text { choice, text, mut logprobs } => {
+                for token in &mut logprobs {
+                    drafted += u64::from(std::mem::take(&mut token.drafted));
+                }
                 answers[choice as usize].text.push_str(&text);
                 answers[choice as usize].logprobs.extend(logprobs);
             }
@@ -63,7 +72,7 @@ fn answers(engine: &Engine, request: &GenerateRequest) -> Vec<Answer> {
             Event::Failed(error) => panic!("{error}"),
         }
     }
-    answers
+    (answers, drafted)
 }
 
 /// With the demo's draft as it is stored, or in fewer bits.
@@ -227,8 +236,10 @@ fn adversaries_change_nothing() {
         let engine = Engine::start(Box::new(Double::new(VOCAB, 2000)), tokenizer(), config).unwrap();
         let mut request = request(&[5, 6, 7], 50, sampling.clone());
         request.logprobs = Some(1);
-        let answer = answers(&engine, &request).remove(0);
-        (answer, engine.stats())
+        let (mut answers, drafted) = answers_and_drafted(&engine, &request);
+        let stats = engine.stats();
+        assert_eq!(drafted, stats.specdec.specdec_accepted, "the tokens that were accepted say so");
+        (answers.remove(0), stats)
     };
     let sampled = SamplingParams { temperature: 1.0, seed: 11, ..SamplingParams::greedy() };
     for sampling in [SamplingParams::greedy(), sampled] {

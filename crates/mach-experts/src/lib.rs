@@ -28,6 +28,7 @@ mod slices;
 mod streaming;
 mod summary;
 mod traffic;
+mod uses;
 
 pub use bank::{Bank, BankError};
 pub use eviction::{Eviction, EvictionPolicy, ExpertKey};
@@ -45,3 +46,4 @@ pub use slices::{SlicePool, SliceSource};
 pub use streaming::{BankOptions, Checksums, StreamingBank, StreamingError, checksums};
 pub use summary::{DirectPread, LayerSummary, StreamingStats, StreamingSummary};
 pub use traffic::Demand;
+pub use uses::{ExpertUses, LayerUses};

@@ -1,8 +1,10 @@
 //! Which expert is in which slot: bookkeeping without memory.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::eviction::{Eviction, ExpertKey};
+use crate::uses::{ExpertUses, Use};
 
 /// Why experts cannot be brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +79,8 @@ pub struct Residency {
     policy: Box<dyn Eviction>,
     clock: u64,
     layers: Vec<LayerStats>,
+    /// The same by expert.
+    pub(crate) uses: Arc<ExpertUses>,
 }
 
 impl Residency {
@@ -88,7 +92,13 @@ impl Residency {
             policy,
             clock: 0,
             layers: vec![LayerStats::default(); layers],
+            uses: Arc::default(),
         }
+    }
+
+    /// Counts by expert as well.
+    pub fn counted(self, uses: Arc<ExpertUses>) -> Self {
+        Residency { uses, ..self }
     }
 
     /// Slots, whatever they hold.
@@ -116,6 +126,18 @@ impl Residency {
         if let Some(stats) = self.layers.get_mut(layer) {
             change(stats);
         }
+    }
+
+    /// An expert is resident from now on.
+    fn came(&mut self, key: ExpertKey) {
+        self.stats(key.layer, |s| s.resident += 1);
+        self.uses.resident(key, true);
+    }
+
+    /// An expert is no longer resident.
+    fn left(&mut self, key: ExpertKey) {
+        self.stats(key.layer, |s| s.resident -= 1);
+        self.uses.resident(key, false);
     }
 
     /// Asks for distinct experts of a layer. All are pinned until [`release`](Self::release); misses evict what the policy
@@ -153,10 +175,9 @@ impl Residency {
                     self.map.insert(key, slot);
                 }
             }
-            self.stats(layer, |s| match place {
-                Place::Miss(_) => s.misses += 1,
-                _ => s.hits += 1,
-            });
+            let miss = matches!(place, Place::Miss(_));
+            self.stats(layer, |s| if miss { s.misses += 1 } else { s.hits += 1 });
+            self.uses.count(key, if miss { Use::Miss } else { Use::Hit });
             places.push(place);
         }
         Ok(places)
@@ -187,7 +208,7 @@ impl Residency {
         let entry = self.entries.get_mut(slot)?;
         *entry = Entry { state: State::Resident(key), pins: 0, last_used: self.clock };
         self.map.insert(key, slot);
-        self.stats(key.layer, |s| s.resident += 1);
+        self.came(key);
         Some(slot)
     }
 
@@ -246,10 +267,8 @@ impl Residency {
         {
             entry.state = State::Empty;
             self.map.remove(&key);
-            self.stats(key.layer, |s| {
-                s.evictions += 1;
-                s.resident -= 1;
-            });
+            self.stats(key.layer, |s| s.evictions += 1);
+            self.left(key);
         }
     }
 
@@ -259,7 +278,7 @@ impl Residency {
             && let State::Loading(key) = entry.state
         {
             entry.state = State::Resident(key);
-            self.stats(key.layer, |s| s.resident += 1);
+            self.came(key);
         }
     }
 
@@ -280,7 +299,7 @@ impl Residency {
         {
             *entry = Entry { state: State::Empty, pins: 0, last_used: 0 };
             self.map.remove(&key);
-            self.stats(key.layer, |s| s.resident -= 1);
+            self.left(key);
         }
     }
 

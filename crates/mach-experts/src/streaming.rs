@@ -17,6 +17,7 @@ use crate::residency::{BankFull, LayerStats, Residency};
 use crate::sidecar::SidecarError;
 use crate::summary::{Counters, StreamingStats};
 use crate::traffic::{self, Demand, Ended, Traffic};
+use crate::uses::ExpertUses;
 
 /// Why a streaming bank cannot be made or cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -157,9 +158,10 @@ impl StreamingBank {
                 tracing::debug!(%error, "pages of the bank come as they are used");
             }
         }
-        let residency = Residency::new(slots, layers, options.eviction.build(layers, experts));
+        let known: Vec<bool> = records.iter().map(Option::is_some).collect();
+        let uses = Arc::new(ExpertUses::new(known.clone(), experts));
+        let residency = Residency::new(slots, layers, options.eviction.build(layers, experts)).counted(uses);
         let stats = Arc::new(StreamingStats::new(&files, &residency, slot_bytes, arena.len(), &options));
-        let known = records.iter().map(Option::is_some).collect();
         let traffic = Traffic::new(residency, arena.len(), known, experts, options.top_k);
         Ok(StreamingBank {
             traffic,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::fetch::ExpertFiles;
 use crate::residency::{LayerStats, Residency};
 use crate::streaming::BankOptions;
+use crate::uses::ExpertUses;
 
 /// Least time between two snapshots inside a pass.
 const EVERY: Duration = Duration::from_millis(50);
@@ -195,6 +196,7 @@ pub struct StreamingSummary {
 pub struct StreamingStats {
     current: Mutex<(Arc<StreamingSummary>, Instant)>,
     fixed: StreamingSummary,
+    uses: Arc<ExpertUses>,
 }
 
 impl StreamingStats {
@@ -215,7 +217,8 @@ impl StreamingStats {
             direct_pread: DirectPread { active: files.direct(), mode, depth, read_kib: slot_bytes >> 10 },
             ..StreamingSummary::default()
         };
-        let stats = StreamingStats { current: Mutex::new((Arc::default(), Instant::now())), fixed };
+        let current = Mutex::new((Arc::default(), Instant::now()));
+        let stats = StreamingStats { current, fixed, uses: Arc::clone(&residency.uses) };
         stats.publish(true, files, residency, &Counters::new(files.layers()));
         stats
     }
@@ -223,6 +226,11 @@ impl StreamingStats {
     /// The latest snapshot.
     pub fn snapshot(&self) -> Arc<StreamingSummary> {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Counts by expert, always those of now.
+    pub fn uses(&self) -> &Arc<ExpertUses> {
+        &self.uses
     }
 
     /// Publishes a snapshot; without `now` only if the last one is old.

@@ -12,6 +12,7 @@ use crate::eviction::ExpertKey;
 use crate::heat::HotExperts;
 use crate::residency::{BankFull, Place, Reserved, Residency};
 use crate::summary::Counters;
+use crate::uses;
 
 /// A layer that uses this share of its experts makes the next one be read before its router has spoken: what is read in
 /// vain is then less than what the drive would wait.
@@ -203,11 +204,13 @@ impl Traffic {
             let transient = counters.transient(layer);
             if self.residency.pin_resident(key, demand.counts) {
                 transient.hits += 1;
+                self.residency.uses.count(key, uses::Use::TransientHit);
                 self.pass.pinned.push(demand.expert);
                 self.pass.there(key, &self.background);
                 continue;
             }
             transient.misses += 1;
+            self.residency.uses.count(key, uses::Use::TransientRead);
             if self.background.claim(key) {
                 self.pass.outstanding += 1;
                 continue;

@@ -1,8 +1,9 @@
 //! The slots of a bank against a plain model of them, over random requests, arrivals, failures and releases.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use mach_experts::{EvictionPolicy, ExpertKey, Place, Residency};
+use mach_experts::{EvictionPolicy, ExpertKey, ExpertUses, Place, Residency};
 use proptest::prelude::*;
 
 const LAYERS: usize = 3;
@@ -50,7 +51,9 @@ proptest! {
         steps in prop::collection::vec(step(), 1..200),
     ) {
         let policy = EvictionPolicy::ALL[policy];
-        let mut bank = Residency::new(slots, LAYERS, policy.build(LAYERS, EXPERTS));
+        let uses = Arc::new(ExpertUses::new(vec![true; LAYERS], EXPERTS));
+        let mut bank =
+            Residency::new(slots, LAYERS, policy.build(LAYERS, EXPERTS)).counted(Arc::clone(&uses));
         let mut model = Model::default();
         for step in steps {
             match step {
@@ -142,6 +145,14 @@ proptest! {
                 }
                 let count = model.resident.keys().filter(|k| k.layer == layer).count();
                 prop_assert_eq!(bank.layers()[layer].resident, count);
+            }
+            for (counts, of_layer) in uses.layers().iter().zip(bank.layers()) {
+                for expert in 0..EXPERTS {
+                    let k = ExpertKey { layer: counts.layer, expert };
+                    prop_assert_eq!(counts.resident[expert], model.resident.contains_key(&k));
+                }
+                let sum = |counts: &[u32]| counts.iter().map(|&n| u64::from(n)).sum::<u64>();
+                prop_assert_eq!((sum(&counts.hits), sum(&counts.misses)), (of_layer.hits, of_layer.misses));
             }
             let sum = |f: fn(&mach_experts::LayerStats) -> u64| bank.layers().iter().map(f).sum::<u64>();
             prop_assert_eq!(sum(|s| s.hits), model.hits);

@@ -157,6 +157,19 @@ proptest! {
         prop_assert!(total.hits + total.misses + total.transient_hits + total.transient_reads <= asked);
         let resident: usize = bank.layers().iter().map(|s| s.resident).sum();
         prop_assert!(resident <= bank.slots());
+        let mut counted = 0;
+        for (uses, summary) in bank.stats().uses().layers().iter().zip(&stats.layers) {
+            prop_assert_eq!(Some(uses.layer), summary.layer);
+            let sum = |counts: &[u32]| counts.iter().map(|&n| u64::from(n)).sum::<u64>();
+            let now = bank.layers()[uses.layer];
+            prop_assert_eq!((sum(&uses.hits), sum(&uses.misses)), (now.hits, now.misses));
+            prop_assert_eq!(uses.resident.iter().filter(|&&r| r).count(), now.resident);
+            // The snapshot may be older.
+            prop_assert!(sum(&uses.transient_hits) >= summary.transient_hits);
+            prop_assert!(sum(&uses.transient_reads) >= summary.transient_reads);
+            counted += sum(&uses.transient_hits) + sum(&uses.transient_reads) + now.hits + now.misses;
+        }
+        prop_assert_eq!(counted, asked);
         prop_assert_eq!(bank.reads().failures, 0);
         if slots >= LAYERS.len() * EXPERTS {
             prop_assert_eq!(total.evictions, 0);

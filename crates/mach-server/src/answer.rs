@@ -228,6 +228,7 @@ fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> Toke
         token: text(token.id),
         logprob: token.logprob,
         bytes: tokenizer.bytes(token.id).to_vec(),
+        drafted: Some(token.drafted),
         top_logprobs: token
             .top
             .into_iter()

@@ -6,6 +6,7 @@ use mach_specdec::policy::PolicySpec;
 use serde_json::{Map, Value, json};
 
 use crate::ChatModel;
+use crate::memory::MemoryPlan;
 
 /// Libraries that servers of this kind hold answers to a grammar with.
 const GRAMMAR_BACKENDS: [&str; 3] = ["xgrammar", "lm_format_enforcer", "llguidance"];
@@ -19,6 +20,34 @@ pub struct Serving {
     pub arch: Option<FamilyCard>,
     /// Where experts live.
     pub residency: Residency,
+    /// The model and its device, under the names of the startup line.
+    pub card: Vec<(&'static str, String)>,
+    /// Its routed experts.
+    pub experts: ExpertLayout,
+    /// How memory was divided.
+    pub memory: MemoryPlan,
+    /// How many may be at work, and wait.
+    pub places: Places,
+}
+
+/// The routed experts of a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExpertLayout {
+    /// Layers that have any.
+    pub layers: Vec<usize>,
+    /// Experts of each.
+    pub experts: usize,
+    /// Experts of each that a token uses.
+    pub per_token: usize,
+}
+
+/// Places for requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// Sequences that run together.
+    pub running: usize,
+    /// Requests that may wait.
+    pub waiting: usize,
 }
 
 /// Where experts live while the model runs.

@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn neighbours_of_one_choice_are_joined_and_nothing_else() {
         let failed = (0, Event::Failed(mach_engine::EngineError::ShuttingDown));
-        let logprob = mach_engine::TokenLogprob { id: 1, logprob: -1.0, top: Vec::new() };
+        let logprob = mach_engine::TokenLogprob { id: 1, logprob: -1.0, top: Vec::new(), drafted: false };
         let with = (0, Event::Text { choice: 0, text: "d".into(), logprobs: vec![logprob] });
         let other = (1, text(0, "e").1);
         let given = [

@@ -30,6 +30,9 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Longest id that is taken over from a client.
 const LONGEST_ID: usize = 128;
 
+/// Routes that are asked again and again: their requests are logged for debugging only.
+const QUIET: [&str; 5] = ["/health", "/metrics", "/v1/stats", "/v1/bank", "/v1/cache/stats"];
+
 /// Gives a request its id, its span and its place in the counters.
 pub(crate) async fn observe(
     State(shared): State<Arc<Shared>>,
@@ -63,7 +66,7 @@ pub(crate) async fn observe(
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let quiet = matches!(route.as_str(), "/health" | "/metrics") && status < 400;
+    let quiet = QUIET.contains(&route.as_str()) && status < 400;
     let reason = response.extensions_mut().remove::<Reason>().map(|Reason(message)| message);
     let end = End { started, status, quiet, reason, _running: running, _charge: charge };
     response.map(|body| Body::new(Watched::new(body, span, end)))

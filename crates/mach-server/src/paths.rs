@@ -4,7 +4,7 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
 
 /// Routes below `/v1`, by how they begin.
-const BELOW_V1: [&str; 9] = [
+const BELOW_V1: [&str; 10] = [
     "chat/completions",
     "completions",
     "embeddings",
@@ -13,6 +13,7 @@ const BELOW_V1: [&str; 9] = [
     "models",
     "capabilities",
     "stats",
+    "bank",
     "cache",
 ];
 

@@ -174,6 +174,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .method_not_allowed_fallback(routes::method_not_allowed);
     let mut router = Router::new()
         .route("/", get(routes::root))
+        .route("/page/{file}", get(routes::page_file))
         .route("/health", get(routes::health))
         .route("/healthz", get(routes::health))
         .route("/ping", get(routes::health).post(routes::health))
@@ -186,6 +187,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models/{*id}", get(routes::get_model))
         .route("/v1/capabilities", get(routes::capabilities))
         .route("/v1/stats", get(routes::stats))
+        .route("/v1/bank", get(routes::bank))
         .route("/v1/responses/input_tokens", post(routes::count_response_tokens))
         .route("/v1/responses/{id}", get(routes::get_response).delete(routes::delete_response))
         .route("/v1/responses/{id}/input_items", get(routes::response_input))

@@ -19,6 +19,8 @@ pub struct ChatDialect {
     legacy: bool,
     include_usage: bool,
     logprobs: bool,
+    /// They tell which tokens were proposed.
+    sources: bool,
     /// Which choices have said who speaks.
     begun: Vec<bool>,
 }
@@ -34,6 +36,7 @@ impl Dialect for ChatDialect {
             legacy: request.legacy_functions,
             include_usage: request.settings.include_usage,
             logprobs: request.settings.logprobs.is_some(),
+            sources: request.token_sources,
             begun: vec![false; request.settings.n as usize],
         };
         let notes = std::mem::take(&mut request.notes);
@@ -45,7 +48,7 @@ impl Dialect for ChatDialect {
     }
 
     fn said(&mut self, choice: u32, said: Vec<Said>, logprobs: Vec<TokenLogprob>, out: &mut Vec<u8>) {
-        let mut logprobs = (self.logprobs && !logprobs.is_empty()).then_some(logprobs);
+        let mut logprobs = (self.logprobs && !logprobs.is_empty()).then(|| self.told(logprobs));
         let mut deltas: Vec<Delta> = said.into_iter().filter_map(|said| self.delta(said)).collect();
         // Log probabilities go with the first chunk; tokens that show nothing have them too.
         if deltas.is_empty() && logprobs.is_some() {
@@ -81,7 +84,7 @@ impl Dialect for ChatDialect {
 
     fn document(self, answers: Vec<(Spoken, Vec<TokenLogprob>, Ending)>, counts: Counts) -> Value {
         let choice = |(index, (spoken, logprobs, ending)): (u32, (Spoken, Vec<TokenLogprob>, Ending))| {
-            let logprobs = self.logprobs.then_some(logprobs);
+            let logprobs = self.logprobs.then(|| self.told(logprobs));
             Choice::new(index, self.message(spoken), logprobs, self.finish_reason(ending))
         };
         let choices = (0..).zip(answers).map(choice).collect();
@@ -107,6 +110,14 @@ impl ChatDialect {
             Ending::Calls if self.legacy => FinishReason::FunctionCall,
             Ending::Calls => FinishReason::ToolCalls,
         }
+    }
+
+    /// Log probabilities as the request wants them.
+    fn told(&self, mut logprobs: Vec<TokenLogprob>) -> Vec<TokenLogprob> {
+        if !self.sources {
+            logprobs.iter_mut().for_each(|token| token.drafted = None);
+        }
+        logprobs
     }
 
     /// What a piece adds; nothing for the end of a call, which OpenAI does not tell.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::known::end_body;
-use super::sampling::parse_logprobs;
+use super::sampling::{parse_logprobs, parse_token_sources};
 use super::settings::{Settings, parse_max_tokens};
 use super::tools::Functions;
 use super::{Limits, Message, ToolChoice};
@@ -32,6 +32,8 @@ pub struct ChatRequest {
     pub conversation: Conversation,
     /// Its tools came as `functions`, OpenAI's older way: a call goes back as `function_call`.
     pub legacy_functions: bool,
+    /// Log probabilities tell which tokens were proposed.
+    pub token_sources: bool,
     /// How the answer is generated.
     pub settings: Settings,
     /// What was let pass.
@@ -56,6 +58,7 @@ impl ChatRequest {
             n: fields.integer("n", 1..=i64::from(limits.choices))?.unwrap_or(1) as u32,
             ..settings
         };
+        let token_sources = parse_token_sources(&mut fields, settings.logprobs.is_some())?;
         let end = PromptEnd::parse(&mut fields, &messages)?;
         let template_kwargs = parse_template_kwargs(&mut fields)?;
         let parallel_tool_calls = fields.bool("parallel_tool_calls")?.unwrap_or(true) && !legacy;
@@ -70,7 +73,7 @@ impl ChatRequest {
             end,
             truncate: false,
         };
-        Ok(Self { conversation, legacy_functions: legacy, settings, notes: notes.take() })
+        Ok(Self { conversation, legacy_functions: legacy, token_sources, settings, notes: notes.take() })
     }
 
     /// The same as a turn, whatever API it came by.

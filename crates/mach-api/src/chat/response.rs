@@ -70,6 +70,9 @@ pub struct TokenLogprob {
     pub bytes: Vec<u8>,
     /// The most probable tokens here, best first.
     pub top_logprobs: Vec<TopLogprob>,
+    /// Whether it was proposed before the model chose it; only where the request asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drafted: Option<bool>,
 }
 
 /// Log probabilities of a choice or of a chunk.

@@ -129,3 +129,12 @@ pub(super) fn parse_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiEr
         (false, Some(_)) => Err(fields.error("top_logprobs", "needs `logprobs: true`")),
     }
 }
+
+/// Whether log probabilities are to tell which tokens were proposed.
+pub(super) fn parse_token_sources(fields: &mut Fields, logprobs: bool) -> Result<bool, ApiError> {
+    let wanted = fields.bool("mach_token_sources")?.unwrap_or(false);
+    if wanted && !logprobs {
+        return Err(fields.error("mach_token_sources", "needs `logprobs: true`"));
+    }
+    Ok(wanted)
+}

@@ -281,7 +281,7 @@ impl Admission {
         let mut sequence = self.next(state, speculator, reuse);
         // The whole prompt is known: its last logits are all that is needed.
         let complete = match logits {
-            Some(mut logits) => sequence.advance(&mut logits, tokenizer)?,
+            Some(mut logits) => sequence.advance(&mut logits, None, tokenizer)?,
             None => false,
         };
         let sequence = Box::new(sequence);

@@ -113,7 +113,7 @@ impl Desk<'_> {
             prefix.keep_end(self.model, sequence, Some(logits.row(row)));
         }
         sequence.suspect = false;
-        let advance = AssertUnwindSafe(|| sequence.advance(logits.row_mut(row), self.tokenizer));
+        let advance = AssertUnwindSafe(|| sequence.advance(logits.row_mut(row), None, self.tokenizer));
         let chosen = catch_unwind(advance).unwrap_or_else(|panic| {
             error!(reason = panic_message(panic.as_ref()), "choosing a token panicked");
             Err(EngineError::Model("internal error".into()))

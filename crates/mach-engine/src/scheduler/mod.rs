@@ -34,6 +34,7 @@ pub(crate) use run::from_model;
 
 use crate::prefix::Prefix;
 use crate::queue::{Next, Queue};
+use crate::sequence::Sequence;
 use crate::speculation::{Proposers, cycle};
 use crate::{EngineConfig, EngineError, EngineMetrics, EngineStats, TextTokenizer};
 
@@ -225,8 +226,11 @@ impl Scheduler {
     }
 
     fn publish(&self) {
+        let bytes = |sequence: &Sequence| self.model.state_bytes(sequence.tokens.len()) + self.undo_bytes;
+        let state_bytes = self.roster.active.iter().map(bytes).sum();
         let mut stats = self.stats();
         (stats.active, stats.paused) = self.roster.counts();
+        stats.state_bytes = state_bytes;
     }
 
     /// Starts the next choice of the request at `index`.

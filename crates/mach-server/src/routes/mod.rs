@@ -1,5 +1,6 @@
 //! The routes.
 
+mod bank;
 mod body;
 mod cache;
 mod capabilities;
@@ -8,6 +9,7 @@ mod generate;
 mod metrics;
 mod models;
 mod openapi;
+mod page;
 mod responses;
 mod stats;
 mod tokens;
@@ -24,6 +26,7 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::server::Shared;
 
+pub(crate) use bank::bank;
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
 pub(crate) use embeddings::embeddings;
@@ -34,6 +37,7 @@ pub(crate) use generate::{
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;
+pub(crate) use page::{page_file, root};
 pub(crate) use responses::{cancel_response, delete_response, get_response, response_input};
 pub(crate) use stats::stats;
 pub(crate) use tokens::{detokenize, tokenize};
@@ -48,11 +52,6 @@ pub(crate) async fn health(State(shared): State<Arc<Shared>>) -> Response {
         }
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopped"}))).into_response(),
     }
-}
-
-/// `GET /`: that a server is here. Some clients ask for the head of it before anything else. Needs no key.
-pub(crate) async fn root() -> Json<Value> {
-    Json(json!({"name": "mach", "version": env!("CARGO_PKG_VERSION"), "routes": "/openapi.json"}))
 }
 
 /// `GET /version`. Needs no key.

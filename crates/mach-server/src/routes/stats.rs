@@ -12,6 +12,7 @@ use mach_specdec::policy::{ALPHA_THRESHOLD, ALPHA_WINDOW, DEFAULT_BLOCK, LOW_BLO
 use serde_json::{Value, json};
 
 use crate::auth;
+use crate::capabilities::Serving;
 use crate::chat_model::Decoding;
 use crate::failure::Failure;
 use crate::server::Shared;
@@ -23,7 +24,18 @@ pub(crate) async fn stats(
     auth::check(shared.config.api_key.as_deref(), &headers)?;
     let model = shared.model()?;
     let (stats, decoding) = (model.engine.stats(), &model.decoding);
+    let serving = model.serving.as_ref();
+    let places = serving.map(|serving| serving.places);
     let mut body = json!({
+        "requests": {
+            "running": stats.active,
+            "waiting": model.engine.waiting(),
+            "paused": stats.paused,
+            "max_running": places.map(|places| places.running),
+            "max_waiting": places.map(|places| places.waiting),
+        },
+        "model": serving.map(card),
+        "memory": serving.map(|serving| serving.memory.now(model, &stats)),
         "finished": stats.finished,
         "decode_tokens": stats.decode_tokens,
         "decode_seconds": stats.decode_time.as_secs_f64(),
@@ -43,6 +55,13 @@ pub(crate) async fn stats(
         body.extend(specdec);
     }
     Ok(Json(body))
+}
+
+/// What the model is and runs on; numbers as such.
+fn card(serving: &Serving) -> Value {
+    let number = |text: &str| text.parse::<u64>().ok().map(Value::from);
+    let value = |text: &String| number(text).unwrap_or_else(|| Value::from(text.as_str()));
+    serving.card.iter().map(|(key, text)| ((*key).to_owned(), value(text))).collect()
 }
 
 fn rate(tokens: u64, time: Duration) -> Option<f64> {
