@@ -64,6 +64,8 @@ pub(crate) struct Clients {
     pub(crate) connections: usize,
     /// Bytes of a head, which is as much as a connection buffers.
     pub(crate) head: usize,
+    /// Bytes that the store of responses takes.
+    pub(crate) store: usize,
 }
 
 impl Requests {
@@ -91,7 +93,10 @@ impl Requests {
         Self {
             account,
             grammars: Self::KEPT + sequences.max(1) * followed,
-            connections: clients.connections.saturating_mul(clients.head + Self::CONNECTION),
+            connections: clients
+                .connections
+                .saturating_mul(clients.head + Self::CONNECTION)
+                .saturating_add(clients.store),
         }
     }
 

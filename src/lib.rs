@@ -17,5 +17,6 @@ pub mod output;
 pub mod prefix;
 pub mod settings;
 mod signals;
+mod store;
 
 pub use exit::{Exit, run};

@@ -110,13 +110,18 @@ impl PrefixArgs {
 
 /// `mach/prefix` where the user's caches are.
 fn default_directory() -> Option<PathBuf> {
+    caches().map(|caches| caches.join("prefix"))
+}
+
+/// `mach` where the user's caches are.
+pub(crate) fn caches() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let caches = if cfg!(target_os = "macos") {
         variable("HOME").map(|home| home.join("Library/Caches"))
     } else {
         variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")))
     };
-    caches.map(|caches| caches.join("mach").join("prefix"))
+    caches.map(|caches| caches.join("mach"))
 }
 
 /// Fills in what depends on the model: the namespace of everything but the contents of weight files, which

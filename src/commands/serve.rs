@@ -21,6 +21,7 @@ use crate::loading::{Opened, Report};
 use crate::output::OutputArgs;
 use crate::prefix::PrefixArgs;
 use crate::signals::Signal;
+use crate::store::{Place, StoreArgs};
 
 /// Arguments of `mach serve`.
 #[derive(Debug, Clone, Args)]
@@ -135,6 +136,10 @@ pub struct ServeArgs {
     #[arg(long, help_heading = "Network", default_value_t = 30, value_name = "SECONDS")]
     pub drain_timeout: u64,
 
+    /// Kept responses
+    #[command(flatten, next_help_heading = "Responses")]
+    pub store: StoreArgs,
+
     /// How answers are read
     #[command(flatten, next_help_heading = "Requests")]
     pub output: OutputArgs,
@@ -182,6 +187,8 @@ struct ServeConfig {
     server: ServerConfig,
     output: OutputArgs,
     clients: Clients,
+    /// Where responses are kept.
+    store: Place,
     /// Prefixes to be warm before the server is ready.
     warm: Vec<WarmRequest>,
 }
@@ -263,7 +270,9 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             account: args.request_memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
             connections: args.max_connections,
             head: args.max_head_kib << 10,
+            store: args.store.memory(),
         },
+        store: args.store.validate()?,
         warm: warm_prefixes(args)?,
     })
 }
@@ -309,7 +318,7 @@ pub fn run(args: ServeArgs) -> Result<(), Exit> {
     result
 }
 
-async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
+async fn serve(mut config: ServeConfig, opened: Opened) -> Result<(), Exit> {
     let started = Instant::now();
     // First the port, then the weights: a client that asks early is told to come back.
     let listener = TcpListener::bind(config.address)
@@ -323,6 +332,7 @@ async fn serve(config: ServeConfig, opened: Opened) -> Result<(), Exit> {
         .with("port", address.port())
         .with("api_key", if config.server.api_key.is_some() { "required" } else { "any" });
 
+    config.server.store = config.store.open()?;
     let readiness = Readiness::loading();
     let names = if config.names.is_empty() { vec![opened.default_name()] } else { config.names };
     let output = config.output.apply(opened.output_format());

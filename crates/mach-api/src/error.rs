@@ -25,6 +25,10 @@ pub enum ErrorKind {
     OriginNotAllowed,
     /// No model of this name.
     ModelNotFound,
+    /// The response that a request goes on from is not kept.
+    PreviousResponseNotFound,
+    /// No response of this id is kept.
+    ResponseNotFound,
     /// No such route.
     NotFound,
     /// The route exists, not for this method.
@@ -49,10 +53,10 @@ impl ErrorKind {
     /// The HTTP status.
     pub fn status(self) -> u16 {
         match self {
-            Self::InvalidRequest | Self::ContextLength => 400,
+            Self::InvalidRequest | Self::ContextLength | Self::PreviousResponseNotFound => 400,
             Self::Unauthorized => 401,
             Self::HostNotAllowed | Self::OriginNotAllowed => 403,
-            Self::ModelNotFound | Self::NotFound => 404,
+            Self::ModelNotFound | Self::ResponseNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::ArrivalTimeout => 408,
             Self::TooLarge => 413,
@@ -87,6 +91,8 @@ impl ErrorKind {
             Self::HostNotAllowed => Some("host_not_allowed"),
             Self::OriginNotAllowed => Some("origin_not_allowed"),
             Self::ModelNotFound => Some("model_not_found"),
+            Self::PreviousResponseNotFound => Some("previous_response_not_found"),
+            Self::ResponseNotFound => Some("response_not_found"),
             Self::NotFound => Some("unknown_url"),
             Self::MethodNotAllowed => Some("method_not_allowed"),
             Self::Overloaded => Some("queue_full"),

@@ -223,7 +223,7 @@ fn a_stream_is_blocks_one_after_the_other() {
         dialect.said(0, vec![said], Vec::new(), &mut out);
     }
     dialect.ended(0, Ending::Calls, &mut out);
-    dialect.close(Counts { prompt: 20, cached: 15, completion: 7 }, &mut out);
+    dialect.close(Counts { prompt: 20, cached: 15, completion: 7, ..Counts::default() }, &mut out);
 
     let events = events(&out);
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
@@ -267,7 +267,7 @@ fn an_answer_that_says_nothing_has_a_block() {
     let mut dialect = dialect(&plain());
     let mut out = Vec::new();
     dialect.ended(0, Ending::StopString("X".into()), &mut out);
-    dialect.close(Counts { prompt: 20, cached: 15, completion: 1 }, &mut out);
+    dialect.close(Counts { prompt: 20, cached: 15, completion: 1, ..Counts::default() }, &mut out);
     let events = events(&out);
     assert_eq!(events[0].1["content_block"], json!({"type": "text", "text": ""}));
     assert_eq!(events[1].0, "content_block_stop");

@@ -144,6 +144,10 @@ impl Answers {
                     steps.push(Step::Said { choice, said, logprobs: Vec::new() });
                 }
                 let spoken = reader.spoken();
+                if !spoken.reasoning.is_empty() {
+                    let tokenizer = self.model.engine.tokenizer();
+                    self.counts.reasoning += thought(tokenizer, &spoken.reasoning, ids.as_deref(), tokens);
+                }
                 let ending = match (spoken.ending(cut), stopped_by) {
                     (Ending::Stop, Some(text)) => Ending::StopString(text),
                     (ending, _) => ending,
@@ -227,6 +231,21 @@ fn describe(tokenizer: &TextTokenizer, token: mach_engine::TokenLogprob) -> Toke
             .into_iter()
             .map(|(id, logprob)| TopLogprob { token: text(id), logprob, bytes: tokenizer.bytes(id).to_vec() })
             .collect(),
+    }
+}
+
+/// Tokens of an answer that the model said to itself: those that begin before its thoughts end. Where they cannot be told one by
+/// one, those that the text has by itself.
+fn thought(tokenizer: &TextTokenizer, reasoning: &str, ids: Option<&[u32]>, all: usize) -> usize {
+    let (mut text, mut starts) = (Vec::new(), Vec::new());
+    for &id in ids.unwrap_or_default() {
+        starts.push(text.len());
+        text.extend_from_slice(tokenizer.bytes(id));
+    }
+    let said = reasoning.trim();
+    match std::str::from_utf8(&text).ok().and_then(|text| text.find(said)) {
+        Some(at) => starts.iter().filter(|start| **start < at + said.len()).count(),
+        None => tokenizer.encode(reasoning, false).map_or(0, |tokens| tokens.len()).min(all),
     }
 }
 

@@ -27,6 +27,16 @@ impl Caller {
         Self(blake3::derive_key("mach: caller by API key", key.unwrap_or_default()))
     }
 
+    /// Whoever has this hash.
+    pub(crate) fn from_hash(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
+    /// The hash of the key.
+    pub(crate) fn hash(self) -> [u8; 32] {
+        self.0
+    }
+
     /// The caller of a request.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         Self::with_key(key(headers))

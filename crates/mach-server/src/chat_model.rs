@@ -280,9 +280,10 @@ impl ChatModel {
     pub(crate) fn count(&self, turn: &Turn, job: &mut Job) -> Result<usize, ApiError> {
         self.check_name(turn.settings.model.as_deref())?;
         match &turn.input {
-            Input::Conversation(conversation) => {
-                Ok(self.prompt(conversation, turn.settings.cache_salt.as_deref(), job)?.tokens.len())
-            }
+            Input::Conversation(conversation) => Ok(self
+                .prompt_that_fits(conversation, turn.settings.cache_salt.as_deref(), job)?
+                .tokens
+                .len()),
             Input::Text(_) | Input::Tokens(_) => Ok(self.prepare_as(turn, job)?.generate.prompt.len()),
         }
     }
@@ -294,7 +295,7 @@ impl ChatModel {
         job: &mut Job,
     ) -> Result<Prepared, ApiError> {
         let Prompt { tokens, hints, text, start } =
-            self.prompt(conversation, settings.cache_salt.as_deref(), job)?;
+            self.prompt_that_fits(conversation, settings.cache_salt.as_deref(), job)?;
         job.goes_on()?;
         let tools = &conversation.tools;
         let schemas = (!tools.is_empty()).then(|| Arc::new(ToolSchemas::of(tools)));

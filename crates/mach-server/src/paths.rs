@@ -4,8 +4,8 @@ use axum::http::uri::PathAndQuery;
 use axum::http::{Request, Uri};
 
 /// Routes below `/v1`, by how they begin.
-const BELOW_V1: [&str; 7] =
-    ["chat/completions", "completions", "messages", "models", "capabilities", "stats", "cache"];
+const BELOW_V1: [&str; 8] =
+    ["chat/completions", "completions", "responses", "messages", "models", "capabilities", "stats", "cache"];
 
 /// Rewrites the path of a request to that of a route: doubled slashes and a slash at the end go, `/v1` comes where it is
 /// missing and stands once where it is doubled. Other paths stay.

@@ -23,6 +23,7 @@ use crate::layers::{self, Keys, Origins};
 use crate::listen::{Limits, listen};
 use crate::metrics::HttpMetrics;
 use crate::notes::Named;
+use crate::store::Store;
 use crate::warmed::Warmed;
 use crate::{ChatModel, routes, shape};
 
@@ -54,6 +55,8 @@ pub struct ServerConfig {
     pub write_timeout: Option<Duration>,
     /// Each API key has a salt of its own in the prefix cache.
     pub cache_salt_per_key: bool,
+    /// Responses that are kept.
+    pub store: Arc<Store>,
 }
 
 impl Default for ServerConfig {
@@ -71,6 +74,7 @@ impl Default for ServerConfig {
             allowed_hosts: None,
             write_timeout: Some(Duration::from_secs(60)),
             cache_salt_per_key: false,
+            store: Arc::new(Store::none()),
         }
     }
 }
@@ -159,6 +163,8 @@ fn router(shared: Arc<Shared>) -> Router {
     let generating = Router::new()
         .route("/v1/chat/completions", post(routes::chat_completions))
         .route("/v1/completions", post(routes::completions))
+        .route("/v1/responses", post(routes::responses))
+        .route("/v1/responses/compact", post(routes::compact_response))
         .route_layer(from_fn_with_state(Arc::clone(&shared), layers::one_key_at_a_time));
     let messages = Router::new()
         .route("/v1/messages", post(routes::messages))
@@ -179,6 +185,10 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/models/{*id}", get(routes::get_model))
         .route("/v1/capabilities", get(routes::capabilities))
         .route("/v1/stats", get(routes::stats))
+        .route("/v1/responses/input_tokens", post(routes::count_response_tokens))
+        .route("/v1/responses/{id}", get(routes::get_response).delete(routes::delete_response))
+        .route("/v1/responses/{id}/input_items", get(routes::response_input))
+        .route("/v1/responses/{id}/cancel", post(routes::cancel_response))
         .route("/v1/cache/stats", get(routes::cache_stats))
         .route("/v1/cache/warm_prefix", get(routes::list_warm_prefixes).post(routes::warm_prefix))
         .merge(generating)
@@ -220,6 +230,7 @@ pub async fn serve(
         readiness: Arc::clone(&readiness),
         http: HttpMetrics::default(),
     });
+    let store = Arc::clone(&shared.config.store);
     let signalled = Arc::clone(&readiness);
     let drain = Arc::clone(&shared.drain);
     let draining = Arc::clone(&drain);
@@ -253,5 +264,7 @@ pub async fn serve(
     if let Some(model) = readiness.model() {
         model.engine.close();
     }
+    // A thread that panicked is told of in the log.
+    let _ = tokio::task::spawn_blocking(move || store.flush()).await;
     Ok(())
 }

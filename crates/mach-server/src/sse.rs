@@ -16,6 +16,13 @@ use crate::answer::{Answers, Step};
 /// Something goes out when nothing else did for this long, so that proxies and clients keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+const HEADERS: [(header::HeaderName, &str); 3] = [
+    (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+    (header::CACHE_CONTROL, "no-cache"),
+    // Tells nginx not to collect the stream.
+    (header::HeaderName::from_static("x-accel-buffering"), "no"),
+];
+
 /// The streaming response. Dropping it (the client left) drops the answers, which cancels the generation.
 pub(crate) fn response<D: Dialect>(dialect: D, answers: Answers) -> Response {
     let writer = EventWriter { dialect, answers, begun: false, done: false };
@@ -23,13 +30,15 @@ pub(crate) fn response<D: Dialect>(dialect: D, answers: Answers) -> Response {
         let bytes = writer.next().await?;
         Some((Ok::<_, Infallible>(bytes), writer))
     }));
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache"),
-        // Tells nginx not to collect the stream.
-        (header::HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
-    (headers, body).into_response()
+    (HEADERS, body).into_response()
+}
+
+/// A stream that tells why there is no answer.
+pub(crate) fn refusal<D: Dialect>(mut dialect: D, error: &ApiError) -> Response {
+    let mut out = Vec::new();
+    dialect.open(&mut out);
+    dialect.fail(error, &mut out);
+    (HEADERS, Body::from(out)).into_response()
 }
 
 struct EventWriter<D> {

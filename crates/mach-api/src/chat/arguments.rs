@@ -11,13 +11,13 @@ const DEPTH: usize = 127;
 
 /// Arguments as far as they could be read.
 #[derive(Debug, PartialEq)]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     /// As an object; of broken ones what could be made out.
-    pub(super) object: Map<String, Value>,
+    pub(crate) object: Map<String, Value>,
     /// As they were written, if they came as text.
-    pub(super) text: Option<String>,
+    pub(crate) text: Option<String>,
     /// They are no JSON object.
-    pub(super) broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Arguments {
@@ -26,7 +26,7 @@ impl Arguments {
     }
 
     /// Reads the value of `arguments`. Nothing, `null` and empty text are no arguments.
-    pub(super) fn read(value: Option<Value>) -> Self {
+    pub(crate) fn read(value: Option<Value>) -> Self {
         match value {
             None | Some(Value::Null) => Self::sound(Map::new(), None),
             Some(Value::Object(object)) => Self::sound(object, None),

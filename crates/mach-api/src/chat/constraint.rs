@@ -40,7 +40,7 @@ pub enum ResponseFormat {
 
 impl ToolChoice {
     /// Takes `tool_choice`; functions must be among `tools`.
-    pub(super) fn parse(fields: &mut Fields, tools: &[Value]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(fields: &mut Fields, tools: &[Value]) -> Result<Self, ApiError> {
         let Some(value) = fields.take("tool_choice") else { return Ok(Self::Auto) };
         let choice = match value {
             Value::String(name) => match name.as_str() {

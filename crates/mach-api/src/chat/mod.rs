@@ -17,6 +17,7 @@ pub(crate) mod tools;
 mod turn;
 mod warm;
 
+pub(crate) use arguments::Arguments;
 pub(crate) use constraint::check_schema;
 pub use constraint::{ResponseFormat, ToolChoice, function_name};
 pub use dialect::ChatDialect;

@@ -61,8 +61,15 @@ impl ChatRequest {
         let parallel_tool_calls = fields.bool("parallel_tool_calls")?.unwrap_or(true) && !legacy;
         let notes = fields.shared_notes();
         end_body(fields)?;
-        let conversation =
-            Conversation { messages, tools, tool_choice, parallel_tool_calls, template_kwargs, end };
+        let conversation = Conversation {
+            messages,
+            tools,
+            tool_choice,
+            parallel_tool_calls,
+            template_kwargs,
+            end,
+            truncate: false,
+        };
         Ok(Self { conversation, legacy_functions: legacy, settings, notes: notes.take() })
     }
 

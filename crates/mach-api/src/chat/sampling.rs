@@ -77,7 +77,7 @@ fn parse_logit_bias(fields: &mut Fields, limits: &Limits) -> Result<Vec<(u32, f3
         .collect()
 }
 
-pub(super) fn parse_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiError> {
+pub(crate) fn parse_stop(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiError> {
     let list = match fields.take("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(s)) => vec![Value::String(s)],

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{MessagesRequest, messages_error};
 use crate::ApiError;
 use crate::chat::{Limits, TokenLogprob};
-use crate::turn::{Counts, Dialect, Ending, Head, Parsed, Said, Spoken};
+use crate::turn::{Counts, Dialect, Ending, Head, Parsed, Said, Spoken, event};
 
 /// Writes the answer to a request of the Messages API.
 #[derive(Debug)]
@@ -196,12 +196,4 @@ fn stop_reason(ending: &Ending) -> (&'static str, Option<&str>) {
         Ending::Length => ("max_tokens", None),
         Ending::Calls => ("tool_use", None),
     }
-}
-
-/// One server-sent event of a name, which its data repeats as `type`.
-fn event(out: &mut Vec<u8>, name: &'static str, mut data: Value) {
-    if let Some(object) = data.as_object_mut() {
-        object.shift_insert(0, "type".into(), name.into());
-    }
-    out.extend_from_slice(format!("event: {name}\ndata: {data}\n\n").as_bytes());
 }

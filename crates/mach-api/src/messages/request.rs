@@ -77,6 +77,7 @@ impl MessagesRequest {
             parallel_tool_calls,
             template_kwargs,
             end: PromptEnd::Turn,
+            truncate: false,
         };
         let turn = Turn { input: Input::Conversation(conversation), settings };
         Ok(Self { turn: goes_on(turn), marks_cache: marks.any(), notes: notes.take() })

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Ending, Said, Spoken, Turn};
 use crate::chat::{Limits, TokenLogprob, Usage};
+use crate::responses::Backing;
 use crate::{ApiError, Notes};
 
 /// A body, parsed.
@@ -41,6 +42,8 @@ pub struct Counts {
     pub cached: usize,
     /// Tokens of the answers.
     pub completion: usize,
+    /// Those of them that the model said to itself.
+    pub reasoning: usize,
 }
 
 impl From<Counts> for Usage {
@@ -54,13 +57,25 @@ impl From<Counts> for Usage {
 pub trait Dialect: Send + Sized + 'static {
     /// The field that holds what is answered, for complaints about its length.
     const PROMPT_FIELD: &'static str;
+    /// Whether streams tell of a prompt that is too long, where others refuse the request.
+    const LENGTH_IN_STREAM: bool = false;
 
     /// Parses a body.
     fn parse(body: &[u8], limits: &Limits) -> Result<Parsed<Self>, ApiError>;
 
+    /// Parses a body that may go on from what the server has kept.
+    fn parse_with(body: &[u8], limits: &Limits, _backing: &Backing<'_>) -> Result<Parsed<Self>, ApiError> {
+        Self::parse(body, limits)
+    }
+
     /// Whether answers show their prompts.
     fn wants_prompts(&self) -> bool {
         false
+    }
+
+    /// Bytes that it holds of the request until the answer is written.
+    fn memory(&self) -> usize {
+        0
     }
 
     /// Takes what is known at the start.
@@ -104,5 +119,13 @@ pub(crate) fn data(out: &mut Vec<u8>, value: &impl serde::Serialize) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// The event that ends OpenAI's streams.
+/// One server-sent event of a name, which its data repeats as `type`.
+pub(crate) fn event(out: &mut Vec<u8>, name: &'static str, mut data: Value) {
+    if let Some(object) = data.as_object_mut() {
+        object.shift_insert(0, "type".into(), name.into());
+    }
+    out.extend_from_slice(format!("event: {name}\ndata: {data}\n\n").as_bytes());
+}
+
+/// The event that ends OpenAI's chat streams.
 pub(crate) const DONE: &[u8] = b"data: [DONE]\n\n";

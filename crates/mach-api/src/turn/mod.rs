@@ -6,7 +6,7 @@ mod event;
 mod spoken;
 
 pub use dialect::{Counts, Dialect, Head, Parsed};
-pub(crate) use dialect::{DONE, data};
+pub(crate) use dialect::{DONE, data, event};
 pub use event::{Ending, Said};
 pub use spoken::{Call, CallState, Spoken};
 
@@ -40,6 +40,8 @@ pub struct Conversation {
     pub template_kwargs: Map<String, Value>,
     /// Where the prompt ends.
     pub end: PromptEnd,
+    /// What is oldest is left out where the whole is longer than the context.
+    pub truncate: bool,
 }
 
 /// One prompt to be answered, [`Settings::n`] times.

@@ -7,6 +7,7 @@ mod generate;
 mod metrics;
 mod models;
 mod openapi;
+mod responses;
 mod stats;
 mod tokens;
 
@@ -24,10 +25,14 @@ use crate::server::Shared;
 
 pub(crate) use cache::{cache_stats, list_warm_prefixes, warm_prefix};
 pub(crate) use capabilities::capabilities;
-pub(crate) use generate::{chat_completions, completions, count_message_tokens, messages};
+pub(crate) use generate::{
+    chat_completions, compact_response, completions, count_message_tokens, count_response_tokens, messages,
+    responses,
+};
 pub(crate) use metrics::metrics;
 pub(crate) use models::{get_model, list_models};
 pub(crate) use openapi::openapi;
+pub(crate) use responses::{cancel_response, delete_response, get_response, response_input};
 pub(crate) use stats::stats;
 pub(crate) use tokens::{detokenize, tokenize};
 
