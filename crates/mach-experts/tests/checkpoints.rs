@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use mach_checkpoint::Checkpoint;
 use mach_experts::{
-    Bank, BankOptions, Demand, EvictionPolicy, ExpertFiles, ExpertView, RecordLayout, SlicePool, SliceSource,
-    StreamingBank, checksums,
+    Bank, BankOptions, Demand, EvictionPolicy, ExpertFiles, ExpertView, LayerEntry, MANIFEST_FORMAT,
+    Manifest, RECORD_ALIGN, RecordLayout, SlicePool, SliceSource, StreamingBank, checksums,
 };
 use mach_quant::Order;
 
@@ -62,6 +62,11 @@ fn an_expert_is_the_same_wherever_it_lies() {
                 }));
             }
             streaming.end();
+            let stats = streaming.stats().snapshot();
+            assert!(
+                stats.layers.iter().all(|layer| layer.hit_rate.is_none()),
+                "nothing was asked of the bank"
+            );
             for (expert, from) in checkpoint.experts(layer).unwrap().iter().enumerate() {
                 let layout = RecordLayout::of(from, Order::Tiles).unwrap();
                 let mut record = vec![0; layout.stride()];
@@ -77,4 +82,55 @@ fn an_expert_is_the_same_wherever_it_lies() {
         assert_eq!((bank.weight_bytes(), bank.slots() as u64, placed), (weights, count, weights));
         assert_eq!((sliced, layers as u64 * experts as u64), (weights, count));
     }
+}
+
+#[test]
+fn a_manifest_is_one_of_its_checkpoint() {
+    let checkpoint = checkpoint("mlx-4bit");
+    let config = checkpoint.config();
+    let layers = (0..config.moe_layers.len()).filter(|&layer| config.moe_layers[layer]).map(|layer| {
+        let record = RecordLayout::of(&checkpoint.experts(layer).unwrap()[0], Order::Tiles).unwrap();
+        let (file, stride, experts) = (LayerEntry::file_name(layer), record.stride(), config.moe.num_experts);
+        let length = (stride * experts) as u64;
+        LayerEntry { layer, file, length, stride, record, crc32c: vec![0; experts] }
+    });
+    let manifest = Manifest {
+        format: MANIFEST_FORMAT.0.to_owned(),
+        version: MANIFEST_FORMAT.1,
+        architecture: config.model_type.clone(),
+        source: String::new(),
+        record_align: RECORD_ALIGN,
+        num_experts: config.moe.num_experts,
+        layers: layers.collect(),
+    };
+    assert_eq!(manifest.check(config), Ok(()));
+    let refused = |change: &dyn Fn(&mut Manifest), word: &str| {
+        let mut other = manifest.clone();
+        change(&mut other);
+        let error = other.check(config).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    };
+    refused(&|m| m.num_experts += 1, "experts a layer");
+    refused(&|m| m.architecture = "other".into(), "made for `other`");
+    refused(&|m| drop(m.layers.pop()), "layers");
+    refused(&|m| m.layers[0].layer += 100, "layers");
+    let wide = twice_as_wide(&manifest);
+    refused(&|m| m.layers[0].record = wide, "config.json implies");
+}
+
+/// A record of experts of twice the width.
+fn twice_as_wide(manifest: &Manifest) -> RecordLayout {
+    let record = manifest.layers[0].record;
+    let parts: Vec<_> = record
+        .parts()
+        .map(|part| {
+            let (mut layout, rows) = (part.layout, part.layout.rows);
+            layout.rows = 2 * rows;
+            (part.projection, layout, None)
+        })
+        .collect();
+    let [gate, up, down] = parts[..] else { panic!("gate, up, down") };
+    let mut down = down;
+    (down.1.rows, down.1.cols) = (down.1.rows / 2, 2 * down.1.cols);
+    RecordLayout::with(&[gate, up, down]).unwrap()
 }
