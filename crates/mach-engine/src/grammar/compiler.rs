@@ -307,7 +307,10 @@ pub(super) fn reason(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Guide;
     use super::*;
+    use crate::SamplingParams;
+    use crate::sampling::Sampler;
 
     fn compiler() -> GrammarCompiler {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../demo/tokenizer.json");
@@ -353,6 +356,48 @@ mod tests {
         assert_eq!((Arc::strong_count(&charge), compiler.running.load(Ordering::Acquire)), (1, 0));
         assert!(compiler.compile_for(&text("start: nothing"), Arc::clone(&charge), &|| true).is_err());
         assert_eq!(Arc::strong_count(&charge), 1);
+    }
+
+    /// A grammar on its way, and the ids of single letters.
+    fn follow(lark: &str) -> (Guide, impl Fn(&str) -> u32) {
+        let compiler = compiler();
+        let tokenizer = Arc::clone(&compiler.tokenizer);
+        let id = move |letter: &str| tokenizer.encode(letter, false).unwrap()[0];
+        (Guide::new(&compiler.compile(&text(lark)).unwrap()), id)
+    }
+
+    #[test]
+    fn a_guide_tells_when_nothing_can_follow() {
+        let (mut guide, id) = follow(r#"start: "a" ("b" | "c")"#);
+        assert_eq!(guide.allowed(&[id("b")]), Ok(0));
+        assert_eq!(guide.take(id("a")), Ok(false));
+        assert_eq!((guide.allowed(&[id("b")]), guide.allowed(&[id("a")])), (Ok(1), Ok(0)));
+        assert_eq!((guide.take(id("c")), guide.tokens), (Ok(true), 2));
+    }
+
+    #[test]
+    fn tokens_are_chosen_as_if_the_grammar_had_been_asked_first() {
+        let (mut guide, id) = follow("start: /[ab]/");
+        let vocab = compiler().vocab;
+        let mut logits = vec![f32::NEG_INFINITY; vocab];
+        // The grammar forbids the best. With it, the third of the tokens is not among those that make up 70 %.
+        for (letter, share) in [("x", 0.5_f32), ("a", 0.3), ("b", 0.2)] {
+            logits[id(letter) as usize] = share.ln();
+        }
+        let mut masked = logits.clone();
+        guide.mask(&mut masked).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for (seed, (top_p, top_k, temperature)) in (0..200)
+            .flat_map(|seed| [(0.7, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 1.0), (0.7, 0, 0.0)].map(|p| (seed, p)))
+        {
+            let params = SamplingParams { temperature, top_p, top_k, seed, ..SamplingParams::greedy() };
+            let mut sampler = Sampler::new(params.clone(), &[]);
+            let chosen = sampler.sample_guided(&mut logits.clone(), 7, &mut guide).unwrap();
+            let expected = Sampler::new(params, &[]).sample(&mut masked.clone(), 7).unwrap();
+            assert_eq!(chosen, expected, "{top_p} {top_k} {seed}");
+            seen.insert(chosen);
+        }
+        assert_eq!(seen.len(), 2, "both are chosen now and then");
     }
 
     #[test]
