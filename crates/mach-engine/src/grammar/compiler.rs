@@ -358,6 +358,25 @@ mod tests {
         assert_eq!(Arc::strong_count(&charge), 1);
     }
 
+    #[test]
+    fn as_many_grammars_are_kept_as_may_be() {
+        let kept = |compiler: &GrammarCompiler| {
+            let kept = compiler.kept.lock().unwrap();
+            kept.iter().map(|(text, _)| text.lark.clone()).collect::<Vec<_>>()
+        };
+        let texts: Vec<String> = (0..KEPT + 2).map(|i| format!("start: \"{}\"", "a".repeat(i + 1))).collect();
+        let (many, few) = (compiler().within(1 << 30, 1), compiler().within(3 * 5 * KEEPING.0 / 2, 1));
+        for lark in &texts {
+            many.compile(&text(lark)).unwrap();
+            few.compile(&text(lark)).unwrap();
+        }
+        assert_eq!(kept(&many), texts[2..]);
+        assert_eq!(kept(&few), texts[KEPT..], "two fit");
+        let none = compiler().within(3 << 20, 1);
+        none.compile(&text(&texts[0])).unwrap();
+        assert!(kept(&none).is_empty());
+    }
+
     /// A grammar on its way, and the ids of single letters.
     fn follow(lark: &str) -> (Guide, impl Fn(&str) -> u32) {
         let compiler = compiler();

@@ -153,6 +153,23 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_take_in_what_is_beside_them_need_the_whole_text() {
+        use tokenizers::AddedToken;
+        assert!(Windows::of(&demo()).is_some());
+        let plain = || AddedToken::from("<beside>", false);
+        for (token, fits) in [
+            (plain(), true),
+            (plain().single_word(true), false),
+            (plain().lstrip(true), false),
+            (plain().rstrip(true), false),
+        ] {
+            let mut tokenizer = demo();
+            tokenizer.add_tokens([token.clone()]).unwrap();
+            assert_eq!(Windows::of(&tokenizer).is_some(), fits, "{token:?}");
+        }
+    }
+
+    #[test]
     fn words_longer_than_a_window_and_texts_of_nothing_but_space() {
         let tokenizer = demo();
         let n = 3 * WINDOW;
