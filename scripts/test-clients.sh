@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Serves the demo checkpoint and checks it with real clients at pinned versions: the official `openai` and `anthropic` packages for
-# Python and Node, OpenCode, and Claude Code. What cannot be installed here is skipped with a line that says so.
+# Python and Node, what builds on them, OpenCode, Codex, and Claude Code. What cannot be installed here is skipped with a line that
+# says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib/server.sh
@@ -11,18 +12,34 @@ base=$url/v1
 target/release/mach-serve demo --no-streaming --port 0 --no-prefix-cache --max-batch 1 --max-queue 1 \
     >"$work/narrow" 2>"$work/narrow.log" &
 narrow=$!
-trap 'kill "$server" "$narrow" 2>/dev/null || true; rm -rf "$work"' EXIT
-until grep -q '^startup ready' "$work/narrow"; do
-    kill -0 "$narrow" || { cat "$work/narrow.log"; exit 1; }
-    sleep 0.2
-done
-full=$(sed -n 's/^startup listening url=\([^ ]*\).*/\1/p' "$work/narrow")/v1
+# One with a context that holds the instructions and tools of agents.
+target/release/mach-serve demo --no-streaming --port 0 --disk-kv-dir "$work/wide-kv" --response-store-dir "$work/wide-store" \
+    --max-context 40960 --stretch-context >"$work/wide" 2>"$work/wide.log" &
+wide=$!
+trap 'kill "$server" "$narrow" "$wide" 2>/dev/null || true; rm -rf "$work"' EXIT
+# address NAME PROCESS: waits until a server is ready.
+address() {
+    until grep -q '^startup ready' "$work/$1"; do
+        kill -0 "$2" || { cat "$work/$1.log"; exit 1; }
+        sleep 0.2
+    done
+    sed -n 's/^startup listening url=\([^ ]*\).*/\1/p' "$work/$1"
+}
+full=$(address narrow "$narrow")/v1
+roomy=$(address wide "$wide")/v1
 
 if python3 -m venv "$work/venv" 2>/dev/null &&
     "$work/venv/bin/pip" install -q -r clients/python/requirements.txt 2>"$work/pip.log"; then
     "$work/venv/bin/python" clients/python/check.py "$base" "$full"
     "$work/venv/bin/python" clients/python/messages.py "$url"
+    "$work/venv/bin/python" clients/python/responses.py "$base"
     echo "python client: passed"
+    # Each as it can be installed.
+    while read -r package; do
+        "$work/venv/bin/pip" install -q "$package" 2>"$work/pip.log" || echo "$package: SKIPPED, it cannot be installed here"
+    done <clients/python/frameworks.txt
+    "$work/venv/bin/python" -W ignore clients/python/frameworks.py "$url"
+    echo "python frameworks: passed"
 else
     echo "python client: SKIPPED, its packages cannot be installed here"
 fi
@@ -34,17 +51,24 @@ node_packages() {
 }
 
 if node_packages node; then
-    (cd "$work/node" && node check.mjs "$base" "$full" && node messages.mjs "$url")
+    (cd "$work/node" && node check.mjs "$base" "$full" && node messages.mjs "$url" && node responses.mjs "$base")
     echo "node client: passed"
 else
     echo "node client: SKIPPED, its packages cannot be installed here"
 fi
 
 if node_packages opencode && "$work/opencode/node_modules/.bin/opencode" --version >/dev/null 2>&1; then
-    clients/opencode/check.sh "$work/opencode/node_modules/.bin/opencode" "$base"
+    clients/opencode/check.sh "$work/opencode/node_modules/.bin/opencode" "$roomy"
     echo "opencode: passed"
 else
     echo "opencode: SKIPPED, its package cannot be installed here"
+fi
+
+if node_packages codex && "$work/codex/node_modules/.bin/codex" --version >/dev/null 2>&1; then
+    clients/codex/check.sh "$work/codex/node_modules/.bin/codex" "$roomy" "$base"
+    echo "codex: passed"
+else
+    echo "codex: SKIPPED, its package cannot be installed here"
 fi
 
 if node_packages claude-code && "$work/claude-code/node_modules/.bin/claude" --version >/dev/null 2>&1; then

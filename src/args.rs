@@ -44,6 +44,10 @@ pub struct ModelArgs {
     #[arg(long, help_heading = "Computing", value_name = "TOKENS")]
     pub max_context: Option<usize>,
 
+    /// Let --max-context be longer than the checkpoint says; far beyond what a model was trained on its answers get worse
+    #[arg(long, help_heading = "Computing", requires = "max_context")]
+    pub stretch_context: bool,
+
     /// Prompt tokens that one pass of the model takes
     #[arg(long, help_heading = "Computing", default_value_t = EngineConfig::default().prefill_chunk, value_name = "TOKENS")]
     pub prefill_chunk: usize,
@@ -126,6 +130,8 @@ pub struct ModelConfig {
     pub load: LoadOptions,
     /// Bound of the context.
     pub max_context: Option<usize>,
+    /// The bound may be beyond the checkpoint's own.
+    pub stretch_context: bool,
     /// Prompt tokens a pass.
     pub prefill_chunk: usize,
     /// The decode path asked for.
@@ -170,6 +176,7 @@ impl ModelArgs {
                 ..LoadOptions::default()
             },
             max_context: self.max_context,
+            stretch_context: self.stretch_context,
             prefill_chunk: self.prefill_chunk,
             decode_path: speculation.decode_path,
             draft_dir: speculation.draft_dir,

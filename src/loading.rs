@@ -34,10 +34,27 @@ pub(crate) struct Opened {
     clients: Option<Clients>,
 }
 
+/// The checkpoint with a context that is at least so long.
+fn stretched(checkpoint: Checkpoint, tokens: usize) -> Checkpoint {
+    let own = checkpoint.config().max_position_embeddings;
+    if tokens <= own {
+        return checkpoint;
+    }
+    warn!(
+        tokens,
+        own, "--stretch-context: longer than the checkpoint says; answers may get worse beyond that"
+    );
+    checkpoint.with_positions(tokens)
+}
+
 impl Opened {
     /// Reads and checks everything but the weights; every error here is one of input.
     pub(crate) fn open(config: ModelConfig) -> Result<Self, Exit> {
         let checkpoint = Checkpoint::open(&config.checkpoint).map_err(Exit::input)?;
+        let checkpoint = match config.max_context.filter(|_| config.stretch_context) {
+            Some(tokens) => stretched(checkpoint, tokens),
+            None => checkpoint,
+        };
         let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
         if config.load.threads > cores {
             let threads = config.load.threads;
@@ -80,7 +97,12 @@ impl Opened {
     /// What bounds the context where memory does not.
     fn context_bound(&self) -> &'static str {
         let model = self.checkpoint.config().max_position_embeddings;
-        if self.config.max_context.is_some_and(|asked| asked < model) { "max-context" } else { "model" }
+        let stretched = self.config.stretch_context;
+        if self.config.max_context.is_some_and(|asked| asked < model || stretched && asked == model) {
+            "max-context"
+        } else {
+            "model"
+        }
     }
 
     /// Whether chats can be rendered.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Has OpenCode complete one turn against a running server, with the repository's configuration. Other addresses than the
-# loopback go to a proxy that is not there.
+# Has OpenCode complete turns against a running server, with the repository's configuration: one without tools, and one with a call of
+# a tool by each of its providers, that is by each API. Other addresses than the loopback go to a proxy that is not there.
 # Usage: check.sh OPENCODE BASE_URL (ending in /v1)
 set -euo pipefail
 opencode=$1 base=$2
@@ -30,3 +30,20 @@ case $answer in
     exit 1
     ;;
 esac
+
+# OpenCode calls a tool by the name of its server and its own.
+weather=$(cd "$config/../clients/agents" && pwd)/weather.py
+for provider in openai-compatible openai anthropic; do
+    export OPENCODE_CONFIG_CONTENT="{
+      \"mcp\": {\"get\": {\"type\": \"local\", \"enabled\": true,
+        \"command\": [\"python3\", \"$weather\", \"$home/$provider\", \"weather\"]}},
+      \"provider\": {\"mach\": {\"npm\": \"@ai-sdk/$provider\", \"options\": {\"baseURL\": \"$base\"},
+        \"models\": {\"demo\": {\"limit\": {\"context\": 40960, \"output\": 1024}}}}}}"
+    timeout 300 "$opencode" run "What is the weather in Paris?" </dev/null >"$home/answer" 2>"$home/errors" || true
+    if [ "$(cat "$home/$provider" 2>/dev/null)" != Paris ] || ! grep -q '[a-z]' "$home/answer"; then
+        echo "no call of the tool came through @ai-sdk/$provider:"
+        cat "$home/answer" "$home/errors"
+        exit 1
+    fi
+    echo "ok   a call of a tool through @ai-sdk/$provider"
+done

@@ -4,7 +4,7 @@ start_server() {
     cargo build --release --bin mach-serve
     work=$(mktemp -d)
     trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
-    target/release/mach-serve demo --no-streaming --port 0 --disk-kv-dir "$work/kv" "$@" >"$work/out" 2>"$work/log" &
+    target/release/mach-serve demo --no-streaming --port 0 --disk-kv-dir "$work/kv" --response-store-dir "$work/store" "$@" >"$work/out" 2>"$work/log" &
     server=$!
     local tries
     for tries in $(seq 300); do

@@ -76,6 +76,13 @@ impl Checkpoint {
         &self.config
     }
 
+    /// The same with another longest context, in tokens.
+    #[must_use]
+    pub fn with_positions(mut self, tokens: usize) -> Self {
+        self.config.max_position_embeddings = tokens;
+        self
+    }
+
     /// Sampling defaults and stop ids.
     pub fn generation(&self) -> &GenerationConfig {
         &self.generation

@@ -24,14 +24,20 @@ pub(super) struct Messages<'a> {
     body: &'a Fields,
     backing: &'a Backing<'a>,
     limits: &'a Limits,
+    names: &'a Names,
     read: Vec<Message>,
     /// The last one is the assistant's, and what it does next belongs to it.
     open: bool,
 }
 
 impl<'a> Messages<'a> {
-    pub(super) fn new(body: &'a Fields, limits: &'a Limits, backing: &'a Backing<'a>) -> Self {
-        Self { body, backing, limits, read: Vec::new(), open: false }
+    pub(super) fn new(
+        body: &'a Fields,
+        limits: &'a Limits,
+        names: &'a Names,
+        backing: &'a Backing<'a>,
+    ) -> Self {
+        Self { body, backing, limits, names, read: Vec::new(), open: false }
     }
 
     /// The messages. One that only thinks says nothing.
@@ -182,7 +188,8 @@ impl<'a> Messages<'a> {
 
     fn call(&mut self, mut item: Fields, arguments: Option<Value>) -> Result<(), ApiError> {
         let name = item.required_string("name")?;
-        let name = item.string("namespace")?.map_or_else(|| name.clone(), |group| Names::flat(&group, &name));
+        let name =
+            item.string("namespace")?.map_or_else(|| name.clone(), |group| self.names.flat(&group, &name));
         let id = item.string("call_id")?.or(item.string("id")?).unwrap_or_else(tool_call_id);
         let Arguments { object: arguments, text, broken } = Arguments::read(arguments);
         if broken {

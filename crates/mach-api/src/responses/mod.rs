@@ -16,4 +16,4 @@ pub use compaction::CompactionDialect;
 pub use dialect::ResponsesDialect;
 pub use past::{Backing, Keep, Past, Record};
 pub use request::{Asked, ResponsesRequest};
-pub use seal::Seal;
+pub use seal::{Kind, Seal};

@@ -94,7 +94,7 @@ impl ResponsesRequest {
         let given = fields.array("tools")?.unwrap_or_default();
         let tools = Tools::parse(&fields, given, limits)?;
         let tool_choice = tools.choice(&mut fields)?;
-        let messages = conversation(&mut fields, limits, backing, &mut asked)?;
+        let messages = conversation(&mut fields, limits, (backing, &tools.names), &mut asked)?;
         let mut template_kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
         asked.thoughts = reasoning(&mut fields, &mut template_kwargs)?;
         let format = super::format::parse(&mut fields, limits, &mut template_kwargs)?;
@@ -156,7 +156,7 @@ fn repeat(fields: &Fields) -> Map<String, Value> {
 fn conversation(
     fields: &mut Fields,
     limits: &Limits,
-    backing: &Backing<'_>,
+    (backing, names): (&Backing<'_>, &Names),
     asked: &mut Asked,
 ) -> Result<Vec<Message>, ApiError> {
     let instructions = fields.take("instructions");
@@ -175,7 +175,7 @@ fn conversation(
         }
     };
     asked.input = input;
-    let mut messages = Messages::new(fields, limits, backing);
+    let mut messages = Messages::new(fields, limits, names, backing);
     match instructions {
         None => {}
         Some(Value::String(text)) if text.is_empty() => {}

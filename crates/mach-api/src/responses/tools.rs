@@ -30,29 +30,60 @@ pub(super) struct Tools {
     pub(super) names: Names,
 }
 
-/// Which group and name a function of the template has in the request; functions outside of groups keep their names.
+/// Names of functions that come in groups. The model knows them by their own, or behind that of the group where another function has the
+/// same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Names(HashMap<String, (String, String)>);
+pub(super) struct Names {
+    /// Group and name of what the model calls so.
+    originals: HashMap<String, (String, String)>,
+    /// How the model calls this name of this group.
+    flat: HashMap<(String, String), String>,
+}
 
 impl Names {
+    fn insert(&mut self, group: &str, name: &str, alone: bool) -> String {
+        let flat = if alone { name.to_owned() } else { joined(group, name) };
+        let original = (group.to_owned(), name.to_owned());
+        self.originals.insert(flat.clone(), original.clone());
+        self.flat.insert(original, flat.clone());
+        flat
+    }
+
     /// Name that the model knows a function of a group by.
-    pub(super) fn flat(group: &str, name: &str) -> String {
-        format!("{group}__{name}")
+    pub(super) fn flat(&self, group: &str, name: &str) -> String {
+        let known = self.flat.get(&(group.to_owned(), name.to_owned()));
+        known.cloned().unwrap_or_else(|| joined(group, name))
     }
 
     /// Group and name in the request.
     pub(super) fn original<'a>(&'a self, flat: &'a str) -> (Option<&'a str>, &'a str) {
-        self.0.get(flat).map_or((None, flat), |(group, name)| (Some(group.as_str()), name.as_str()))
+        let found = self.originals.get(flat);
+        found.map_or((None, flat), |(group, name)| (Some(group.as_str()), name.as_str()))
     }
+
+    /// Gives a function of a group the name that the model knows.
+    fn flatten(&self, object: &mut Map<String, Value>) {
+        if let Some(Value::String(group)) = object.remove("namespace")
+            && let Some(Value::String(name)) = object.get_mut("name")
+        {
+            *name = self.flat(&group, name);
+        }
+    }
+}
+
+fn joined(group: &str, name: &str) -> String {
+    format!("{group}__{name}")
 }
 
 impl Tools {
     /// Takes `tools`. What OpenAI would run itself, or what has no schema, is left out, and noted.
     pub(super) fn parse(fields: &Fields, given: Vec<Value>, limits: &Limits) -> Result<Self, ApiError> {
         let mut tools = Self::default();
+        let mut groups = Vec::new();
         for (i, tool) in given.into_iter().enumerate() {
-            tools.add(fields, &format!("tools[{i}]"), tool, None, limits)?;
+            tools.add(fields, &format!("tools[{i}]"), tool, (None, &mut groups), limits)?;
         }
+        tools.name(groups);
         Ok(tools)
     }
 
@@ -61,18 +92,22 @@ impl Tools {
         body: &Fields,
         path: &str,
         tool: Value,
-        group: Option<&str>,
+        (group, groups): (Option<&str>, &mut Vec<Option<String>>),
         limits: &Limits,
     ) -> Result<(), ApiError> {
         let mut tool = body.nested(path, tool)?;
         match (tool.required_string("type")?.as_str(), group) {
-            ("function", _) => self.function(body, tool, group, limits),
+            ("function", _) => {
+                self.function(body, tool, limits)?;
+                groups.push(group.map(str::to_owned));
+                Ok(())
+            }
             ("namespace", None) => {
                 let name = tool.required_string("name")?;
                 let list = tool.array("tools")?.unwrap_or_default();
                 tool.end(&["description"])?;
                 for (i, tool) in list.into_iter().enumerate() {
-                    self.add(body, &format!("{path}.tools[{i}]"), tool, Some(&name), limits)?;
+                    self.add(body, &format!("{path}.tools[{i}]"), tool, (Some(&name), &mut *groups), limits)?;
                 }
                 Ok(())
             }
@@ -84,13 +119,23 @@ impl Tools {
         }
     }
 
-    fn function(
-        &mut self,
-        body: &Fields,
-        mut tool: Fields,
-        group: Option<&str>,
-        limits: &Limits,
-    ) -> Result<(), ApiError> {
+    /// Gives the functions of groups the names that the model is to know; `groups` has one entry a function.
+    fn name(&mut self, groups: Vec<Option<String>>) {
+        let name = |tool: &Value| crate::chat::function_name(tool).unwrap_or_default().to_owned();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        for tool in &self.functions {
+            *known.entry(name(tool)).or_default() += 1;
+        }
+        for (tool, group) in self.functions.iter_mut().zip(groups) {
+            let (Some(group), own) = (group, name(tool)) else { continue };
+            let flat = self.names.insert(&group, &own, known.get(&own) == Some(&1));
+            if let Some(place) = tool.pointer_mut("/function/name") {
+                *place = flat.into();
+            }
+        }
+    }
+
+    fn function(&mut self, body: &Fields, mut tool: Fields, limits: &Limits) -> Result<(), ApiError> {
         if self.functions.len() == limits.tools {
             return Err(body.error("tools", format!("must hold at most {} tools", limits.tools)));
         }
@@ -102,12 +147,8 @@ impl Tools {
         if name.is_empty() {
             return Err(tool.error("name", "must not be empty"));
         }
-        let flat = group.map_or_else(|| name.clone(), |group| Names::flat(group, &name));
-        if let Some(group) = group {
-            self.names.0.insert(flat.clone(), (group.to_owned(), name));
-        }
         let mut function = Map::new();
-        function.insert("name".into(), flat.into());
+        function.insert("name".into(), name.into());
         if let Some(description) = tool.string("description")? {
             function.insert("description".into(), description.into());
         }
@@ -132,22 +173,13 @@ impl Tools {
             return Ok(ToolChoice::Auto);
         }
         if let Some(object) = value.as_object_mut() {
-            flatten(object);
+            self.names.flatten(object);
             if let Some(Value::Array(list)) = object.get_mut("tools") {
                 list.retain(|tool| tool.get("type").is_none_or(|kind| kind == "function"));
-                list.iter_mut().filter_map(Value::as_object_mut).for_each(flatten);
+                list.iter_mut().filter_map(Value::as_object_mut).for_each(|tool| self.names.flatten(tool));
             }
         }
         fields.put("tool_choice", value);
         ToolChoice::parse(fields, &self.functions)
-    }
-}
-
-/// Gives a function of a group the name that the model knows.
-fn flatten(object: &mut Map<String, Value>) {
-    if let Some(Value::String(group)) = object.remove("namespace")
-        && let Some(Value::String(name)) = object.get_mut("name")
-    {
-        *name = Names::flat(&group, name);
     }
 }

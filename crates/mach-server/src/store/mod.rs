@@ -126,3 +126,112 @@ pub(crate) struct Kept {
     /// Unix seconds.
     pub(crate) at: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn kept(id: &str, size: usize) -> Kept {
+        let response = json!({"id": id, "output": [{"id": format!("msg-{id}"), "text": "x".repeat(size)}]});
+        let input = vec![json!({"id": format!("in-{id}")})];
+        let record = Record { previous: None, input, response };
+        Kept { owner: Caller::with_key(Some(b"k")), record, at: now() }
+    }
+
+    fn now() -> u64 {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    fn open(directory: &Path, bytes: u64) -> Store {
+        Store::open(&StoreConfig { directory: Some(directory.to_owned()), bytes }).unwrap()
+    }
+
+    fn has(store: &Store, id: &str) -> bool {
+        store.kept().unwrap().get::<String>(id, |_| Ok(())).unwrap().is_some()
+    }
+
+    fn item(store: &Store, id: &str) -> Option<String> {
+        store.kept().unwrap().of_item(id).unwrap()
+    }
+
+    #[test]
+    fn what_was_kept_outlives_the_server_and_can_be_read_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), 1 << 20);
+        for i in 0..10 {
+            store.kept().unwrap().keep(kept(&format!("r{i}"), 100));
+            assert!(has(&store, &format!("r{i}")));
+            assert_eq!(item(&store, &format!("msg-r{i}")), Some(format!("r{i}")));
+        }
+        store.kept().unwrap().forget("r3");
+        assert!(!has(&store, "r3"));
+        store.flush();
+        assert!(!has(&store, "r3") && has(&store, "r4"));
+        assert_eq!((item(&store, "in-r3"), item(&store, "in-r4")), (None, Some("r4".into())));
+        let sealed = store.seal.close(mach_api::responses::Kind::Reasoning, "t");
+        // A second one on the same directory has its own in memory, and the same key.
+        let second = open(dir.path(), 1 << 20);
+        assert!(second.place().is_none() && !has(&second, "r4"));
+        second.kept().unwrap().keep(kept("own", 10));
+        second.flush();
+        assert!(has(&second, "own"));
+        drop((store, second));
+        let store = open(dir.path(), 1 << 20);
+        assert!(store.place().is_some() && has(&store, "r4") && !has(&store, "r3") && !has(&store, "own"));
+        assert_eq!(store.seal.open(mach_api::responses::Kind::Reasoning, &sealed).as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_is_too_much() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..2 {
+            let store = open(dir.path(), 50_000);
+            for i in 0..20 {
+                store.kept().unwrap().keep(kept(&format!("r{round}-{i}"), 10_000));
+                store.flush();
+            }
+            let there = (0..20).filter(|i| has(&store, &format!("r{round}-{i}"))).collect::<Vec<_>>();
+            assert_eq!(there, [16, 17, 18, 19]);
+            assert_eq!(item(&store, &format!("msg-r{round}-15")), None);
+            assert!(!has(&store, "r0-15"));
+        }
+        // What is too old goes as well.
+        let store = open(dir.path(), 50_000);
+        let old = Kept { at: now() - 31 * 24 * 3600, ..kept("old", 10) };
+        assert!(has(&store, "r1-19"));
+        for i in 16..20 {
+            store.kept().unwrap().forget(&format!("r1-{i}"));
+        }
+        store.kept().unwrap().keep(old);
+        store.flush();
+        assert!(!has(&store, "old"));
+    }
+
+    #[test]
+    fn a_response_that_finds_no_room_to_wait_is_not_kept() {
+        let store = Store::open(&StoreConfig { directory: None, bytes: 1 << 30 }).unwrap();
+        store.kept().unwrap().keep(kept("large", WAITING + 1));
+        assert!(!has(&store, "large"));
+        store.kept().unwrap().keep(kept("small", 1));
+        store.flush();
+        assert!(has(&store, "small"));
+    }
+
+    #[test]
+    fn a_directory_or_file_that_cannot_be_used_leaves_the_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        let store = open(&dir.path().join("file"), 1 << 20);
+        assert!(store.place().is_none());
+        // A database that was overwritten is not read, and not a panic.
+        std::fs::write(dir.path().join(folder::DATABASE), vec![7; 100_000]).unwrap();
+        let store = open(dir.path(), 1 << 20);
+        assert!(store.place().is_none());
+        store.kept().unwrap().keep(kept("r", 1));
+        assert!(has(&store, "r"));
+    }
+}
