@@ -57,6 +57,8 @@ pub(crate) struct Requests {
     pub(crate) grammars: usize,
     /// Buffers of connections.
     pub(crate) connections: usize,
+    /// Answers that wait to be read.
+    pub(crate) unread: usize,
 }
 
 /// Who asks.
@@ -68,6 +70,8 @@ pub(crate) struct Clients {
     pub(crate) connections: usize,
     /// Bytes of a head, which is as much as a connection buffers.
     pub(crate) head: usize,
+    /// Bytes of answers that may wait to be read, if they were asked for.
+    pub(crate) unread: Option<usize>,
     /// Bytes that the store of responses takes.
     pub(crate) store: usize,
 }
@@ -82,6 +86,8 @@ impl Requests {
     /// Bytes of grammars that are kept, and of one that a sequence follows, at least and at most.
     const KEPT: usize = 16 << 20;
     const FOLLOWED: (usize, usize) = (4 << 20, 24 << 20);
+    /// Bytes of answers that may wait to be read, and the part of all memory that they take at most, unless asked to.
+    const UNREAD: (usize, usize) = (64 << 20, 32);
     /// What a connection takes beside its buffer.
     const CONNECTION: usize = 16 << 10;
 
@@ -101,12 +107,16 @@ impl Requests {
                 .connections
                 .saturating_mul(clients.head + Self::CONNECTION)
                 .saturating_add(clients.store),
+            unread: clients.unread.unwrap_or_else(|| {
+                let (enough, part) = Self::UNREAD;
+                limit.map_or(enough, |limit| enough.min(limit / part))
+            }),
         }
     }
 
     /// All of them.
     pub(crate) fn total(self) -> usize {
-        self.account + self.grammars + self.connections
+        self.account + self.grammars + self.connections + self.unread
     }
 }
 
@@ -184,6 +194,7 @@ impl Budget {
             ("requests", needs.requests.account, Held::Requests),
             ("grammars", needs.requests.grammars, Held::Uncounted),
             ("connections", needs.requests.connections, Held::Uncounted),
+            ("unread", needs.requests.unread, Held::Uncounted),
             ("scratch", needs.scratch, Held::Uncounted),
             ("process", needs.base, Held::Uncounted),
         ];
@@ -409,16 +420,19 @@ mod tests {
 
     #[test]
     fn requests_are_part_of_it() {
-        let clients = Clients { account: None, connections: 100, head: 64 << 10, store: 0 };
+        let clients = Clients { account: None, connections: 100, head: 64 << 10, unread: None, store: 0 };
         let large = Requests::of(clients, Some(20_000 * MB), 8192, 4);
         assert_eq!(
-            (large.account, large.grammars, large.connections),
-            (256 << 20, 112 << 20, 100 * (80 << 10))
+            (large.account, large.grammars, large.connections, large.unread),
+            (256 << 20, 112 << 20, 100 * (80 << 10), 64 << 20)
         );
+        assert_eq!(large.total(), ((256 + 112 + 64) << 20) + large.connections);
         let long = Requests::of(clients, Some(20_000 * MB), 1 << 20, 4);
         assert_eq!(long.account, 512 << 20);
         let small = Requests::of(clients, Some(1000 * MB), 1 << 20, 4);
-        assert_eq!(small.account, 125 * MB);
+        assert_eq!((small.account, small.unread), (125 * MB, 1000 * MB / 32));
+        let more = Requests::of(Clients { unread: Some(1 << 30), ..clients }, Some(1000 * MB), 1 << 20, 4);
+        assert_eq!((more.unread, more.total() - small.total()), (1 << 30, (1 << 30) - small.unread));
         let asked = Requests::of(Clients { account: Some(32 << 20), ..clients }, None, 8192, 64);
         assert_eq!((asked.account, asked.grammars), (32 << 20, (16 + 64 * 4) << 20));
         let needs = Needs { requests: small, ..needs() };

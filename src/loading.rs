@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
 use mach_checkpoint::{Checkpoint, OutputConvention};
-use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer};
+use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer, Unread};
 use mach_models::{LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, ExpertLayout, Places, Serving, Templates};
@@ -234,6 +234,9 @@ impl Opened {
         engine.max_context = self.config.max_context;
         engine.prefill_chunk = self.config.prefill_chunk;
         engine.state_budget = Some(budget.state);
+        if self.clients.is_some() {
+            engine.unread = Arc::new(Unread::new(budget.needs.requests.unread));
+        }
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
             crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());

@@ -11,7 +11,9 @@ fuzz_target!(|bytes: &[u8]| {
     let limits = Limits::default();
     match CompletionDialect::parse(bytes, &limits) {
         Ok(Parsed { turns, .. }) => {
-            assert!(!turns.is_empty() && turns.len() * turns[0].settings.n as usize <= limits.choices as usize);
+            assert!(
+                !turns.is_empty() && turns.len() * turns[0].settings.n as usize <= limits.choices as usize
+            );
             for turn in turns {
                 match turn.input {
                     Input::Text(text) => assert!(!text.is_empty()),

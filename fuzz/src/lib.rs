@@ -72,4 +72,3 @@ fn joined(parts: Vec<Part>) -> Vec<Part> {
     }
     all
 }
-

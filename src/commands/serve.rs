@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use mach_api::UnknownFields;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_api::output::OutputFormat;
-use mach_engine::{EngineConfig, Unread};
+use mach_engine::EngineConfig;
 use mach_server::{Caller, ChatModel, Origins, Readiness, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
@@ -95,9 +95,10 @@ pub struct ServeArgs {
     #[arg(long, help_heading = "Network", default_value_t = 60.0, value_name = "SECONDS")]
     pub write_timeout: f64,
 
-    /// Answers that clients have not read yet, all together, in MiB; streams of those who read too slowly are cut off beyond that
-    #[arg(long, help_heading = "Network", default_value_t = 64, value_name = "MIB")]
-    pub max_unread_mib: usize,
+    /// Answers that clients have not read yet, all together, in MiB; streams of those who read too slowly are cut off beyond that.
+    /// 64 if not given, or a 32nd of the memory budget where that is less
+    #[arg(long, help_heading = "Network", value_name = "MIB")]
+    pub max_unread_mib: Option<usize>,
 
     /// Keep what the prefix cache holds for one API key from all others, as if each of its requests had a cache_salt
     #[arg(long, help_heading = "Prefix cache")]
@@ -218,7 +219,7 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
         ("--prefill-interleave", args.prefill_interleave),
         ("--max-concurrent-per-key", args.max_concurrent_per_key.unwrap_or(1)),
         ("--max-connections", args.max_connections),
-        ("--max-unread-mib", args.max_unread_mib),
+        ("--max-unread-mib", args.max_unread_mib.unwrap_or(1)),
     ];
     if let Some((flag, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
         return Err(Exit::input(format!("{flag}: must be at least 1")));
@@ -230,8 +231,9 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
         return Err(Exit::input("--max-head-kib: must be between 8 and 4096"));
     }
     let unknown_fields = if args.strict_fields { UnknownFields::Refuse } else { UnknownFields::Ignore };
-    let unread = args.max_unread_mib.checked_mul(1 << 20);
-    let unread = unread.ok_or_else(|| Exit::input("--max-unread-mib: too large"))?;
+    let unread = args
+        .max_unread_mib
+        .map(|mib| mib.checked_mul(1 << 20).ok_or_else(|| Exit::input("--max-unread-mib: too large")));
     let max_body = args.max_body_mib.checked_mul(1 << 20);
     Ok(ServeConfig {
         address: SocketAddr::new(address, args.port),
@@ -243,7 +245,6 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             queue_timeout: limit("--queue-timeout", args.queue_timeout)?,
             request_timeout: limit("--request-timeout", args.request_timeout)?,
             prefix: args.prefix.validate()?,
-            unread: Arc::new(Unread::new(unread)),
             ..EngineConfig::default()
         },
         server: ServerConfig {
@@ -270,6 +271,7 @@ fn validate(args: &ServeArgs) -> Result<ServeConfig, Exit> {
             account: args.request_memory_mib.map(|mib| mib.saturating_mul(1 << 20)),
             connections: args.max_connections,
             head: args.max_head_kib << 10,
+            unread: unread.transpose()?,
             store: args.store.memory(),
         },
         store: args.store.validate()?,

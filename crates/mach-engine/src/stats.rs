@@ -83,3 +83,25 @@ impl RequestStats {
         self.accepted += cycle.accepted as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_choices_did_adds_up() {
+        let mut stats = EngineStats::default();
+        stats.decoded(3, Duration::from_millis(20));
+        stats.decoded(1, Duration::from_millis(5));
+        assert_eq!((stats.decode_tokens, stats.decode_time), (4, Duration::from_millis(25)));
+        let mut choice = RequestStats { guided_tokens: 7, ..RequestStats::default() };
+        choice.guide_time = Duration::from_millis(2);
+        choice.record(&Cycle { proposed: 5, accepted: 2, ..Cycle::default() });
+        choice.record(&Cycle { proposed: 1, accepted: 1, ..Cycle::default() });
+        assert_eq!((choice.cycles, choice.drafted, choice.accepted), (2, 6, 3));
+        stats.ended(choice);
+        stats.ended(choice);
+        assert_eq!((stats.finished, stats.guided_tokens), (2, 14));
+        assert_eq!((stats.guide_time, stats.last), (Duration::from_millis(4), Some(choice)));
+    }
+}

@@ -137,7 +137,7 @@ impl TextTokenizer {
     }
 
     /// The same where memory is counted: `room` is asked for bytes beyond [`memory`](Self::memory), all of them at each time, which a
-    /// word that is longer than a window takes. An error if it says no.
+    /// word that is longer than a window takes; for none of them before each window of a long text. An error if it says no.
     pub fn encode_within(
         &self,
         text: &str,

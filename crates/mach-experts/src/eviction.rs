@@ -242,6 +242,36 @@ mod tests {
     }
 
     #[test]
+    fn a_use_counts_half_after_its_half_life() {
+        let mut popularity = Popularity::new(2, 2);
+        popularity.reached(1);
+        popularity.used(key(1, 0));
+        for _ in 0..Popularity::HALF_LIFE as usize {
+            popularity.reached(1);
+        }
+        popularity.used(key(1, 1));
+        let share = popularity.share(key(1, 0)) / popularity.share(key(1, 1));
+        assert!((share - 0.5).abs() < 1e-9, "{share}");
+    }
+
+    #[test]
+    fn the_next_use_is_expected_after_so_many_layers() {
+        let mut ahead = EvictionPolicy::Lookahead.build(3, 2);
+        ahead.reached(0);
+        ahead.used(key(0, 0));
+        ahead.reached(1);
+        ahead.used(key(1, 0));
+        // The pass stands at layer 1. An expert of every pass is due when its layer comes.
+        assert!((ahead.score(key(0, 0)) - 2.0).abs() < 1e-9);
+        assert!((ahead.score(key(1, 0)) - 3.0).abs() < 1e-9);
+        // One of every second pass a round later.
+        ahead.reached(0);
+        let share = 1.0 / (1.0 + (1.0 / Popularity::HALF_LIFE).exp2());
+        let expected = 3.0 + 3.0 * (1.0 / share - 1.0);
+        assert!((ahead.score(key(0, 0)) - expected).abs() < 1e-9, "{}", ahead.score(key(0, 0)));
+    }
+
+    #[test]
     fn weights_never_overflow() {
         let mut popularity = Popularity::new(1, 1);
         for _ in 0..200_000 {

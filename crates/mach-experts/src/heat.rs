@@ -136,6 +136,7 @@ mod tests {
         assert_eq!(next.hottest(), hot);
         next.used(0, &[7], 1);
         assert_eq!(next.hottest().layers[0].len(), 6);
+        assert_eq!((hot.len(), hot.bytes(), hot.is_empty()), (5, 10, false));
     }
 
     #[test]

@@ -85,3 +85,44 @@ fn link(before: &Hash, tokens: &[u32]) -> Hash {
 pub fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_lie_after_each_full_block() {
+        let tokens: Vec<u32> = (0..14).collect();
+        let chain = Chain::new(&[7; 32], &tokens, 4);
+        // The root, and the ends of three blocks.
+        let mut edges: Vec<Hash> = chain.deepest_first().copied().collect();
+        edges.reverse();
+        assert_eq!((edges.len(), edges[0]), (4, [7; 32]));
+        for (position, last) in [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2), (12, 3), (14, 3)] {
+            assert_eq!(chain.edge_before(position), Some(&edges[last]), "{position}");
+            let up_to: Vec<&Hash> = chain.edges_up_to(position).collect();
+            assert_eq!(up_to, edges[1..=last].iter().collect::<Vec<_>>(), "{position}");
+        }
+        assert_eq!(chain.edge_before(16), None);
+        // They depend on all that is before them.
+        let mut other = tokens.clone();
+        other[5] = 99;
+        let mut changed: Vec<Hash> = Chain::new(&[7; 32], &other, 4).deepest_first().copied().collect();
+        changed.reverse();
+        assert!(changed[1] == edges[1] && changed[2] != edges[2] && changed[3] != edges[3]);
+    }
+
+    #[test]
+    fn keys_name_every_token() {
+        let tokens: Vec<u32> = (0..14).collect();
+        let chain = Chain::new(&[7; 32], &tokens, 4);
+        let mut keys: Vec<Hash> = (0..=14).map(|n| chain.key(&tokens[..n])).collect();
+        let mut other = tokens.clone();
+        other[13] = 99;
+        keys.push(Chain::new(&[7; 32], &other, 4).key(&other));
+        keys.push(Chain::new(&[8; 32], &tokens, 4).key(&tokens));
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 17);
+    }
+}

@@ -253,6 +253,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_head_holds_is_counted() {
+        for (tokens, checksums, hot) in [(0, 0, 0), (3000, 0, 0), (0, 3, 0), (0, 0, 5000), (1000, 1, 2500)] {
+            let head = Head {
+                tokens: (0..tokens).collect(),
+                checksums: (0..checksums).collect(),
+                hot: (0..hot).collect(),
+                body: u64::from(checksums) * CHUNK as u64,
+                ..head()
+            };
+            let bytes = head.to_bytes();
+            let content = FIXED + 4 * (tokens + checksums) as usize + 2 * usize::from(hot) + 32;
+            assert_eq!((bytes.len(), head.len()), (content.next_multiple_of(ALIGN), bytes.len()));
+            assert_eq!(Head::parse(&bytes), Ok(head));
+        }
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_cut_is_seen() {
         let bytes = head().to_bytes();
         for at in 0..bytes.len() {

@@ -189,3 +189,23 @@ pub fn read_speed(path: &Path) -> io::Result<(u64, Duration)> {
     })?;
     Ok((len, started.elapsed()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_are_cut_into_chunks_of_one_size() {
+        let lengths = [CHUNK / 2, CHUNK, 1, 2 * CHUNK + 7, 0, 5];
+        let mut memory: Vec<Vec<u8>> = lengths.iter().map(|&len| vec![0; len]).collect();
+        let all: usize = lengths.iter().sum();
+        let checksums: Vec<u32> = (1..).take(all.div_ceil(CHUNK)).collect();
+        let chunks = cut(&checksums, memory.iter_mut().map(Vec::as_mut_slice).collect());
+        assert_eq!(chunks.len(), checksums.len());
+        for (i, chunk) in chunks.iter().enumerate() {
+            assert_eq!((chunk.index, chunk.checksum), (i, checksums[i]));
+            assert_eq!(chunk.len, CHUNK.min(all - i * CHUNK), "chunk {i}");
+            assert_eq!(chunk.pieces.iter().map(|piece| piece.len()).sum::<usize>(), chunk.len);
+        }
+    }
+}

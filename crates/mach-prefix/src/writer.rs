@@ -192,3 +192,57 @@ fn run(shared: &Shared, directory: &Directory) {
         shared.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mach_models::SequenceState;
+
+    use super::*;
+    use crate::image::Image;
+    use crate::snapshot::Kind;
+
+    /// A snapshot of so many bytes.
+    fn stored(key: u8, bytes: usize, kind: Kind) -> Stored {
+        let logits = Some(vec![0.0; bytes / 4].into());
+        let image = Image { state: SequenceState::without_layers(), draft: None, logits, hot: None };
+        Stored { key: [key; 32], root: [0; 32], tokens: Arc::from([]), image: Arc::new(image), kind }
+    }
+
+    /// A writer that never comes to write, and what waits for it after these.
+    fn waiting(most: usize, saves: impl IntoIterator<Item = Stored>) -> (Vec<u8>, u64) {
+        let shared = Arc::new(Shared { most, ..Shared::default() });
+        let writer = SegmentWriter { shared, thread: Mutex::default() };
+        saves.into_iter().for_each(|stored| writer.save(stored, 0));
+        let keys: Vec<u8> = writer.shared.lock().jobs.iter().map(|(stored, _)| stored.key[0]).collect();
+        let (pending, dropped) = writer.pending();
+        assert_eq!(pending, keys.len());
+        // Nobody is to wait for the thread that there is not.
+        writer.shared.lock().jobs.clear();
+        (keys, dropped)
+    }
+
+    #[test]
+    fn what_waits_to_be_saved_has_a_bound_in_bytes() {
+        let turn = |key| stored(key, 400, Kind::TurnEnd);
+        assert_eq!(waiting(1200, (1..=3).map(turn)), (vec![1, 2, 3], 0));
+        assert_eq!(waiting(1199, (1..=3).map(turn)), (vec![2, 3], 1));
+        assert_eq!(waiting(800, (1..=6).map(turn)), (vec![5, 6], 4), "the oldest are given up");
+        // One is saved however large it is, alone.
+        assert_eq!(waiting(1000, [turn(1), stored(2, 4000, Kind::TurnEnd)]), (vec![2], 1));
+        assert_eq!(waiting(1000, [stored(2, 4000, Kind::TurnEnd), turn(1)]), (vec![1], 1));
+        // Anchors stay, while there are others.
+        let anchor = stored(9, 400, Kind::System);
+        assert_eq!(waiting(800, [anchor, turn(1), turn(2)]), (vec![9, 2], 1));
+        let anchors = (1..=3).map(|key| stored(key, 400, Kind::Warmed));
+        assert_eq!(waiting(800, anchors), (vec![2, 3], 1));
+    }
+
+    #[test]
+    fn so_do_their_number_and_nothing_waits_twice() {
+        let most = MOST_WAITING as u8;
+        let small = |key| stored(key, 4, Kind::TurnEnd);
+        assert_eq!(waiting(1 << 20, (1..=most).map(small)).1, 0);
+        assert_eq!(waiting(1 << 20, (1..=most + 2).map(small)), ((3..=most + 2).collect(), 2));
+        assert_eq!(waiting(1 << 20, [small(1), small(2), small(1)]), (vec![1, 2], 0));
+    }
+}

@@ -140,6 +140,41 @@ fn the_end_of_a_conversation_that_goes_on_stays() {
 }
 
 #[test]
+fn as_many_snapshots_as_are_allowed_stay() {
+    let cache = open(None, false, |c| c.max_entries = 3);
+    for seed in 0..3 {
+        insert(&cache, &tokens(seed, 300), false, false, Kind::PromptEnd);
+    }
+    assert_eq!((cache.stats().l1.entries, cache.stats().l1.evicted_for_entries), (3, 0));
+    insert(&cache, &tokens(3, 300), false, false, Kind::PromptEnd);
+    assert_eq!((cache.stats().l1.entries, cache.stats().l1.evicted_for_entries), (3, 1));
+    // Bytes up to the last one.
+    let bytes = cache.stats().l1.bytes / 3;
+    let cache = open(None, false, |c| c.max_bytes = 2 * bytes);
+    insert(&cache, &tokens(1, 300), false, false, Kind::PromptEnd);
+    insert(&cache, &tokens(2, 300), false, false, Kind::PromptEnd);
+    assert_eq!((cache.stats().l1.entries, cache.stats().l1.bytes), (2, 2 * bytes));
+}
+
+#[test]
+fn the_disk_is_read_for_much_more_than_is_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    for (further, level) in [(63, Level::L1), (64, Level::L2)] {
+        let long = tokens(further, 301 + further as usize);
+        let cache = open(Some(dir.path()), false, |_| ());
+        let key = insert(&cache, &long[..300 + further as usize], false, false, Kind::PromptEnd);
+        cache.save(&key);
+        cache.close();
+        let again = open(Some(dir.path()), false, |_| ());
+        insert(&again, &long[..300], false, false, Kind::PromptEnd);
+        assert_eq!(again.reads_disk(&again.root(None), &long), level == Level::L2);
+        let found = again.lookup(&again.root(None), &long).unwrap();
+        let position = if level == Level::L2 { 300 + further as usize } else { 300 };
+        assert_eq!((found.level, found.image.position()), (level, position), "{further} tokens further");
+    }
+}
+
+#[test]
 fn shared_pages_count_once() {
     let cache = open(None, true, |_| ());
     let long = mach_prefix::Image { hot: None, ..common::image(&tokens(3, 1000), true, false) };

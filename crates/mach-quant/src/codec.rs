@@ -144,3 +144,23 @@ impl Codec {
 pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_of_a_known_width_and_divide_the_columns() {
+        let affine = |group| Codec::Affine { bits: Bits::B4, group, scales: FloatType::Bf16 };
+        for (codec, group) in [(affine(32), 32), (affine(64), 64), (affine(128), 128), (Codec::Mxfp4, 32)] {
+            assert!(codec.check(0).is_ok() && codec.check(3 * group).is_ok());
+            for cols in [1, group - 1, group + 1, 3 * group + 16] {
+                let error = codec.check(cols).unwrap_err();
+                let SourceError::Columns { cols: told, group: of } = error else { panic!("{error}") };
+                assert_eq!((told, of), (cols, group));
+            }
+        }
+        assert!(matches!(affine(48).check(96), Err(SourceError::Codec(_))));
+        assert!(Codec::Dense(FloatType::Bf16).check(7).is_ok());
+    }
+}

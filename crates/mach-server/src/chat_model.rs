@@ -363,9 +363,10 @@ impl ChatModel {
         });
         let text = GrammarText { lark: source.lark, own };
         job.needs(GrammarCompiler::memory(text.length()))?;
-        let compiled = self.grammars.compile(&text);
+        let compiled = self.grammars.compile_for(&text, job.charge(), &|| job.goes_on().is_ok());
         compiled.map(Some).map_err(|error| match error {
             GrammarError::Refused(_) | GrammarError::TooSlow => ApiError::field(field, error.to_string()),
+            GrammarError::GivenUp => ApiError::new(ErrorKind::Unavailable, error.to_string()),
             GrammarError::Busy => ApiError::new(ErrorKind::Overloaded, error.to_string()).retry_after(1),
             GrammarError::Unavailable(_) => ApiError::new(ErrorKind::Internal, error.to_string()),
         })

@@ -1,8 +1,8 @@
 //! Work that takes long (texts are parsed, rendered, tokenized, grammars compiled): off the threads that serve sockets, in memory that was
 //! charged before, and not for somebody who has gone.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mach_api::{ApiError, ErrorKind};
@@ -20,7 +20,7 @@ const LEAST: usize = 256 << 10;
 pub(crate) struct Job {
     gone: Arc<AtomicBool>,
     /// Not there at the start, where nobody else is at work.
-    memory: Option<Working>,
+    memory: Option<Arc<Mutex<Working>>>,
 }
 
 impl Job {
@@ -30,8 +30,9 @@ impl Job {
         let begun = Instant::now();
         loop {
             self.goes_on()?;
-            let Some(memory) = &mut self.memory else { return Ok(()) };
-            match memory.grow(bytes) {
+            let Some(memory) = &self.memory else { return Ok(()) };
+            let grown = memory.lock().unwrap_or_else(PoisonError::into_inner).grow(bytes);
+            match grown {
                 Err(error) if error.kind == ErrorKind::NoRoom && begun.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
@@ -46,6 +47,11 @@ impl Job {
             return Err(ApiError::new(ErrorKind::Unavailable, "the client has gone"));
         }
         Ok(())
+    }
+
+    /// The memory, for a part of the work that may outlast the rest: it is free when all have dropped it.
+    pub(crate) fn charge(&self) -> impl Send + use<> {
+        self.memory.clone()
     }
 
     /// Set when nobody waits any more.
@@ -75,7 +81,7 @@ pub(crate) async fn off_the_sockets<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let memory = account.work(bytes.max(LEAST)).await?;
     let gone = Arc::<AtomicBool>::default();
-    let mut job = Job { gone: Arc::clone(&gone), memory: Some(memory) };
+    let mut job = Job { gone: Arc::clone(&gone), memory: Some(Arc::new(Mutex::new(memory))) };
     let returns = account.returns(bytes);
     let handle = tokio::task::spawn_blocking(move || {
         job.goes_on()?;
@@ -124,6 +130,19 @@ mod tests {
         while account.charged().1 > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_outlasts_the_work_keeps_its_memory() {
+        let account = Account::new(8 << 20);
+        let work = |job: &mut Job| {
+            job.needs(3 << 20)?;
+            Ok(job.charge())
+        };
+        let left = off_the_sockets(&account, 1 << 20, work).await.unwrap();
+        assert_eq!(account.charged().1, 3 << 20);
+        drop(left);
+        assert_eq!(account.charged().1, 0);
     }
 
     #[tokio::test]

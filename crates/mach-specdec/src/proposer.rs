@@ -104,3 +104,38 @@ pub trait Draft: std::fmt::Debug + Send + Sync {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_of_the_best_is_picked() {
+        let pick = |logits: &[f32]| Argmax.pick(&mut logits.to_vec(), 0);
+        // In blocks, in chunks and behind them.
+        for len in [1, 15, 16, 17, 256, 257, 700] {
+            for best in [0, len / 3, len / 2, len - 1] {
+                let mut logits: Vec<f32> = (0..len).map(|i| -1.0 - (i * 7 % 13) as f32).collect();
+                logits[best] = 3.0;
+                assert_eq!(pick(&logits), Some(best as u32), "{best} of {len}");
+                for other in [best + 1, best + 40, best + 300] {
+                    if let Some(equal) = logits.get_mut(other) {
+                        *equal = 3.0;
+                    }
+                }
+                assert_eq!(pick(&logits), Some(best as u32), "{best} of {len}, among equals");
+            }
+        }
+        assert_eq!(pick(&[f32::NAN, 1.0, f32::NEG_INFINITY]), Some(1));
+        for none in [&[][..], &[f32::NAN; 20], &[f32::NEG_INFINITY; 20], &[0.0, f32::INFINITY]] {
+            assert_eq!(pick(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn proposals_are_cut_with_their_margins() {
+        let mut proposed = Proposed { tokens: vec![1, 2, 3], margins: vec![0.5, 0.25, 0.125] };
+        proposed.truncate(2);
+        assert_eq!(proposed, Proposed { tokens: vec![1, 2], margins: vec![0.5, 0.25] });
+    }
+}

@@ -68,3 +68,26 @@ impl Observer for Taps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_stand_side_by_side_in_the_order_asked_for() {
+        let mut taps = Taps::new(&[4, 0], 3);
+        assert_eq!((taps.width(), taps.wants().hidden), (6, Hidden::At(vec![5, 1])));
+        taps.hidden(1, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        taps.hidden(5, &[10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
+        taps.hidden(4, &[9.0; 6]);
+        assert_eq!(taps.rows(0..1), [10.0, 20.0, 30.0, 1.0, 2.0, 3.0]);
+        assert_eq!(taps.rows(1..2), [40.0, 50.0, 60.0, 4.0, 5.0, 6.0]);
+        assert_eq!((taps.rows(0..2).len(), taps.rows(0..3).len()), (12, 0), "there are two rows");
+        // A shorter pass leaves nothing of the one before.
+        taps.hidden(1, &[7.0, 8.0, 9.0]);
+        assert_eq!((taps.rows(0..1).len(), taps.rows(0..2).len()), (6, 0));
+        let mut none = Taps::default();
+        none.hidden(1, &[1.0]);
+        assert!(none.rows(0..1).is_empty());
+    }
+}

@@ -139,3 +139,22 @@ fn logprobs_are_those_of_the_softmax() {
     }
     assert!(raw.top.windows(2).all(|w| w[0].1 >= w[1].1));
 }
+
+#[test]
+fn each_penalty_counts_what_was_said() {
+    let logits = [2.0, 1.5, 1.0];
+    let second = |change: &dyn Fn(&mut SamplingParams), said: &[u32]| {
+        let mut p = SamplingParams::greedy();
+        change(&mut p);
+        let mut sampler = Sampler::new(p, &[]);
+        said.iter().for_each(|&id| sampler.accept(id));
+        sampler.sample(&mut logits.to_vec(), 0).unwrap()
+    };
+    assert_eq!(second(&|_| (), &[0, 0, 0]), 0);
+    assert_eq!(second(&|p| p.frequency_penalty = 0.4, &[0]), 0);
+    assert_eq!(second(&|p| p.frequency_penalty = 0.4, &[0, 0]), 1);
+    assert_eq!(second(&|p| p.presence_penalty = 0.4, &[0, 0]), 0);
+    assert_eq!(second(&|p| p.presence_penalty = 0.6, &[0]), 1);
+    assert_eq!(second(&|p| p.presence_penalty = 1.1, &[0, 1]), 2);
+    assert_eq!(second(&|p| p.repetition_penalty = 1.5, &[0]), 1);
+}

@@ -128,3 +128,25 @@ fn control_tokens_are_hidden_unless_a_parser_looks_for_them() {
     assert_eq!(text(Arc::default()), "ab");
     assert_eq!(text([tokenizer.id("<|im_start|>").unwrap()].into()), "a<|im_start|>b");
 }
+
+#[test]
+fn a_token_is_out_when_all_of_it_is_or_the_text_ends_in_it() {
+    let (_, tokenizer) = demo();
+    let [he, x, y] = ["he", "x", "y"].map(|text| tokenizer.id(text).unwrap());
+    let stream = || TextStream::new(vec!["ex".to_owned()], Arc::default());
+    // The `e` may belong to the stop string.
+    let mut goes_on = stream();
+    let first = goes_on.push(he, Some("he"), &tokenizer);
+    assert_eq!((first.text.as_str(), first.tokens), ("h", vec![]));
+    let second = goes_on.push(y, Some("y"), &tokenizer);
+    assert_eq!((second.text.as_str(), second.tokens), ("ey", vec!["he", "y"]));
+    let mut ends = stream();
+    ends.push(he, Some("he"), &tokenizer);
+    let last = ends.push(x, Some("x"), &tokenizer);
+    assert_eq!(
+        (last.text.as_str(), last.tokens),
+        ("", vec!["he"]),
+        "the token of the stop string alone stays"
+    );
+    assert!(ends.stopped() && ends.finish().tokens.is_empty());
+}

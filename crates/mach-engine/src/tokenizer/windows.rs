@@ -43,7 +43,7 @@ impl Windows {
         Some(Self { margin: MARGIN.max(4 * longest) })
     }
 
-    /// Appends the tokens of a text, without what a post-processor adds.
+    /// Appends the tokens of a text, without what a post-processor adds. `room` is asked before each window.
     pub(super) fn encode(
         self,
         tokenizer: &Tokenizer,
@@ -54,6 +54,9 @@ impl Windows {
         let failed = |e: tokenizers::Error| TokenizerError(e.to_string());
         let mut size = WINDOW.max(4 * self.margin);
         while text.len() > size {
+            if !room(0) {
+                return Err(TokenizerError("it was given up".into()));
+            }
             let window = text.get(..text.floor_char_boundary(size)).unwrap_or(text);
             let encoding = tokenizer.encode(window, false).map_err(failed)?;
             let Some((tokens, at)) = self.cut(window, &encoding) else {
@@ -150,6 +153,23 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_take_in_what_is_beside_them_need_the_whole_text() {
+        use tokenizers::AddedToken;
+        assert!(Windows::of(&demo()).is_some());
+        let plain = || AddedToken::from("<beside>", false);
+        for (token, fits) in [
+            (plain(), true),
+            (plain().single_word(true), false),
+            (plain().lstrip(true), false),
+            (plain().rstrip(true), false),
+        ] {
+            let mut tokenizer = demo();
+            tokenizer.add_tokens([token.clone()]).unwrap();
+            assert_eq!(Windows::of(&tokenizer).is_some(), fits, "{token:?}");
+        }
+    }
+
+    #[test]
     fn words_longer_than_a_window_and_texts_of_nothing_but_space() {
         let tokenizer = demo();
         let n = 3 * WINDOW;
@@ -165,6 +185,26 @@ mod tests {
         ] {
             check(&tokenizer, &text);
         }
+    }
+
+    #[test]
+    fn a_long_text_can_be_given_up_between_its_windows() {
+        let (tokenizer, text) = (demo(), "word ".repeat(2 * WINDOW));
+        let given_up_after = |windows: usize| {
+            let (mut tokens, mut asked) = (Vec::new(), 0);
+            let mut room = |more| {
+                assert_eq!(more, 0, "no word is long");
+                asked += 1;
+                asked <= windows
+            };
+            let done = Windows::of(&tokenizer).unwrap().encode(&tokenizer, &text, &mut tokens, &mut room);
+            (done.is_ok(), asked, tokens.len())
+        };
+        let (whole, windows, tokens) = given_up_after(usize::MAX);
+        assert!(whole && windows >= 9, "{windows} windows");
+        let (done, asked, some) = given_up_after(3);
+        assert_eq!((done, asked), (false, 4));
+        assert!(some > 0 && some < tokens / 2, "{some} of {tokens}");
     }
 
     proptest! {

@@ -82,6 +82,7 @@ const PARTS = {
   requests: "requests",
   grammars: "grammars",
   connections: "connections",
+  unread: "unread answers",
   scratch: "working memory",
   process: "the process itself",
 };

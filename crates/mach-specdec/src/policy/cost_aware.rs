@@ -303,4 +303,50 @@ mod tests {
             assert!(rows[50..].iter().all(|&r| r.1 <= 4), "{rows:?}");
         }
     }
+
+    /// One block that is right in full, after the plain passes that it waits for: how many these were, and its rows.
+    fn next(policy: &mut CostAware, good: usize) -> (usize, usize) {
+        for waited in 0..10_000 {
+            let drafted = policy.block(16).saturating_sub(1);
+            let margins = vec![9.0; drafted];
+            let proposed = if drafted == 0 { 0 } else { policy.trim(drafted, &margins) };
+            policy.record(&Cycle {
+                drafted,
+                proposed,
+                accepted: good.min(proposed),
+                draft_seconds: if drafted > 0 { 0.1 } else { 0.0 },
+                verify_seconds: 1.0 + 0.05 * proposed as f64,
+            });
+            if drafted > 0 {
+                return (waited, drafted + 1);
+            }
+        }
+        panic!("nothing is ever tried")
+    }
+
+    #[test]
+    fn what_others_learned_shortens_the_trial_of_a_sequence_and_does_not_replace_it() {
+        let experience = Arc::<Mutex<Experience>>::default();
+        let mut first = CostAware::new("test", Arc::clone(&experience));
+        assert_eq!(next(&mut first, 15), (5, TRIAL), "plain passes are measured, then little is tried");
+        while next(&mut first, 15).1 < 16 {}
+        let mut second = CostAware::new("test", Arc::clone(&experience));
+        assert_eq!(next(&mut second, 15), (0, LONG_TRIAL));
+        assert_eq!(next(&mut second, 15), (0, 16));
+        // Another proposer is another matter.
+        assert_eq!(next(&mut CostAware::new("other", Arc::clone(&experience)), 15), (0, TRIAL));
+    }
+
+    #[test]
+    fn where_trials_failed_a_sequence_waits_for_its_own() {
+        let experience = Arc::<Mutex<Experience>>::default();
+        let mut first = CostAware::new("test", Arc::clone(&experience));
+        assert_eq!(next(&mut first, 0), (5, TRIAL));
+        let waits: Vec<_> = (0..3).map(|_| next(&mut first, 0)).collect();
+        // Hope is lost with the second trial.
+        assert_eq!(waits, [(BACKOFF.0 - 1, TRIAL), (LONG_WAIT - 1, TRIAL), (LONG_WAIT - 1, TRIAL)]);
+        let mut second = CostAware::new("test", experience);
+        assert_eq!(next(&mut second, 15), (WAIT, TRIAL));
+        assert!(next(&mut second, 15).1 > TRIAL, "it paid here");
+    }
 }

@@ -99,3 +99,38 @@ impl Chances {
         (accepted + weight * prior) / (reached + weight)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hope_fades_and_comes_back() {
+        let mut trials = Trials::default();
+        assert!(trials.hopeful());
+        trials.record(false);
+        trials.record(false);
+        assert!(!trials.hopeful(), "0.6 * 0.85^2 is less than a half");
+        trials.record(true);
+        assert!(trials.hopeful(), "0.4335 * 0.85 + 0.15 is more");
+    }
+
+    #[test]
+    fn chances_are_those_of_positions_that_were_reached() {
+        let mut chances = Chances::default();
+        assert_eq!(chances.at(0, 0.7, 2.0), 0.7, "nothing was seen");
+        let cycle = |proposed, accepted| Cycle { drafted: 4, proposed, accepted, ..Cycle::default() };
+        // Two were right, the third was wrong; what would have followed is not known.
+        chances.record(&cycle(4, 2), &[], 1.0);
+        assert_eq!(chances.counts, [(1.0, 1.0), (1.0, 1.0), (1.0, 0.0)]);
+        // Both of two were right; two more were drafted, with these chances.
+        chances.record(&cycle(2, 2), &[0.5, 0.25], 0.5);
+        assert_eq!(chances.counts, [(1.5, 1.5), (1.5, 1.5), (1.5, 0.5), (0.5, 0.125)]);
+        assert_eq!(chances.at(2, 1.0, 0.5), 0.5);
+        // Of one that failed nothing is guessed.
+        chances.record(&cycle(1, 0), &[0.5], 1.0);
+        assert_eq!(chances.counts[..2], [(2.5, 1.5), (1.5, 1.5)]);
+        chances.share(&cycle(1, 1), &[]);
+        assert!((chances.counts[0].0 - (2.5 * MEMORY + 1.0)).abs() < 1e-12);
+    }
+}
