@@ -133,7 +133,9 @@ fn replayed(out: &[u8]) -> Value {
                 assert_eq!(said, whole);
                 done.push(item);
             }
-            kind if kind.ends_with(".delta") => open.as_mut().unwrap().push_str(data["delta"].as_str().unwrap()),
+            kind if kind.ends_with(".delta") => {
+                open.as_mut().unwrap().push_str(data["delta"].as_str().unwrap())
+            }
             "response.completed" => last = data["response"].clone(),
             _ => {}
         }
