@@ -205,7 +205,14 @@ mod tests {
     fn stored(key: u8, bytes: usize, kind: Kind) -> Stored {
         let logits = Some(vec![0.0; bytes / 4].into());
         let image = Image { state: SequenceState::without_layers(), draft: None, logits, hot: None };
-        Stored { key: [key; 32], root: [0; 32], tokens: Arc::from([]), image: Arc::new(image), kind }
+        Stored {
+            key: [key; 32],
+            root: [0; 32],
+            tokens: Arc::from([]),
+            image: Arc::new(image),
+            kind,
+            turn: None,
+        }
     }
 
     /// A writer that never comes to write, and what waits for it after these.

@@ -1,10 +1,11 @@
 //! The tables.
 
+use std::fmt;
 use std::fs::File;
 
 use mach_api::responses::Record;
 use redb::backends::{FileBackend, InMemoryBackend};
-use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{CACHE, Kept};
@@ -47,15 +48,48 @@ pub(super) struct Database {
     state: std::sync::Mutex<(u64, u64)>,
 }
 
+/// Why a file cannot be used.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// Another server has it.
+    Taken,
+    /// It is no database, or one that was damaged.
+    Damaged(String),
+    /// It cannot be read or written.
+    Other(String),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Taken => f.write_str("another server has it open"),
+            Self::Damaged(reason) | Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Does something that a damaged file may end in the middle.
+pub(super) fn unbroken<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err("the database is damaged".to_owned()))
+}
+
 fn told(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 impl Database {
-    pub(super) fn on_disk(file: File, limit: u64) -> Result<Self, String> {
-        let file = FileBackend::new(file).map_err(told)?;
-        let inner = redb::Database::builder().set_cache_size(CACHE).create_with_backend(file);
-        Self::of(inner.map_err(told)?, limit)
+    pub(super) fn on_disk(file: File, limit: u64) -> Result<Self, Unusable> {
+        let file = FileBackend::new(file).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => Unusable::Taken,
+            error => Unusable::Other(told(error)),
+        })?;
+        // A file that was damaged can make the database give up in the middle.
+        let open = || {
+            let inner = redb::Database::builder().set_cache_size(CACHE).create_with_backend(file);
+            Self::of(inner.map_err(told)?, limit)
+        };
+        unbroken(open).map_err(Unusable::Damaged)
     }
 
     pub(super) fn in_memory(limit: u64) -> Result<Self, String> {

@@ -5,14 +5,14 @@ mod folder;
 mod owned;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mach_api::responses::{Record, Seal};
 use tracing::warn;
 
 use crate::auth::Caller;
-use database::Database;
+use database::{Database, Unusable};
 pub(crate) use owned::{Keeper, Owned};
 use writer::Writer;
 
@@ -60,7 +60,7 @@ impl Store {
     }
 
     /// A key from the directory, and nothing kept.
-    pub fn key_alone(directory: Option<&std::path::Path>) -> Self {
+    pub fn key_alone(directory: Option<&Path>) -> Self {
         Self { seal: Arc::new(seal(directory)), ..Self::none() }
     }
 
@@ -68,15 +68,7 @@ impl Store {
     /// responses are kept in memory.
     pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         let seal = Arc::new(seal(config.directory.as_deref()));
-        let on_disk = config.directory.as_ref().and_then(|directory| {
-            let path = directory.join(folder::DATABASE);
-            let opened = folder::file(directory, folder::DATABASE)
-                .and_then(|file| Database::on_disk(file, config.bytes))
-                .map_err(
-                    |reason| warn!(path = %path.display(), reason, "responses are kept in memory alone"),
-                );
-            opened.ok().map(|database| (database, path))
-        });
+        let on_disk = config.directory.as_ref().and_then(|directory| on_disk(directory, config.bytes));
         let (database, place) = match on_disk {
             Some((database, path)) => (database, Some(path)),
             None => {
@@ -90,7 +82,7 @@ impl Store {
     }
 
     /// Where the database is, if it is on disk.
-    pub fn place(&self) -> Option<&std::path::Path> {
+    pub fn place(&self) -> Option<&Path> {
         self.place.as_deref()
     }
 
@@ -107,7 +99,32 @@ impl Store {
     }
 }
 
-fn seal(directory: Option<&std::path::Path>) -> Seal {
+/// The database of a directory; a damaged one is set aside for a new one.
+fn on_disk(directory: &Path, bytes: u64) -> Option<(Database, PathBuf)> {
+    let path = directory.join(folder::DATABASE);
+    let open = || {
+        let file = folder::file(directory, folder::DATABASE).map_err(Unusable::Other)?;
+        Database::on_disk(file, bytes)
+    };
+    let opened = open().or_else(|error| match error {
+        Unusable::Damaged(reason) => {
+            warn!(path = %path.display(), reason, "kept responses cannot be read; they are set aside");
+            std::fs::rename(&path, path.with_extension("damaged"))
+                .map_err(|e| Unusable::Other(e.to_string()))?;
+            open()
+        }
+        error => Err(error),
+    });
+    match opened {
+        Ok(database) => Some((database, path)),
+        Err(reason) => {
+            warn!(path = %path.display(), %reason, "responses are kept in memory alone");
+            None
+        }
+    }
+}
+
+fn seal(directory: Option<&Path>) -> Seal {
     let Some(directory) = directory else { return Seal::fleeting() };
     match folder::key(directory) {
         Ok(key) => Seal::new(&key),
@@ -129,7 +146,6 @@ pub(crate) struct Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
 
     use serde_json::json;
 
@@ -227,11 +243,49 @@ mod tests {
         std::fs::write(dir.path().join("file"), b"x").unwrap();
         let store = open(&dir.path().join("file"), 1 << 20);
         assert!(store.place().is_none());
-        // A database that was overwritten is not read, and not a panic.
-        std::fs::write(dir.path().join(folder::DATABASE), vec![7; 100_000]).unwrap();
-        let store = open(dir.path(), 1 << 20);
-        assert!(store.place().is_none());
         store.kept().unwrap().keep(kept("r", 1));
         assert!(has(&store, "r"));
+    }
+
+    #[test]
+    fn a_damaged_database_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(folder::DATABASE);
+        let fill = |store: &Store| {
+            for i in 0..50 {
+                store.kept().unwrap().keep(kept(&format!("r{i}"), 2000));
+            }
+            store.flush();
+        };
+        fill(&open(dir.path(), 1 << 20));
+        let whole = std::fs::read(&path).unwrap();
+        let mut files = vec![vec![7; 100_000], whole[..whole.len() / 2].to_vec(), Vec::new()];
+        for seed in 1..20usize {
+            let mut flipped = whole.clone();
+            for i in 0..50 {
+                let at = (seed * 7919 + i * 104_729 * seed) % flipped.len();
+                flipped[at] ^= 0xff;
+            }
+            files.push(flipped);
+        }
+        for bytes in files {
+            std::fs::write(&path, bytes).unwrap();
+            // Whether the damage is seen at the start, later or never: nothing wrong is read, and the server goes on.
+            let store = open(dir.path(), 1 << 20);
+            for i in 0..50 {
+                let id = format!("r{i}");
+                let read =
+                    std::panic::AssertUnwindSafe(|| store.kept().unwrap().get::<String>(&id, |_| Ok(())));
+                if let Ok(Ok(Some(found))) = std::panic::catch_unwind(read) {
+                    assert_eq!(found.record.id(), id);
+                }
+            }
+            fill(&store);
+        }
+        std::fs::write(&path, &whole[..5000]).unwrap();
+        let store = open(dir.path(), 1 << 20);
+        assert!(store.place().is_some() && path.with_extension("damaged").exists());
+        fill(&store);
+        assert!(has(&store, "r1"));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::warn;
 
 use super::Kept;
-use super::database::{Change, Database};
+use super::database::{Change, Database, unbroken};
 
 /// Changes that share a commit.
 const TOGETHER: usize = 64;
@@ -143,7 +143,7 @@ impl Shared {
             waiting.writing = true;
             drop(waiting);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-            if let Err(reason) = self.database.apply(&changes, now) {
+            if let Err(reason) = unbroken(|| self.database.apply(&changes, now)) {
                 warn!(reason, responses = changes.len(), "responses could not be written, and are not kept");
             }
             self.done(&changes);
