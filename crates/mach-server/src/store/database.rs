@@ -5,7 +5,7 @@ use std::fs::File;
 
 use mach_api::responses::Record;
 use redb::backends::{FileBackend, InMemoryBackend};
-use redb::{DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{CACHE, Kept};
@@ -41,7 +41,8 @@ pub(super) enum Change {
 /// The database.
 #[derive(Debug)]
 pub(super) struct Database {
-    inner: redb::Database,
+    /// There until the end.
+    inner: Option<redb::Database>,
     /// Bytes that may be kept.
     limit: u64,
     /// Bytes that are kept, and the number of the next response. The writer's alone.
@@ -78,6 +79,17 @@ fn told(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+impl Drop for Database {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        // One that gave up in the middle does so again when it is closed; what was committed is on the drive.
+        let _ = unbroken(|| {
+            drop(inner);
+            Ok(())
+        });
+    }
+}
+
 impl Database {
     pub(super) fn on_disk(file: File, limit: u64) -> Result<Self, Unusable> {
         let file = FileBackend::new(file).map_err(|error| match error {
@@ -85,11 +97,18 @@ impl Database {
             error => Unusable::Other(told(error)),
         })?;
         // A file that was damaged can make the database give up in the middle.
-        let open = || {
-            let inner = redb::Database::builder().set_cache_size(CACHE).create_with_backend(file);
-            Self::of(inner.map_err(told)?, limit)
+        let open = || match redb::Database::builder().set_cache_size(CACHE).create_with_backend(file) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => Ok(Err(Unusable::Taken)),
+            // A drive that is full or fails says nothing of the file.
+            Err(DatabaseError::Storage(StorageError::Io(error))) => Ok(Err(Unusable::Other(told(error)))),
+            opened => {
+                let mut inner = opened.map_err(told)?;
+                // Checksums of all that is kept: later on nobody looks at them.
+                inner.check_integrity().map_err(told)?;
+                Self::of(inner, limit).map(Ok)
+            }
         };
-        unbroken(open).map_err(Unusable::Damaged)
+        unbroken(open).map_err(Unusable::Damaged)?
     }
 
     pub(super) fn in_memory(limit: u64) -> Result<Self, String> {
@@ -107,20 +126,24 @@ impl Database {
             let (mut bytes, mut next) = (0, 0);
             for entry in order.iter().map_err(told)? {
                 let (number, value) = entry.map_err(told)?;
-                bytes += value.value().1;
-                next = number.value() + 1;
+                bytes = value.value().1.saturating_add(bytes);
+                next = number.value().saturating_add(1);
             }
             (bytes, next)
         };
         txn.commit().map_err(told)?;
-        Ok(Self { inner, limit, state: state.into() })
+        Ok(Self { inner: Some(inner), limit, state: state.into() })
+    }
+
+    fn inner(&self) -> Result<&redb::Database, String> {
+        self.inner.as_ref().ok_or_else(|| "the database is closed".to_owned())
     }
 
     /// Does all of it, or nothing.
     pub(super) fn apply(&self, changes: &[Change], now: u64) -> Result<(), String> {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut next = *state;
-        let txn = self.inner.begin_write().map_err(told)?;
+        let txn = self.inner()?.begin_write().map_err(told)?;
         for change in changes {
             match change {
                 Change::Keep(kept) => put(&txn, kept, &mut next)?,
@@ -139,13 +162,17 @@ impl Database {
             let oldest = {
                 let order = txn.open_table(ORDER).map_err(told)?;
                 let first = order.first().map_err(told)?;
-                first.map(|(_, value)| (value.value().0.to_owned(), value.value().2))
+                first.map(|(number, value)| (number.value(), value.value().0.to_owned(), value.value().2))
             };
-            let Some((id, at)) = oldest else { return Ok(()) };
-            if state.0 <= self.limit && at + LONGEST >= now {
+            let Some((number, id, at)) = oldest else { return Ok(()) };
+            if state.0 <= self.limit && at.saturating_add(LONGEST) >= now {
                 return Ok(());
             }
             remove(txn, &id, state)?;
+            // Its place goes even where what it names cannot be read.
+            let left =
+                txn.open_table(ORDER).map_err(told)?.remove(number).map_err(told)?.map(|left| left.value().1);
+            state.0 = state.0.saturating_sub(left.unwrap_or(0));
         }
     }
 
@@ -155,21 +182,24 @@ impl Database {
         id: &str,
         room: impl FnOnce(&[u8]) -> Result<(), E>,
     ) -> Result<Option<Kept>, E> {
-        let read = || -> Result<_, String> {
-            let txn = self.inner.begin_read().map_err(told)?;
-            txn.open_table(RESPONSES).map_err(told)?.get(id).map_err(told)
+        let read = || {
+            let txn = self.inner()?.begin_read().map_err(told)?;
+            let found = txn.open_table(RESPONSES).map_err(told)?.get(id).map_err(told)?;
+            Ok(found.map(|found| found.value().to_vec()))
         };
-        let Some(found) = read()? else { return Ok(None) };
-        room(found.value())?;
-        let Stored { owner, at, record, .. } = serde_json::from_slice(found.value()).map_err(told)?;
+        let Some(found) = unbroken(read)? else { return Ok(None) };
+        room(&found)?;
+        let Stored { owner, at, record, .. } = serde_json::from_slice(&found).map_err(told)?;
         Ok(Some(Kept { owner: Caller::from_hash(owner), record, at }))
     }
 
     /// The response that an item belongs to.
     pub(super) fn of_item(&self, id: &str) -> Result<Option<String>, String> {
-        let txn = self.inner.begin_read().map_err(told)?;
-        let found = txn.open_table(ITEMS).map_err(told)?.get(id).map_err(told)?;
-        Ok(found.map(|found| found.value().to_owned()))
+        unbroken(|| {
+            let txn = self.inner()?.begin_read().map_err(told)?;
+            let found = txn.open_table(ITEMS).map_err(told)?.get(id).map_err(told)?;
+            Ok(found.map(|found| found.value().to_owned()))
+        })
     }
 }
 
