@@ -242,7 +242,7 @@ fn a_server_that_drains_says_so_on_open_connections() {
         // A connection that stays open, and one that is answered at length.
         let mut kept = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
         let ask = |stream: &mut std::net::TcpStream| {
-            stream.write_all(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+            stream.write_all(b"GET /v1/models/demo HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
             let mut head = [0; 4096];
             let n = stream.read(&mut head).unwrap();
             String::from_utf8_lossy(&head[..n]).to_lowercase()

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::chain::Hash;
 
 /// Conversations whose ends count as anchors.
-const RECENT: usize = 8;
+const RECENT: usize = 4;
 /// Conversations that are remembered.
 const KNOWN: usize = 256;
 
@@ -53,10 +53,10 @@ mod tests {
         let mut sessions = Sessions::default();
         let turns: Vec<_> = (0..10).map(|i| sessions.turn([i; 32])).collect();
         let current = |sessions: &Sessions| turns.iter().map(sessions.current()).collect::<Vec<_>>();
-        assert_eq!(current(&sessions), [false, false, true, true, true, true, true, true, true, true]);
+        assert_eq!(current(&sessions), [false, false, false, false, false, false, true, true, true, true]);
         let newer = sessions.turn([5; 32]);
         assert!(sessions.current()(&newer) && !sessions.current()(&turns[5]));
-        assert_eq!(current(&sessions), [false, false, true, true, true, false, true, true, true, true]);
+        assert_eq!(current(&sessions), [false, false, false, false, false, false, false, true, true, true]);
         for i in 0..=u8::MAX {
             sessions.turn([i; 32]);
             sessions.turn([i.wrapping_add(100); 32]);
