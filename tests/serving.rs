@@ -374,6 +374,18 @@ fn readers_that_do_not_read_hold_up_nobody() {
 }
 
 #[test]
+fn the_messages_api_has_its_own_name_of_the_id() {
+    let server = Server::demo(&[]);
+    let other = server.request("GET", "/v1/models", &[("x-request-id", "trace-1")], b"");
+    assert!(!other.head.contains("\r\nrequest-id: "), "{}", other.head);
+    // Also where a request is refused.
+    for body in [&br#"{"max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}"#[..], b"{}"] {
+        let answer = server.request("POST", "/v1/messages", &[JSON[0], ("x-request-id", "trace-2")], body);
+        assert!(answer.head.contains("\r\nrequest-id: trace-2"), "{}", answer.head);
+    }
+}
+
+#[test]
 fn the_openapi_document_names_the_routes() {
     let server = Server::demo(&[]);
     let document = server.get("/openapi.json").json();

@@ -15,7 +15,15 @@ pub(crate) async fn errors(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let messages = path == "/v1/messages" || path.starts_with("/v1/messages/");
     let response = next.run(request).await;
-    if messages { of::<MessagesDialect>(response) } else { response }
+    if !messages {
+        return response;
+    }
+    let mut response = of::<MessagesDialect>(response);
+    // Anthropic's name of it, which its clients show.
+    if let Some(id) = response.headers().get("x-request-id").cloned() {
+        response.headers_mut().insert("request-id", id);
+    }
+    response
 }
 
 fn of<D: Dialect>(response: Response) -> Response {
