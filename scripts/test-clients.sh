@@ -20,7 +20,7 @@ wide=$!
 target/release/mach-serve demo --no-streaming --port 0 --disk-kv-budget-gb 0 --prefix-cache-max-gb 0.075 --no-response-store \
     >"$work/small" 2>"$work/small.log" &
 small=$!
-trap 'kill "$server" "$narrow" "$wide" "$small" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'stop_servers "$server" "$narrow" "$wide" "$small"' EXIT
 # address NAME PROCESS: waits until a server is ready.
 address() {
     until grep -q '^startup ready' "$work/$1"; do
