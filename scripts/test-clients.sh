@@ -101,7 +101,7 @@ if node_packages page && (cd "$work/page" && node browser.mjs --probe >"$work/br
     target/release/mach-serve demo --no-streaming --api-key "$secret" --port 0 --disk-kv-budget-gb 0 \
         >"$work/locked" 2>"$work/locked.log" &
     locked=$!
-    trap 'kill "$server" "$narrow" "$wide" "$drafting" "$locked" 2>/dev/null || true; rm -rf "$work"' EXIT
+    trap 'stop_servers "$server" "$narrow" "$wide" "$small" "$drafting" "$locked"' EXIT
     for one in drafting locked; do
         until grep -q '^startup ready' "$work/$one"; do
             kill -0 "${!one}" || { cat "$work/$one.log"; exit 1; }
