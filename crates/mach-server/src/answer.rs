@@ -148,10 +148,7 @@ impl Answers {
                     let tokenizer = self.model.engine.tokenizer();
                     self.counts.reasoning += thought(tokenizer, &spoken.reasoning, ids.as_deref(), tokens);
                 }
-                let ending = match (spoken.ending(cut), stopped_by) {
-                    (Ending::Stop, Some(text)) => Ending::StopString(text),
-                    (ending, _) => ending,
-                };
+                let ending = reader.ending(cut, stopped_by);
                 steps.push(Step::Ended { choice, ending });
                 if let Some(Asked { text: Some(text), salt }) = self.asked.get(turn as usize)
                     && let (Some(ids), Some(message)) = (ids, spoken.as_history())

@@ -72,10 +72,7 @@ impl LocalAnswer {
             Some(Event::Finished { reason, tokens, timings, cached, ids, stopped_by, .. }) => {
                 let cut = reason == FinishReason::Length;
                 let said = self.reader.finish(cut);
-                let ending = match (self.reader.spoken().ending(cut), stopped_by) {
-                    (Ending::Stop, Some(text)) => Ending::StopString(text),
-                    (ending, _) => ending,
-                };
+                let ending = self.reader.ending(cut, stopped_by);
                 let reasoning = match self.reader.spoken().reasoning.as_str() {
                     "" => 0,
                     text => thought(&self.tokenizer, text, ids.as_deref(), tokens),

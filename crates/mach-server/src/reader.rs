@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mach_api::output::{OutputFormat, OutputParser, Part, ReasoningStart, ToolSchemas};
-use mach_api::turn::{Said, Spoken};
+use mach_api::turn::{Ending, Said, Spoken};
 use tracing::warn;
 
 /// Counts of what parsers met since the start.
@@ -89,6 +89,14 @@ impl Reader {
             self.spoken.take(part, &mut |new| said.push(new));
         }
         said
+    }
+
+    /// Why the answer ended: cut at the length, by a stop string, or by the model.
+    pub(crate) fn ending(&self, cut: bool, stopped_by: Option<String>) -> Ending {
+        match (self.spoken.ending(cut), stopped_by) {
+            (Ending::Stop, Some(text)) => Ending::StopString(text),
+            (ending, _) => ending,
+        }
     }
 
     /// What was said so far.

@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use mach_api::responses::{Keep, Past, Record};
 use mach_api::{ApiError, ErrorKind, memory};
 
 use super::{Kept, Store};
 use crate::auth::Caller;
+use crate::chat_model::unix_time;
 use crate::job::Job;
 
 fn failed(reason: String) -> ApiError {
@@ -84,9 +84,8 @@ pub(crate) struct Keeper {
 
 impl Keep for Keeper {
     fn keep(&self, record: Record) {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         if let Some(kept) = self.store.kept() {
-            kept.keep(Kept { owner: self.caller, record, at });
+            kept.keep(Kept { owner: self.caller, record, at: unix_time() });
         }
     }
 }

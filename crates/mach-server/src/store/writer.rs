@@ -3,12 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::warn;
 
 use super::Kept;
 use super::database::{Change, Database, unbroken};
+use crate::chat_model::unix_time;
 
 /// Changes that share a commit.
 const TOGETHER: usize = 64;
@@ -142,8 +142,7 @@ impl Shared {
                 .collect();
             waiting.writing = true;
             drop(waiting);
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-            if let Err(reason) = unbroken(|| self.database.apply(&changes, now)) {
+            if let Err(reason) = unbroken(|| self.database.apply(&changes, unix_time())) {
                 warn!(reason, responses = changes.len(), "responses could not be written, and are not kept");
             }
             self.done(&changes);
