@@ -15,7 +15,7 @@ use crate::experts::ExpertArgs;
 /// Which checkpoint, and how it is loaded.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArgs {
-    /// Directory of the checkpoint (config.json, *.safetensors, tokenizer.json)
+    /// Directory of the checkpoint (config.json, *.safetensors, tokenizer.json), or ORG/NAME in the model cache
     #[arg(value_name = "CHECKPOINT")]
     pub checkpoint: PathBuf,
 
@@ -148,7 +148,20 @@ pub struct ModelConfig {
     pub guard: GuardSpec,
 }
 
+/// What a parser makes of a checkpoint alone.
+#[derive(Debug, clap::Parser)]
+struct Alone {
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
 impl ModelArgs {
+    /// A checkpoint with the usual settings.
+    pub(crate) fn of(checkpoint: &std::path::Path) -> Self {
+        use clap::Parser as _;
+        Alone::parse_from(["mach".as_ref(), "--".as_ref(), checkpoint.as_os_str()]).model
+    }
+
     /// Checks the arguments.
     pub fn validate(self) -> Result<ModelConfig, Exit> {
         if self.max_context.is_some_and(|c| c < 2) {
@@ -166,7 +179,7 @@ impl ModelArgs {
             ));
         }
         Ok(ModelConfig {
-            checkpoint: self.checkpoint,
+            checkpoint: crate::hub::locate(&self.checkpoint)?,
             experts: self.experts,
             load: LoadOptions {
                 activations: self.activations.into(),

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{archs, bench, chat, convert, generate, manual, serve, synth, trace};
+use crate::commands::{archs, bench, chat, check, convert, generate, manual, models, serve, synth, trace};
 
 /// OpenAI-compatible inference server for Mixture-of-Experts models bigger than memory
 #[derive(Debug, Parser)]
@@ -33,6 +33,14 @@ pub enum Command {
     /// List the model families, or tell which one a checkpoint is of
     #[command(after_help = "The program mach-archs is the same.")]
     Archs(archs::ArchsArgs),
+    /// Tell, from a checkpoint's headers, what would run on this machine, on which path, and whether it fits
+    #[command(
+        after_help = "Exit code 0: it fits, or is tight. 1: it will not fit. 2: it is no checkpoint that mach can run."
+    )]
+    Check(Box<check::CheckArgs>),
+    /// List the checkpoints on this machine
+    #[command(after_help = "The program mach-models is the same.")]
+    Models(models::ModelsArgs),
     /// Convert a checkpoint to the engine format: laid out weights, one record an expert
     Convert(convert::ConvertArgs),
     /// Write the experts of a checkpoint as records beside its tensors, for streaming
@@ -70,7 +78,22 @@ pub struct MachArchs {
     pub args: archs::ArchsArgs,
 }
 
+/// List the checkpoints on this machine
+#[derive(Debug, Parser)]
+#[command(name = "mach-models", version)]
+pub struct MachModels {
+    /// As those of `mach models`.
+    #[command(flatten)]
+    pub args: models::ModelsArgs,
+}
+
 /// The command lines of all programs, `mach` first.
 pub fn programs() -> Vec<clap::Command> {
-    vec![Mach::command(), MachServe::command(), MachGenerate::command(), MachArchs::command()]
+    vec![
+        Mach::command(),
+        MachServe::command(),
+        MachGenerate::command(),
+        MachArchs::command(),
+        MachModels::command(),
+    ]
 }

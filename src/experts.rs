@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
-use mach_cpu::{Footprint, footprint, scratch_bytes, state_bytes};
 use mach_experts::{EvictionPolicy, Sidecar, SidecarError};
 use mach_io::{Caching, ProbeReport, ReaderOptions, Submission, probe};
 use mach_models::{Activations, ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
@@ -13,20 +12,15 @@ use tracing::{info, warn};
 
 use crate::Exit;
 use crate::args::ModelConfig;
-use crate::budget::{self, Bounds, Budget, Clients, Needs, Requests};
+use crate::budget::{Bounds, Budget};
 use crate::signals::{Signal, Signals};
+use crate::sizing::{Beside, Sizing};
 
 /// Time that the probe of the drive may take.
 const PROBE: Duration = Duration::from_millis(300);
 
 /// Reads in flight while streaming, at least: most of the arena.
-const IN_FLIGHT: usize = 64;
-
-/// Threads, connections, the allocator's slack: what the process takes beside what it has when it is measured.
-const OVERHEAD: usize = 48 << 20;
-
-/// Tokens that a sequence must be able to have for a budget to make sense.
-const LEAST_TOKENS: usize = 1024;
+pub(crate) const IN_FLIGHT: usize = 64;
 
 /// Where experts live, and how much memory they get.
 #[derive(Debug, Clone, Args)]
@@ -151,26 +145,6 @@ pub(crate) struct Prepared {
     pub(crate) signals: Vec<Signal>,
 }
 
-/// What the rest of the server needs memory for.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Beside {
-    /// Sequences that may run at one time.
-    pub(crate) sequences: usize,
-    /// Bytes of the draft's files.
-    pub(crate) draft: usize,
-    /// Bytes of the prefix cache, if they were asked for.
-    pub(crate) prefix: usize,
-    /// Bytes of prefixes that wait to be saved.
-    pub(crate) saves: usize,
-    /// Who asks, if anybody but the operator does.
-    pub(crate) clients: Option<Clients>,
-}
-
-impl Beside {
-    /// One sequence, and nothing else.
-    pub(crate) const ALONE: Self = Self { sequences: 1, draft: 0, prefix: 0, saves: 0, clients: None };
-}
-
 /// Settles where experts live.
 pub(crate) fn prepare(
     checkpoint: &Checkpoint,
@@ -178,47 +152,14 @@ pub(crate) fn prepare(
     beside: Beside,
 ) -> Result<Prepared, Exit> {
     let args = &config.experts;
-    let bounds = Bounds {
-        memory: args.memory_gb.map(|g| g.bytes),
-        bank: args.expert_cache_gb.map(|g| g.bytes),
-        wired: args.wired_gb.map(|g| g.bytes),
-        available: crate::memory::available(),
-    };
-    let context = config.max_context.unwrap_or(usize::MAX).min(checkpoint.config().max_position_embeddings);
-    let state = |tokens: usize| {
-        state_bytes(checkpoint.config(), config.load.activations, config.load.turboquant_kv, tokens)
-    };
-    let threads = match config.load.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
-    };
-    let base = crate::memory::resident().unwrap_or(0) + OVERHEAD;
-    let limit = bounds.limit(base).map(|(bytes, _)| bytes);
-    let requests = |clients| Requests::of(clients, limit, context, beside.sequences);
-    let needs = |size: &Footprint, depth: usize| Needs {
-        base,
-        requests: beside.clients.map(requests).unwrap_or_default(),
-        resident: size.resident_bytes,
-        draft: beside.draft,
-        prefix: beside.prefix,
-        saves: beside.saves,
-        scratch: scratch_bytes(checkpoint.config(), config.prefill_chunk.min(context), threads),
-        slot: size.slot_bytes,
-        experts: size.experts,
-        working_set: size.working_set,
-        arena_slots: size.arena_slots(depth),
-        least_state: state(context.min(LEAST_TOKENS)),
-        most_state: state(context).saturating_mul(beside.sequences.max(1)),
-    };
+    let sizing = Sizing::new(checkpoint, config, beside);
+    let bounds = sizing.bounds;
     let wanted = match (args.no_streaming, args.streaming, args.expert_residency) {
         (true, ..) | (_, _, Some(ResidencyArg::Resident)) => Some(ResidencyArg::Resident),
         (_, true, _) => Some(ResidencyArg::Streaming),
         (.., mode) => mode,
     };
-    let all = || {
-        let size = footprint(checkpoint, config.load.activations, None).map_err(Exit::input)?;
-        Ok::<_, Exit>(budget::resident(needs(&size, 0), bounds))
-    };
+    let all = || sizing.resident();
     let wanted = match wanted {
         Some(ResidencyArg::Resident) => {
             let budget = all()?.map_err(|e| {
@@ -248,8 +189,7 @@ pub(crate) fn prepare(
             (drive.options, drive.residency, drive.depth, Some(drive.signal))
         }
     };
-    let size = footprint(checkpoint, config.load.activations, Some(options.source)).map_err(Exit::input)?;
-    let budget = budget::streaming(needs(&size, depth), bounds).map_err(Exit::input)?;
+    let budget = sizing.streaming(options.source, depth)?.map_err(Exit::input)?;
     let options = StreamingOptions {
         bank_slots: budget.bank_slots,
         arena_slots: budget.arena_slots,

@@ -6,12 +6,14 @@
 pub mod args;
 pub mod asking;
 mod budget;
+mod check;
 pub mod cli;
 pub mod commands;
 mod exit;
 pub mod experts;
 mod figures;
 pub mod host;
+mod hub;
 mod identity;
 mod loading;
 mod logging;
@@ -20,6 +22,7 @@ pub mod output;
 pub mod prefix;
 pub mod settings;
 mod signals;
+mod sizing;
 mod speech;
 mod store;
 

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
 use mach_checkpoint::{Checkpoint, OutputConvention};
 use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer, Unread};
-use mach_models::{LoadOptions, LoadProgress, Model, ModelCard};
+use mach_models::{DraftNeeds, LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, ExpertLayout, Places, Serving, Templates};
 use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
@@ -18,9 +18,10 @@ use tracing::{info, warn};
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::{Budget, Clients};
-use crate::experts::{Beside, Prepared};
+use crate::experts::Prepared;
 use crate::identity::{Identity, WeightFiles};
 use crate::signals::{Signal, Signals};
+use crate::sizing::Beside;
 
 /// A checkpoint whose files have been read and checked, weights aside.
 #[derive(Debug)]
@@ -183,7 +184,7 @@ impl Opened {
     fn budget(&self, engine: &EngineConfig) -> Result<Prepared, Exit> {
         let beside = Beside {
             sequences: engine.max_batch,
-            draft: draft_dir(&self.config).map_or(0, |dir| safetensors_bytes(&dir)),
+            draft: draft_found(&self.config, &self.checkpoint).needs(),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
             saves: engine.prefix.as_ref().map_or(0, PrefixConfig::saving_bytes),
             clients: self.clients,
@@ -309,15 +310,62 @@ fn decoding_signal(decoding: &Decoding, draft_bytes: Option<usize>) -> Signal {
 }
 
 /// Where the draft is, if there is one.
-fn draft_dir(config: &ModelConfig) -> Option<std::path::PathBuf> {
+pub(crate) fn draft_dir(config: &ModelConfig) -> Option<std::path::PathBuf> {
     let inside = config.checkpoint.join("draft");
     config.draft_dir.clone().or_else(|| inside.join("config.json").is_file().then_some(inside))
 }
 
-/// Bytes of the safetensors of a directory.
-fn safetensors_bytes(dir: &Path) -> usize {
-    let shards = crate::prefix::safetensors(dir).into_iter();
-    shards.filter_map(|f| Some(f.metadata().ok()?.len() as usize)).sum()
+/// A draft, looked at before it is loaded.
+#[derive(Debug)]
+pub(crate) enum DraftFound {
+    /// There is none, or it is not wanted.
+    None,
+    /// It cannot be used.
+    Unusable(String),
+    /// It can, and takes so much.
+    Usable(DraftNeeds),
+}
+
+impl DraftFound {
+    /// What it takes of memory.
+    pub(crate) fn needs(&self) -> DraftNeeds {
+        match self {
+            DraftFound::Usable(needs) => *needs,
+            _ => DraftNeeds::default(),
+        }
+    }
+
+    /// As the gate takes it.
+    pub(crate) fn state(&self) -> DraftState<'_> {
+        match self {
+            DraftFound::None => DraftState::Absent,
+            DraftFound::Unusable(reason) => DraftState::Unusable(reason),
+            DraftFound::Usable(_) => DraftState::Ready,
+        }
+    }
+}
+
+/// The draft that loading would use, by its headers.
+pub(crate) fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
+    let Some(dir) = draft_dir(config) else { return DraftFound::None };
+    let gate = resolve(config.decode_path, config.policy, true, DraftState::Ready);
+    if gate.effective != EffectivePath::SpecdecV7 {
+        return DraftFound::None;
+    }
+    let options = DraftOptions { quantize_bits: config.draft_bits };
+    match mach_cpu::check_draft(&dir, checkpoint.config(), &config.load, options) {
+        Ok(needs) => DraftFound::Usable(needs),
+        Err(error) => DraftFound::Unusable(of_draft(config, &error)),
+    }
+}
+
+/// What is wrong with a draft. A directory that was given is named as such, whatever it is.
+fn of_draft(config: &ModelConfig, error: &dyn std::fmt::Display) -> String {
+    match &config.draft_dir {
+        Some(dir) if !dir.is_dir() => format!("--draft-dir {}: there is no such directory", dir.display()),
+        Some(dir) => format!("--draft-dir {}: {error}", dir.display()),
+        None => error.to_string(),
+    }
 }
 
 /// Loads the draft, if there is one, and decides how tokens are decoded.
@@ -334,16 +382,7 @@ pub(crate) fn load_draft(
     });
     let options = DraftOptions { quantize_bits: config.draft_bits };
     let loaded = wanted.as_ref().map(|dir| model.load_draft(dir, options));
-    // A directory that was given is named as such, whatever is wrong with it.
-    let given = config.draft_dir.as_ref().map(|dir| format!("--draft-dir {}: ", dir.display()));
-    let loaded = loaded.map(|result| {
-        result.map_err(|error| match &config.draft_dir {
-            Some(dir) if !dir.is_dir() => {
-                format!("--draft-dir {}: there is no such directory", dir.display())
-            }
-            _ => format!("{}{error}", given.unwrap_or_default()),
-        })
-    });
+    let loaded = loaded.map(|result| result.map_err(|error| of_draft(config, &error)));
     let state = match &loaded {
         None => DraftState::Absent,
         Some(Err(reason)) => DraftState::Unusable(reason),

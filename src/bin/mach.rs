@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use mach::cli::{Command, Mach};
-use mach::commands::{archs, bench, chat, convert, generate, manual, serve, synth, trace};
+use mach::commands::{archs, bench, chat, check, convert, generate, manual, models, serve, synth, trace};
 
 fn main() -> ExitCode {
     mach::run(|| {
@@ -15,6 +15,8 @@ fn main() -> ExitCode {
             Command::Trace(args) => trace::run(args).map_err(|e| mach::Exit::failure(format!("{e:#}"))),
             Command::Synth(args) => synth::run(args),
             Command::Archs(args) => archs::run(&args),
+            Command::Check(args) => check::run(*args),
+            Command::Models(args) => models::run(&args),
             Command::Convert(args) => convert::run(args),
             Command::ExportSidecar(args) => convert::export(args),
             Command::Completions(args) => manual::completions(&args),

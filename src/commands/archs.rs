@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use mach_checkpoint::{Checkpoint, FAMILIES, FamilyCard};
+use mach_checkpoint::{FAMILIES, FamilyCard};
 
 use crate::Exit;
 
@@ -24,7 +24,7 @@ pub struct ArchsArgs {
 pub fn run(args: &ArchsArgs) -> Result<(), Exit> {
     let text = match &args.checkpoint {
         Some(path) => {
-            let checkpoint = Checkpoint::open(path).map_err(Exit::input)?;
+            let checkpoint = crate::check::open(&crate::hub::locate(path)?)?;
             let card = checkpoint.family().card();
             if args.json { json(&card)? } else { table(&[card]) }
         }
@@ -43,17 +43,55 @@ fn json(value: &impl serde::Serialize) -> Result<String, Exit> {
 }
 
 fn table(cards: &[FamilyCard]) -> String {
-    let mut out =
-        format!("{:<14} {:<12} {:<12} {:<12} module\n", "model_type", "cache", "speculation", "batching");
-    for card in cards {
-        out += &format!(
-            "{:<14} {:<12} {:<12} {:<12} {}\n",
-            card.model_type,
-            card.kv_cache_kind,
-            card.specdec_kind,
-            card.continuous_batching,
-            card.model_module
-        );
+    let yes = |it: bool| if it { "yes" } else { "no" };
+    let mut rows = vec![
+        [
+            "model_type",
+            "swiglu",
+            "stacked",
+            "expert_bias",
+            "wrapped",
+            "bits/group",
+            "kv_cache",
+            "draft",
+            "batching",
+            "module",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    rows.extend(cards.iter().map(|card| {
+        vec![
+            card.model_type.to_owned(),
+            card.swiglu_variant.to_string(),
+            yes(card.stacked_supported).to_owned(),
+            yes(card.has_expert_bias).to_owned(),
+            yes(card.text_config_wrapped).to_owned(),
+            format!("{}/{}", card.default_bits, card.default_group_size),
+            card.kv_cache_kind.to_string(),
+            card.specdec_kind.to_string(),
+            // A reason would not fit a column.
+            if card.continuous_batching.reason().is_none() { "ok" } else { "no" }.to_owned(),
+            card.model_module.to_owned(),
+        ]
+    }));
+    columns(&rows)
+}
+
+/// Rows of cells as lines, each column as wide as its widest cell.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        out += "\n";
     }
     out
 }

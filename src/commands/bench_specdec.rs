@@ -112,7 +112,7 @@ fn measure_passes(
     plan: VerifyPlan,
 ) -> Result<SpecdecReport> {
     let checkpoint = opened.checkpoint();
-    let prepared = crate::experts::prepare(checkpoint, config, crate::experts::Beside::ALONE);
+    let prepared = crate::experts::prepare(checkpoint, config, crate::sizing::Beside::alone());
     let prepared = prepared.map_err(|exit| anyhow::anyhow!(exit.message))?;
     let mut model = mach_cpu::load(checkpoint, &prepared.load, &mut |_| {})?;
     let most = plan.context + plan.rows.last().copied().unwrap_or(1);

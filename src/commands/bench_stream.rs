@@ -64,7 +64,7 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
         return cached(&checkpoint, &config, plan, args.json);
     }
     let started = Instant::now();
-    let prepared = experts::prepare(&checkpoint, &config, experts::Beside::ALONE).map_err(plain)?;
+    let prepared = experts::prepare(&checkpoint, &config, crate::sizing::Beside::alone()).map_err(plain)?;
     if prepared.residency == mach_server::Residency::Stacked {
         bail!("all experts fit memory; say --streaming");
     }

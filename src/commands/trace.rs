@@ -100,7 +100,7 @@ fn record(args: RecordArgs) -> Result<()> {
         }
         (None, None, None) => bail!("one of --prompt, --prompt-file and --random is needed"),
     };
-    let prepared = experts::prepare(&checkpoint, &config, experts::Beside::ALONE).map_err(plain)?;
+    let prepared = experts::prepare(&checkpoint, &config, crate::sizing::Beside::alone()).map_err(plain)?;
     let mut model = mach_cpu::load(&checkpoint, &prepared.load, &mut |_| ())?;
     let random = args.random.map(|tokens| token_ids(2, tokens + args.max_tokens, model.config().vocab_size));
     let header = Header::of(model.as_ref(), checkpoint.is_synthetic() || random.is_some());

@@ -12,6 +12,7 @@ mod finite;
 mod header;
 mod identity;
 mod json;
+mod layout;
 mod quantized;
 mod resident;
 mod shards;
@@ -31,6 +32,7 @@ pub use families::{
 };
 pub use header::{Dtype, TensorEntry, parse_header};
 pub use identity::{FileStamp, WeightFile};
+pub use layout::ExpertTensors;
 pub use quantized::{LinearSource, Packing};
 pub use resident::{
     MANIFEST_FILE, RESIDENT_FILE, RESIDENT_FORMAT, ResidentIndex, ResidentTensor, SIDECAR_DIR,

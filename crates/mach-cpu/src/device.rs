@@ -24,7 +24,7 @@ use crate::experts::{Experts, RowKind};
 use crate::footprint::state_bytes_of;
 use crate::placement::{CpuPlacement, Matrix, Stores};
 use crate::state::CpuState;
-use crate::{check, fill, kv, numerics_of, order_of};
+use crate::{check, fill, kv, numerics_of, order_of, stand_in};
 
 /// Rows of activations.
 #[derive(Debug, Default)]
@@ -72,6 +72,8 @@ pub struct Cpu {
     angles: Vec<Angles>,
     readback: Pending,
     pub(crate) scratch: Scratch,
+    /// Whether matrices share values; see [`stand_in`](crate::stand_in()).
+    stands_in: bool,
 }
 
 /// A rotation, and its angles at the rows of a pass.
@@ -125,7 +127,12 @@ impl Cpu {
             angles: Vec::new(),
             readback: Pending::default(),
             scratch: Scratch::default(),
+            stands_in: false,
         }
+    }
+
+    pub(crate) fn standing_in(self) -> Self {
+        Cpu { stands_in: true, ..self }
     }
 
     pub(crate) fn give(&mut self, experts: Experts) {
@@ -257,7 +264,12 @@ impl Device for Cpu {
         placement: CpuPlacement<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Placed, ModelError> {
-        let memory = fill::fill(&placement, self.cores.threads(), progress)?;
+        let threads = self.cores.threads();
+        let memory = if self.stands_in {
+            stand_in::fill_alike(&placement, threads)?
+        } else {
+            fill::fill(&placement, threads, progress)?
+        };
         let bytes = mach_models::device::Placement::weight_bytes(&placement);
         progress(bytes);
         let placed = Placed(self.stores.0.len());

@@ -14,6 +14,7 @@ mod kv;
 mod load;
 mod placement;
 mod quantize;
+mod stand_in;
 mod state;
 
 use mach_models::{Activations, LoadOptions, TURBOQUANT_VERSION, TurboQuant};
@@ -21,8 +22,9 @@ use mach_quant::Order;
 
 pub use device::{Buf, Cpu, Routing};
 pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
-pub use load::load;
+pub use load::{check_draft, load, supports};
 pub use placement::{CpuPlacement, Matrix};
+pub use stand_in::stand_in;
 pub use state::CpuState;
 
 /// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.

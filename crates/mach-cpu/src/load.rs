@@ -1,8 +1,9 @@
 //! From a checkpoint to a model on this machine's CPU.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
 use mach_experts::{
     Bank, BankError, BankOptions, ExpertFiles, RecordLayout, Sidecar, SlicePool, SliceSource, StreamingBank,
 };
@@ -11,7 +12,8 @@ use mach_io::faults::Faults;
 use mach_kernels::{Cores, Isa};
 use mach_models::device::{CheckpointLoader, Device, Placement};
 use mach_models::{
-    Decoder, ExpertMode, LoadOptions, LoadProgress, Model, ModelError, StreamingOptions, StreamingSource,
+    Decoder, DraftError, DraftNeeds, DraftOptions, ExpertMode, LoadOptions, LoadProgress, Model, ModelError,
+    StreamingOptions, StreamingSource,
 };
 use mach_quant::Order;
 
@@ -19,12 +21,30 @@ use crate::device::Cpu;
 use crate::experts::Experts;
 use crate::{check, kv, order_of};
 
-fn bank_error(error: BankError) -> ModelError {
+pub(crate) fn bank_error(error: BankError) -> ModelError {
     match error {
         BankError::Checkpoint(e) => ModelError::Checkpoint(e),
         BankError::Sidecar(e) => ModelError::Sidecar(e),
         other => ModelError::Memory(other.to_string()),
     }
+}
+
+/// Refuses, naming it, what the kernels cannot run of a model with these settings.
+pub fn supports(config: &ModelConfig, options: &LoadOptions) -> Result<(), ModelError> {
+    let spec = mach_models::spec(config);
+    check::check(&spec)?;
+    kv::check(&spec, options.activations, options.turboquant_kv)
+}
+
+/// Looks at the draft in `dir` as a target with these settings would load it, and loads nothing.
+pub fn check_draft(
+    dir: &Path,
+    target: &ModelConfig,
+    load: &LoadOptions,
+    options: DraftOptions,
+) -> Result<DraftNeeds, DraftError> {
+    let cpu = Cpu::new(Cores::new(1, Isa::best()), load.activations, load.turboquant_kv);
+    mach_models::dflash::check_draft(dir, target, options, &cpu)
 }
 
 /// Loads a checkpoint. What the kernels cannot run is refused before anything is read.
@@ -33,9 +53,7 @@ pub fn load(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
-    let spec = mach_models::spec(checkpoint.config());
-    check::check(&spec)?;
-    kv::check(&spec, options.activations, options.turboquant_kv)?;
+    supports(checkpoint.config(), options)?;
     let isa = match &options.isa {
         Some(name) => name.parse().map_err(ModelError::Unsupported)?,
         None => Isa::best(),

@@ -47,6 +47,7 @@ impl Stores {
 }
 
 /// A matrix to be placed.
+#[derive(Clone, Copy)]
 pub(crate) struct Item<'a> {
     pub(crate) source: WeightSource<'a>,
     pub(crate) matrix: Matrix,
@@ -58,7 +59,7 @@ pub(crate) struct Item<'a> {
 pub struct CpuPlacement<'a> {
     pub(crate) tensors: &'a Tensors,
     /// For matrices that meet quantized activations.
-    order: Order,
+    pub(crate) order: Order,
     store: usize,
     pub(crate) items: Vec<Item<'a>>,
     bytes: usize,
@@ -68,6 +69,15 @@ impl<'a> CpuPlacement<'a> {
     /// Weights of `tensors`, to be allocation number `store`.
     pub(crate) fn new(tensors: &'a Tensors, order: Order, store: usize) -> Self {
         CpuPlacement { tensors, order, store, items: Vec::new(), bytes: 0 }
+    }
+
+    /// Gives another placement's item a place in this one; its offset.
+    pub(crate) fn take(&mut self, item: &Item<'a>) -> usize {
+        let offset = self.bytes;
+        let matrix = Matrix { offset, store: self.store, ..item.matrix };
+        self.bytes = (offset + matrix.layout.bytes()).next_multiple_of(ALIGN);
+        self.items.push(Item { matrix, ..*item });
+        offset
     }
 
     /// Bytes to allocate.

@@ -332,7 +332,7 @@ fn wanted_context(model: &dyn Model, config: &EngineConfig) -> usize {
 fn context_that_fits(model: &dyn Model, config: &EngineConfig, most: usize) -> Result<usize, StartError> {
     let Some(budget) = config.state_budget else { return Ok(most) };
     let undo = config.speculation.undo_bytes(model);
-    let need = |tokens: usize| model.state_bytes(tokens) + undo;
+    let need = |tokens: usize| model.state_bytes(tokens) + undo + config.speculation.draft_bytes(tokens);
     if need(most) <= budget {
         return Ok(most);
     }

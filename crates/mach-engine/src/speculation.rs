@@ -38,6 +38,11 @@ impl Speculation {
     pub(crate) fn undo_bytes(&self, model: &dyn Model) -> usize {
         if self.policy == PolicySpec::Off { 0 } else { model.new_state().bytes() }
     }
+
+    /// Bytes that the draft keeps of a sequence of `tokens` tokens.
+    pub(crate) fn draft_bytes(&self, tokens: usize) -> usize {
+        self.draft.as_ref().map_or(0, |draft| draft.context_bytes(tokens))
+    }
 }
 
 /// Makes the proposers of sequences; what they have learned of blocks is shared.

@@ -25,6 +25,9 @@ pub enum BankError {
     Memory(#[from] MemoryError),
 }
 
+/// Experts that stand for others hold the weights of so many.
+const SAMPLES: usize = 8;
+
 /// Slots for experts, all in one allocation. With all experts resident the slot of (layer, expert) is
 /// `rank of the layer among MoE layers * experts + expert`.
 #[derive(Debug)]
@@ -177,13 +180,90 @@ impl Bank {
         Ok(())
     }
 
+    /// A bank of about `bytes` bytes whose slots hold the first experts of the first layer over and over and stand for all: as much
+    /// to read as the real ones, for timing.
+    pub fn stand_in(checkpoint: &Checkpoint, order: Order, bytes: usize) -> Result<Bank, BankError> {
+        let config = checkpoint.config();
+        let first = config.moe_layers.iter().position(|&has| has).unwrap_or(0);
+        let experts = checkpoint.experts(first)?;
+        let mut samples = Vec::new();
+        let record = match experts.first() {
+            Some(expert) => RecordLayout::of(expert, order)?,
+            None => {
+                let (file, tensor) = (checkpoint.dir().to_owned(), "experts".to_owned());
+                return Err(
+                    CheckpointError::Tensor { file, tensor, reason: "there are none".to_owned() }.into()
+                );
+            }
+        };
+        for expert in experts.iter().take(SAMPLES) {
+            let mut sample = vec![0; record.stride()];
+            record.pack(expert, &mut sample)?;
+            samples.push(sample);
+        }
+        Self::repeated(&config.moe_layers, config.moe.num_experts, record, &samples, bytes)
+    }
+
+    /// As [`stand_in`](Self::stand_in), from records.
+    pub fn stand_in_of_sidecar(
+        sidecar: &Sidecar,
+        order: Order,
+        reader: &mut Reader,
+        bytes: usize,
+    ) -> Result<Bank, BankError> {
+        let first = sidecar.manifest().layers.first().map_or(0, |entry| entry.layer);
+        let invalid = |reason: &str| SidecarError::Invalid {
+            file: sidecar.files().first().cloned().unwrap_or_default(),
+            reason: reason.to_owned(),
+        };
+        let stored = sidecar.record(first).ok_or_else(|| invalid("there are no experts"))?;
+        let record = stored.in_order(order);
+        record.check_usable(&stored).map_err(|e| invalid(&e.to_string()))?;
+        let memory = HugeBuf::zeroed(reader.depth() * sidecar.max_stride())?.into_slots(sidecar.max_stride());
+        let mut samples = Vec::new();
+        let few = sidecar.experts().take_while(|&(layer, _)| layer == first).take(SAMPLES);
+        sidecar.read_each(reader, memory, few, &mut |layer, expert, data| {
+            sidecar.check_record(layer, expert, data)?;
+            let mut sample = vec![0; record.stride()];
+            record.repack(&stored, data, &mut sample);
+            samples.push(sample);
+            Ok(())
+        })?;
+        let last = sidecar.manifest().layers.last().map_or(0, |entry| entry.layer);
+        let has: Vec<bool> = (0..=last).map(|layer| sidecar.record(layer).is_some()).collect();
+        Self::repeated(&has, sidecar.manifest().num_experts, record, &samples, bytes)
+    }
+
+    fn repeated(
+        has_experts: &[bool],
+        experts: usize,
+        record: RecordLayout,
+        samples: &[Vec<u8>],
+        bytes: usize,
+    ) -> Result<Bank, BankError> {
+        let (mut layers, mut rank) = (Vec::new(), 0);
+        for &has in has_experts {
+            layers.push(has.then_some((rank, record)));
+            rank += usize::from(has);
+        }
+        let stride = record.stride().max(1);
+        let count = (bytes / stride).clamp(1, (rank * experts).max(1));
+        let mut slots = HugeBuf::zeroed(count * stride)?.into_slots(stride);
+        for (slot, sample) in slots.iter_mut().zip(samples.iter().cycle()) {
+            slot[..sample.len()].copy_from_slice(sample);
+        }
+        Ok(Bank { slots, experts, layers, weight_bytes: (record.weight_bytes() * count) as u64 })
+    }
+
     /// The weights of an expert; `None` if the layer is dense or the expert out of range.
     pub fn expert(&self, layer: usize, expert: usize) -> Option<ExpertView<'_>> {
         let (rank, record) = self.layers.get(layer)?.as_ref()?;
         if expert >= self.experts {
             return None;
         }
-        record.view(self.slots.get(rank * self.experts + expert)?).swiglu()
+        // As many slots as experts, unless some stand for others.
+        let slot = (rank * self.experts + expert) % self.slots.len().max(1);
+        record.view(self.slots.get(slot)?).swiglu()
     }
 
     /// The record layout of a layer.

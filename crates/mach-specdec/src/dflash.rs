@@ -55,6 +55,10 @@ impl Draft for DFlash {
         Box::new(DFlashProposer::new(self))
     }
 
+    fn context_bytes(&self, tokens: usize) -> usize {
+        self.needs().context(tokens) + self.needs().features(LAZY_ROWS.min(tokens))
+    }
+
     fn blank_context(&self, len: usize) -> Option<SequenceState> {
         Some(DFlash::blank_context(self, len))
     }

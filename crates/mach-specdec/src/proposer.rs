@@ -98,6 +98,10 @@ pub trait Draft: std::fmt::Debug + Send + Sync {
     fn taps(&self) -> &[usize];
     /// A proposer for a new sequence.
     fn proposer(self: Arc<Self>) -> Box<dyn Proposer>;
+    /// Most bytes that its proposer of a sequence of `tokens` tokens keeps.
+    fn context_bytes(&self, _tokens: usize) -> usize {
+        0
+    }
     /// A context of `len` positions, to be filled with saved bytes and given to [`Proposer::restore`]. `None` if its
     /// proposers keep none.
     fn blank_context(&self, _len: usize) -> Option<SequenceState> {

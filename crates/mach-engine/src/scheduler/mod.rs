@@ -165,8 +165,13 @@ impl Scheduler {
             active: &active,
             paused: &paused,
             queued: self.shared.queue.waiting() > 0,
-            bytes: &|tokens| self.model.state_bytes(tokens) + self.undo_bytes,
+            bytes: &|tokens| self.sequence_bytes(tokens),
         })
+    }
+
+    /// Bytes of a sequence of so many tokens, its draft's context included.
+    fn sequence_bytes(&self, tokens: usize) -> usize {
+        self.model.state_bytes(tokens) + self.undo_bytes + self.config.speculation.draft_bytes(tokens)
     }
 
     /// Runs and commits one pass.
@@ -226,7 +231,7 @@ impl Scheduler {
     }
 
     fn publish(&self) {
-        let bytes = |sequence: &Sequence| self.model.state_bytes(sequence.tokens.len()) + self.undo_bytes;
+        let bytes = |sequence: &Sequence| self.sequence_bytes(sequence.tokens.len());
         let state_bytes = self.roster.active.iter().map(bytes).sum();
         let mut stats = self.stats();
         (stats.active, stats.paused) = self.roster.counts();

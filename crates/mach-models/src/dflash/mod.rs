@@ -19,6 +19,7 @@ pub use error::DraftError;
 pub use forward::DraftRows;
 pub use selector::Selector;
 pub(crate) use weights::DraftWeights;
+pub use weights::check_draft;
 
 use mach_quant::Bits;
 
@@ -37,7 +38,38 @@ pub struct DFlash {
     pub(crate) config: DraftConfig,
     pub(crate) empty: SequenceState,
     pub(crate) selector: Option<Arc<Selector>>,
-    pub(crate) weight_bytes: usize,
+    pub(crate) needs: DraftNeeds,
+}
+
+/// What a draft takes of memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DraftNeeds {
+    /// Bytes of its matrices.
+    pub weights: usize,
+    /// Bytes of a page of its context, [`PAGE`](Self::PAGE) positions of every layer.
+    page: usize,
+    /// Bytes of the features of a position.
+    row: usize,
+}
+
+impl DraftNeeds {
+    /// Positions that a context grows by.
+    const PAGE: usize = 256;
+
+    fn of(config: &DraftConfig, weights: usize, page: usize) -> Self {
+        let row = 4 * config.target_layer_ids.len() * config.hidden_size;
+        Self { weights, page, row }
+    }
+
+    /// Bytes of the context of a sequence of `tokens` tokens, as if no layer forgot anything.
+    pub fn context(&self, tokens: usize) -> usize {
+        self.page.saturating_mul(tokens.div_ceil(Self::PAGE))
+    }
+
+    /// Bytes of the features of `rows` positions.
+    pub fn features(&self, rows: usize) -> usize {
+        self.row.saturating_mul(rows)
+    }
 }
 
 impl DFlash {
@@ -48,7 +80,12 @@ impl DFlash {
 
     /// Bytes of its matrices.
     pub fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+        self.needs.weights
+    }
+
+    /// What it takes of memory.
+    pub fn needs(&self) -> DraftNeeds {
+        self.needs
     }
 
     /// How tokens are chosen from its rows, if it is of the second generation.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mach_checkpoint::{ModelConfig, Tensors, WeightSource};
 
-use super::{DFlash, DraftConfig, DraftError, DraftOptions, SecondConfig, Selector};
+use super::{DFlash, DraftConfig, DraftError, DraftNeeds, DraftOptions, SecondConfig, Selector};
 use crate::blocks::Workspace;
 use crate::device::{
     AttentionSpec, AttentionWeights, Device, FeedForwardSpec, FfnSpec, LayerSpec, LayerState, Mask,
@@ -185,6 +185,66 @@ impl<'a, P: Placement<'a>> DraftLoader<'a, P> {
     }
 }
 
+/// A draft's weights in their places.
+struct Gathered<M, V> {
+    fc: M,
+    layers: Vec<Layer<M, V>>,
+    selector: Option<(M, usize)>,
+    /// Its tables, on the host.
+    tables: Option<Arc<Selector>>,
+    hidden_norm: V,
+    norm: V,
+}
+
+impl<'a, P: Placement<'a>> DraftLoader<'a, P> {
+    fn gather(&mut self, c: &DraftConfig) -> Result<Gathered<P::Matrix, P::Vector>, DraftError> {
+        let hidden = c.hidden_size;
+        let fc = self.matrix("fc", hidden, c.target_layer_ids.len() * hidden)?;
+        let layers = c.layers.iter().enumerate();
+        let layers = layers.map(|(n, &mask)| self.layer(n, c, mask)).collect::<Result<_, _>>()?;
+        let (selector, tables) = match &c.second {
+            Some(second) => {
+                let (vocab, rank) = (c.vocab_size, second.selector_rank);
+                let top_k = second.selector_top_k.min(vocab);
+                let table =
+                    |name: &str| self.tensors.table(&format!("candidate_selector.{name}"), vocab, rank);
+                let (predecessor, successor) = (table("predecessor_codebook")?, table("successor_codebook")?);
+                let projection = self.exact("candidate_selector.hidden_projection", rank, hidden)?;
+                let tables = Selector::new(&predecessor, &successor, rank, top_k)?;
+                (Some((projection, top_k)), Some(Arc::new(tables)))
+            }
+            None => (None, None),
+        };
+        Ok(Gathered {
+            fc,
+            layers,
+            selector,
+            tables,
+            hidden_norm: self.vector("hidden_norm.weight", &[hidden])?,
+            norm: self.vector("norm.weight", &[hidden])?,
+        })
+    }
+}
+
+/// Looks at the draft in `dir` as a target with these settings would load it on `device`, and loads nothing.
+pub fn check_draft<D: Device>(
+    dir: &Path,
+    target: &ModelConfig,
+    options: DraftOptions,
+    device: &D,
+) -> Result<DraftNeeds, DraftError> {
+    let (tensors, json) = Tensors::open(dir)?;
+    let config = DraftConfig::parse(&dir.join("config.json"), &json)?;
+    config.fits(target)?;
+    let spec = spec(&config);
+    device.check(&spec)?;
+    let place = options.quantize_bits.map_or(Place::Activations, Place::Quantized);
+    let mut from = DraftLoader { tensors: &tensors, placement: device.placement(&tensors), place };
+    from.gather(&config)?;
+    let page = device.state_bytes(&spec, DraftNeeds::PAGE);
+    Ok(DraftNeeds::of(&config, from.placement.weight_bytes() as usize, page))
+}
+
 impl<D: Device> DraftWeights<D> {
     /// Loads the draft in `dir` for a target.
     pub(crate) fn load(
@@ -196,46 +256,29 @@ impl<D: Device> DraftWeights<D> {
         let (tensors, json) = Tensors::open(dir)?;
         let config = DraftConfig::parse(&dir.join("config.json"), &json)?;
         config.fits(target)?;
-        let c = &config;
-        let spec = spec(c);
+        let spec = spec(&config);
         device.check(&spec)?;
         let place = options.quantize_bits.map_or(Place::Activations, Place::Quantized);
         let mut from = DraftLoader { tensors: &tensors, placement: device.placement(&tensors), place };
-        let hidden = c.hidden_size;
-        let fc = from.matrix("fc", hidden, c.target_layer_ids.len() * hidden)?;
-        let layers = c.layers.iter().enumerate();
-        let layers = layers.map(|(n, &mask)| from.layer(n, c, mask)).collect::<Result<_, _>>()?;
-        let (projection, selector) = match &c.second {
-            Some(second) => {
-                let (vocab, rank) = (c.vocab_size, second.selector_rank);
-                let top_k = second.selector_top_k.min(vocab);
-                let table = |name: &str| tensors.table(&format!("candidate_selector.{name}"), vocab, rank);
-                let (predecessor, successor) = (table("predecessor_codebook")?, table("successor_codebook")?);
-                let projection = from.exact("candidate_selector.hidden_projection", rank, hidden)?;
-                let selector = Selector::new(&predecessor, &successor, rank, top_k)?;
-                (Some((projection, top_k)), Some(Arc::new(selector)))
-            }
-            None => (None, None),
-        };
-        let (hidden_norm, norm) =
-            (from.vector("hidden_norm.weight", &[hidden])?, from.vector("norm.weight", &[hidden])?);
+        let gathered = from.gather(&config)?;
         let weight_bytes = from.placement.weight_bytes() as usize;
+        let needs = DraftNeeds::of(&config, weight_bytes, device.state_bytes(&spec, DraftNeeds::PAGE));
         let placement = from.placement;
         let placed = device.fill(placement, &mut |_| ())?;
         let empty = spec.layers.iter().map(|l| Box::new(device.new_state(l)) as Box<dyn LayerState>);
         let draft = DFlash {
             config: config.clone(),
             empty: SequenceState::new(empty.collect()),
-            selector,
-            weight_bytes,
+            selector: gathered.tables,
+            needs,
         };
         let weights = DraftWeights {
             config,
-            fc,
-            hidden_norm,
-            layers,
-            norm,
-            selector: projection,
+            fc: gathered.fc,
+            hidden_norm: gathered.hidden_norm,
+            layers: gathered.layers,
+            norm: gathered.norm,
+            selector: gathered.selector,
             workspace: Workspace::default(),
             buffers: Buffers::default(),
             placed,

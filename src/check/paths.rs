@@ -1,0 +1,103 @@
+//! Every path, residency and device: whether it would run, and why.
+
+use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
+use mach_experts::Sidecar;
+use mach_models::StreamingSource;
+use mach_specdec::{DecodePath, EffectivePath, resolve};
+use serde::Serialize;
+
+use super::Fit;
+use super::fit::Verdict;
+use crate::args::ModelConfig;
+use crate::experts::FallbackArg;
+use crate::loading::DraftFound;
+
+/// One way of running the checkpoint.
+#[derive(Debug, Serialize)]
+pub(crate) struct PathCheck {
+    pub(crate) device: &'static str,
+    pub(crate) residency: &'static str,
+    pub(crate) decode_path: String,
+    pub(crate) runs: bool,
+    pub(crate) reason: String,
+}
+
+/// Devices, by name; the reason why one cannot be had.
+const DEVICES: [(&str, Option<&str>); 2] =
+    [("cpu", None), ("gpu", Some("this build has no device but the CPU"))];
+
+/// All ways.
+pub(crate) fn of(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    draft: &DraftFound,
+    resident: &Fit,
+    streaming: &Fit,
+    supported: &Result<(), String>,
+) -> Vec<PathCheck> {
+    let fits = |fit: &Fit| match fit.verdict {
+        Verdict::WontFit => Err(fit.reason.clone().unwrap_or_default()),
+        _ => Ok(()),
+    };
+    let residencies = [
+        ("stacked", supported.clone().and(fits(resident))),
+        ("streaming", supported.clone().and(sidecar(checkpoint, config)).and(fits(streaming))),
+        ("bf16_streaming", supported.clone().and(slices(checkpoint)).and(fits(streaming))),
+    ];
+    let decode_paths = [EffectivePath::SpecdecV7, EffectivePath::TargetOnly];
+    let mut all = Vec::new();
+    for (device, missing) in DEVICES {
+        for (residency, loads) in &residencies {
+            for wanted in decode_paths {
+                let decodes = decoding(config, draft, wanted);
+                let why = match (missing, loads, &decodes) {
+                    (Some(reason), ..) => Err(reason.to_owned()),
+                    (_, Err(reason), _) | (_, _, Err(reason)) => Err(reason.clone()),
+                    (None, Ok(()), Ok(reason)) => Ok(reason.clone()),
+                };
+                all.push(PathCheck {
+                    device,
+                    residency,
+                    decode_path: wanted.to_string(),
+                    runs: why.is_ok(),
+                    reason: why.unwrap_or_else(|reason| reason),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// Whether the gate takes this path when it is asked to.
+fn decoding(config: &ModelConfig, draft: &DraftFound, wanted: EffectivePath) -> Result<String, String> {
+    let asked = match wanted {
+        EffectivePath::TargetOnly => DecodePath::TargetOnly,
+        _ => DecodePath::SpecdecV7,
+    };
+    let gate = resolve(asked, config.policy, true, draft.state());
+    if gate.effective == wanted { Ok(gate.reason) } else { Err(gate.reason) }
+}
+
+/// Whether a server would stream from the sidecar.
+fn sidecar(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<(), String> {
+    if checkpoint.expert_tensors() == ExpertTensors::None {
+        return Err("there are no routed experts to stream".to_owned());
+    }
+    match Sidecar::open(checkpoint) {
+        Ok(_) => Ok(()),
+        Err(_) if config.experts.fallback_policy == FallbackArg::Diagnostic => Ok(()),
+        Err(error) if checkpoint.dir().join(MANIFEST_FILE).exists() => Err(error.to_string()),
+        Err(_) => {
+            Err(format!("no expert_sidecar; `mach export-sidecar {}` makes it", checkpoint.dir().display()))
+        }
+    }
+}
+
+fn slices(checkpoint: &Checkpoint) -> Result<(), String> {
+    if checkpoint.expert_tensors() == ExpertTensors::None {
+        return Err("there are no routed experts to stream".to_owned());
+    }
+    mach_cpu::footprint(checkpoint, mach_models::Activations::F32, Some(StreamingSource::Bf16))
+        .map(drop)
+        .map_err(|e| e.to_string())
+}
