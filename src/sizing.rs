@@ -19,8 +19,8 @@ const LEAST_TOKENS: usize = 1024;
 /// Threads' stacks, queues and sockets of a server that nobody has asked anything yet.
 const STARTED: usize = 3 << 20;
 
-/// How often the features that a draft wants of a pass lie in memory: as they are tapped, read back and waiting.
-const FEATURE_COPIES: usize = 3;
+/// How often the features that a draft wants of a pass lie in memory beside those that wait: as they are tapped and read back.
+const FEATURE_COPIES: usize = 2;
 
 /// What the rest of the server needs memory for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,11 +71,24 @@ impl<'a> Sizing<'a> {
         Self { checkpoint, config, beside, bounds, context }
     }
 
-    /// Bytes that a sequence of `tokens` tokens keeps, its draft's context included.
+    /// Bytes that a sequence of `tokens` tokens keeps: keys, values and recurrent state, that state once more to cut blocks short,
+    /// and what is kept for its draft.
     pub(crate) fn state(&self, tokens: usize) -> usize {
         let load = &self.config.load;
         let model = state_bytes(self.checkpoint.config(), load.activations, load.turboquant_kv, tokens);
-        model + self.beside.draft.context(tokens)
+        model + self.undo() + self.beside.draft.sequence(tokens)
+    }
+
+    /// What of that a sequence has at its peak: features wait for the end of their pass, not for as long as they may.
+    pub(crate) fn state_held(&self, tokens: usize) -> usize {
+        let draft = &self.beside.draft;
+        let rows = self.chunk().min(DraftNeeds::WAITING);
+        self.state(tokens) - draft.sequence(tokens) + draft.context(tokens) + draft.features(rows)
+    }
+
+    /// Rows of a pass over a prompt.
+    fn chunk(&self) -> usize {
+        self.config.prefill_chunk.min(self.context)
     }
 
     /// Compute threads.
@@ -88,7 +101,7 @@ impl<'a> Sizing<'a> {
 
     /// Working memory of a pass over a chunk of a prompt.
     pub(crate) fn scratch(&self) -> usize {
-        let rows = self.config.prefill_chunk.min(self.context);
+        let rows = self.chunk();
         let features = FEATURE_COPIES * self.beside.draft.features(rows);
         scratch_bytes(self.checkpoint.config(), rows, self.threads()) + features
     }
@@ -138,7 +151,7 @@ impl<'a> Sizing<'a> {
 /// What one process is expected to hold, beyond what it promises never to exceed.
 impl Sizing<'_> {
     /// Recurrent state that is kept twice, to cut blocks short.
-    pub(crate) fn undo(&self) -> usize {
+    fn undo(&self) -> usize {
         let load = &self.config.load;
         match self.config.policy {
             PolicySpec::Off => 0,

@@ -112,7 +112,7 @@ impl Fit {
             resident_weights: needs.resident,
             bank: budget.bank(),
             arena: budget.arena(),
-            kv: sizing.state(context.min(longest)) + sizing.undo(),
+            kv: sizing.state_held(context.min(longest)),
             draft: needs.draft,
             prefix_cache: needs.prefix,
             scratch: needs.scratch,
@@ -152,7 +152,7 @@ impl Fit {
 
 /// The longest conversation whose state takes `bytes` at most.
 fn longest(sizing: &Sizing<'_>, bytes: usize) -> usize {
-    let fits = |tokens: usize| sizing.state(tokens) + sizing.undo() <= bytes;
+    let fits = |tokens: usize| sizing.state(tokens) <= bytes;
     if fits(sizing.context) {
         return sizing.context;
     }

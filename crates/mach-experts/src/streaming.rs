@@ -145,7 +145,10 @@ impl StreamingBank {
             }
         }
         let memory = HugeBuf::zeroed(slots * slot_bytes)?.into_slots(slot_bytes);
-        let arena = HugeBuf::zeroed(options.arena_slots.max(1) * slot_bytes)?.into_slots(slot_bytes);
+        let arena = HugeBuf::zeroed(options.arena_slots.max(1) * slot_bytes)?;
+        // What the budget announces is held from the start, and the first prompt does not wait for pages.
+        arena.populate(0, arena.len());
+        let arena = arena.into_slots(slot_bytes);
         // Registering touches every page: the arena is used all the time, the bank fills as experts are needed.
         let regions: Vec<_> = arena.first().map(|slot| slot.region().clone()).into_iter().collect();
         files.register(&regions);

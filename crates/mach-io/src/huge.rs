@@ -61,7 +61,7 @@ impl HugeBuf {
 
     /// Makes the system provide the pages of `from..from + len` now instead of at their first use. Contents do not change, so
     /// others may use the memory meanwhile. False where the system does not do that.
-    pub(crate) fn populate(&self, from: usize, len: usize) -> bool {
+    pub fn populate(&self, from: usize, len: usize) -> bool {
         let len = len.min(self.len.saturating_sub(from));
         #[cfg(target_os = "linux")]
         {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use mach_models::dflash::DFlash;
+use mach_models::dflash::{DFlash, DraftNeeds};
 use mach_models::{DraftError, DraftHost, DraftRows, Model, SequenceState};
 
 use crate::{Draft, Drafting, Picker, Proposed, Proposer};
 
 /// Feature rows that wait before they are projected, unless a block is drafted sooner: a sequence that ends, or whose
 /// policy says no, pays little for its draft. Bounds the memory that they take.
-const LAZY_ROWS: usize = 1024;
+const LAZY_ROWS: usize = DraftNeeds::WAITING;
 
 /// Rows of one pass that do not wait: they are a prompt, and decoding should not pay for it.
 const PROMPT_ROWS: usize = 32;
@@ -56,7 +56,7 @@ impl Draft for DFlash {
     }
 
     fn context_bytes(&self, tokens: usize) -> usize {
-        self.needs().context(tokens) + self.needs().features(LAZY_ROWS.min(tokens))
+        self.needs().sequence(tokens)
     }
 
     fn blank_context(&self, len: usize) -> Option<SequenceState> {

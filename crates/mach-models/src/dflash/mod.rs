@@ -55,6 +55,8 @@ pub struct DraftNeeds {
 impl DraftNeeds {
     /// Positions that a context grows by.
     const PAGE: usize = 256;
+    /// Most positions of a sequence whose features wait to be taken into its context.
+    pub const WAITING: usize = 1024;
 
     fn of(config: &DraftConfig, weights: usize, page: usize) -> Self {
         let row = 4 * config.target_layer_ids.len() * config.hidden_size;
@@ -64,6 +66,11 @@ impl DraftNeeds {
     /// Bytes of the context of a sequence of `tokens` tokens, as if no layer forgot anything.
     pub fn context(&self, tokens: usize) -> usize {
         self.page.saturating_mul(tokens.div_ceil(Self::PAGE))
+    }
+
+    /// Bytes that a sequence of `tokens` tokens keeps for its draft at most: the context, and features that wait.
+    pub fn sequence(&self, tokens: usize) -> usize {
+        self.context(tokens).saturating_add(self.features(tokens.min(Self::WAITING)))
     }
 
     /// Bytes of the features of `rows` positions.
