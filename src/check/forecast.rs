@@ -171,7 +171,12 @@ fn beside(pass: Pass, read: f64) -> f64 {
 }
 
 fn rows_of(config: &ModelConfig, context: usize) -> usize {
-    config.prefill_chunk.min(context.saturating_sub(1)).max(1)
+    most_rows(config.prefill_chunk, context)
+}
+
+/// Rows of a prompt that leaves half of the context for what is decoded.
+fn most_rows(chunk: usize, context: usize) -> usize {
+    chunk.min(context / 2).max(1)
 }
 
 /// Part of the experts wanted that a bank of `slots` for the layer has, which forgets what was used longest ago. `routed` are the
@@ -212,7 +217,7 @@ struct Measured {
 
 fn passes(model: &mut dyn Model, chunk: usize, context: usize) -> Result<Measured, ModelError> {
     let vocab = model.config().vocab_size;
-    let most = chunk.min(context.saturating_sub(1)).max(1);
+    let most = most_rows(chunk, context);
     let ids = token_ids(1, 2 * FIRST_ROWS + most + DECODED, vocab);
     let mut ids = ids.as_slice();
     let mut take = |n: usize| {
@@ -224,7 +229,8 @@ fn passes(model: &mut dyn Model, chunk: usize, context: usize) -> Result<Measure
     let mut watch = Watch::default();
     let mut prompt = |model: &mut dyn Model, rows: usize, watch: &mut Watch| {
         let mut state = model.new_state();
-        timed(model, Segment::prompt(&mut state, take(rows), LogitRows::Last), watch).map(|pass| (pass, state))
+        timed(model, Segment::prompt(&mut state, take(rows), LogitRows::Last), watch)
+            .map(|pass| (pass, state))
     };
     let small = FIRST_ROWS.min(most);
     prompt(model, small, &mut watch)?;
@@ -233,9 +239,9 @@ fn passes(model: &mut dyn Model, chunk: usize, context: usize) -> Result<Measure
     let rows = affordable.clamp(small, most);
     let (whole, mut state) = prompt(model, rows, &mut watch)?;
     let (started, mut samples) = (Instant::now(), Vec::new());
-    while samples.len() < 3 || started.elapsed() < DECODING {
+    while samples.is_empty() || started.elapsed() < DECODING {
         let token = take(1);
-        if token.is_empty() || state.position() + 1 >= context {
+        if token.is_empty() || state.position() >= context.max(4) {
             break;
         }
         samples.push(timed(model, Segment::decode(&mut state, token), &mut watch)?);
