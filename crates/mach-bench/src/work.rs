@@ -181,6 +181,10 @@ fn state_bytes(config: &ModelConfig, context: usize) -> StateBytes {
             (LayerKind::FullAttention, _) => {
                 state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * context) as u64;
             }
+            (LayerKind::SlidingAttention, _) => {
+                let seen = context.min(config.sliding_window.unwrap_or(context));
+                state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * seen) as u64;
+            }
             (LayerKind::LinearAttention, Some(gdn)) => {
                 state.recurrent += 4 * (gdn.value_heads * gdn.key_dim * gdn.value_dim) as u64;
             }

@@ -1,6 +1,10 @@
 //! The routed experts of a layer, whatever the layout on disk.
 
-use crate::{Checkpoint, CheckpointError, LinearSource};
+use std::path::Path;
+
+use mach_quant::FloatType;
+
+use crate::{Checkpoint, CheckpointError, Dtype, LinearSource};
 
 /// One routed expert, borrowed from the mapped shards.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +15,65 @@ pub struct ExpertSource<'a> {
     pub up: LinearSource<'a>,
     /// `[hidden, intermediate]`.
     pub down: LinearSource<'a>,
+    /// What is added to their outputs, if the family's experts have biases.
+    pub biases: Option<ExpertBiases<'a>>,
+}
+
+/// The biases of one routed expert.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBiases<'a> {
+    /// `[intermediate]`.
+    pub gate: VectorSource<'a>,
+    /// `[intermediate]`.
+    pub up: VectorSource<'a>,
+    /// `[hidden]`.
+    pub down: VectorSource<'a>,
+}
+
+/// Floats of a mapped shard, some values apart.
+#[derive(Debug, Clone, Copy)]
+pub struct VectorSource<'a> {
+    /// Tensor name, for messages.
+    pub tensor: &'a str,
+    /// Shard, for messages.
+    pub file: &'a Path,
+    /// F32, F16 or BF16.
+    pub dtype: Dtype,
+    /// From the first value on.
+    pub data: &'a [u8],
+    /// How many there are.
+    pub len: usize,
+    /// Distance of values: 1 where they are adjacent.
+    pub step: usize,
+}
+
+impl VectorSource<'_> {
+    /// The type of the values.
+    pub fn float(&self) -> Result<FloatType, CheckpointError> {
+        match self.dtype {
+            Dtype::F32 => Ok(FloatType::F32),
+            Dtype::F16 => Ok(FloatType::F16),
+            Dtype::BF16 => Ok(FloatType::Bf16),
+            other => Err(self.error(format!("type {other:?} where floats are needed"))),
+        }
+    }
+
+    /// The values, widened; all of them finite.
+    pub fn values(&self) -> Result<Vec<f32>, CheckpointError> {
+        let float = self.float()?;
+        if self.len > 0 && self.data.len() < ((self.len - 1) * self.step + 1) * float.size() {
+            return Err(self.error("shorter than its shape implies".to_owned()));
+        }
+        let values: Vec<f32> = (0..self.len).map(|i| float.read(self.data, i * self.step)).collect();
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(self.error(format!("a value is {value}"))),
+            None => Ok(values),
+        }
+    }
+
+    fn error(&self, reason: String) -> CheckpointError {
+        CheckpointError::tensor(self.file, self.tensor, reason)
+    }
 }
 
 impl Checkpoint {
@@ -30,7 +93,9 @@ impl Checkpoint {
                 let ups = self.linear_stack(&format!("{stack}.up_proj"), count, width, hidden)?;
                 let downs = self.linear_stack(&format!("{stack}.down_proj"), count, hidden, width)?;
                 let experts = gates.into_iter().zip(ups).zip(downs);
-                return Ok(experts.map(|((gate, up), down)| ExpertSource { gate, up, down }).collect());
+                return Ok(experts
+                    .map(|((gate, up), down)| ExpertSource { gate, up, down, biases: None })
+                    .collect());
             }
         }
         let fused = format!("{base}.experts.gate_up_proj");
@@ -41,7 +106,7 @@ impl Checkpoint {
                 .into_iter()
                 .zip(downs)
                 .map(|(pair, down)| match (pair.slice_rows(0, width), pair.slice_rows(width, width)) {
-                    (Some(gate), Some(up)) => Ok(ExpertSource { gate, up, down }),
+                    (Some(gate), Some(up)) => Ok(ExpertSource { gate, up, down, biases: None }),
                     _ => Err(CheckpointError::tensor(pair.file, pair.module, "too few rows")),
                 })
                 .collect();
@@ -53,6 +118,7 @@ impl Checkpoint {
                     gate: self.linear(&format!("{expert}.gate_proj"), width, hidden)?,
                     up: self.linear(&format!("{expert}.up_proj"), width, hidden)?,
                     down: self.linear(&format!("{expert}.down_proj"), hidden, width)?,
+                    biases: None,
                 })
             })
             .collect()

@@ -2,8 +2,7 @@
 
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, FfnSpec, GateFunction, MixerSpec, ModelSpec, RopeKind,
-    RouterSpec, ScoreFunction,
+    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
@@ -19,10 +18,8 @@ pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
         };
         mixer?;
         let lacks = match &layer.feed_forward {
-            FeedForwardSpec::Dense(spec) => ffn(spec),
-            FeedForwardSpec::Moe { router: spec, expert, shared } => {
-                router(spec).or(ffn(expert)).or(shared.as_ref().and_then(ffn))
-            }
+            FeedForwardSpec::Dense(_) => None,
+            FeedForwardSpec::Moe { router: spec, .. } => router(spec),
         };
         if let Some(what) = lacks {
             return Err(ModelError::Unsupported(format!(
@@ -72,18 +69,9 @@ fn router(spec: &RouterSpec) -> Option<&'static str> {
     lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
 }
 
-fn ffn(spec: &FfnSpec) -> Option<&'static str> {
-    let lacks = [
-        (spec.gate != GateFunction::Silu, "activation of this kind"),
-        (spec.clamp.is_some(), "clamp of activations"),
-        (spec.bias, "biases in networks"),
-    ];
-    lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
-}
-
 #[cfg(test)]
 mod tests {
-    use mach_models::device::{LayerSpec, Mask, RopeSpec};
+    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask, RopeSpec};
 
     use super::*;
 
@@ -146,22 +134,18 @@ mod tests {
             let error = check(&spec).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
-        type Both = fn(&mut RouterSpec, &mut FfnSpec);
-        let rest: [(Both, &str); 7] = [
-            (|r, _| r.score = ScoreFunction::Sigmoid, "scores"),
-            (|r, _| r.bias = true, "bias in routers"),
-            (|r, _| r.scale = 2.5, "scale"),
-            (|r, _| r.hashed = true, "routing by token"),
-            (|_, f| f.gate = GateFunction::GeluTanh, "activation"),
-            (|_, f| f.clamp = Some(7.0), "clamp"),
-            (|_, f| f.bias = true, "biases"),
+        let rest: [(Change<RouterSpec>, &str); 4] = [
+            (|r| r.score = ScoreFunction::Sigmoid, "scores"),
+            (|r| r.bias = true, "bias in routers"),
+            (|r| r.scale = 2.5, "scale"),
+            (|r| r.hashed = true, "routing by token"),
         ];
         for (change, word) in rest {
             let mut spec = plain();
-            let FeedForwardSpec::Moe { router, expert, .. } = &mut spec.layers[0].feed_forward else {
+            let FeedForwardSpec::Moe { router, .. } = &mut spec.layers[0].feed_forward else {
                 unreachable!()
             };
-            change(router, expert);
+            change(router);
             let error = check(&spec).unwrap_err().to_string();
             assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
         }
@@ -173,5 +157,17 @@ mod tests {
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
         (*scale, *gated) = (Some(0.5), true);
         check(&spec).unwrap();
+        let gates = [GateFunction::Silu, GateFunction::GeluTanh, GateFunction::SigmoidPlusOne { alpha: 1.7 }];
+        for gate in gates {
+            let network = FfnSpec { width: 64, gate, clamp: Some(7.0), bias: true };
+            let FeedForwardSpec::Moe { expert, shared, .. } = &mut spec.layers[0].feed_forward else {
+                unreachable!()
+            };
+            (*expert, *shared) = (network, Some(network));
+            check(&spec).unwrap();
+            let mut dense = spec.clone();
+            dense.layers[0].feed_forward = FeedForwardSpec::Dense(network);
+            check(&dense).unwrap();
+        }
     }
 }

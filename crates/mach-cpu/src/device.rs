@@ -9,14 +9,14 @@ use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::attention::{AttentionScratch, attend, attend_ranges};
 use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
-use mach_kernels::elementwise::{self, Heads, Rope};
-use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
+use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope};
+use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, Tap,
+    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, Tap,
 };
 use mach_models::{Activations, DeviceCard, ModelError};
 
@@ -201,8 +201,25 @@ fn delta_weights<'a>(spec: &DeltaSpec, weights: &'a DeltaWeights<Vec<f32>>) -> d
     }
 }
 
-pub(crate) fn network<'a>(stores: &'a Stores, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
-    ExpertRef { gate: stores.get(&mlp.gate), up: stores.get(&mlp.up), down: stores.get(&mlp.down) }
+/// The kernels' form of what combines gate and up.
+pub(crate) fn gating(spec: &FfnSpec) -> Gating {
+    let activation = match spec.gate {
+        GateFunction::Silu => Activation::Silu,
+        GateFunction::GeluTanh => Activation::GeluTanh,
+        GateFunction::SigmoidPlusOne { alpha } => Activation::SigmoidPlusOne { alpha },
+    };
+    Gating { activation, clamp: spec.clamp }
+}
+
+pub(crate) fn network<'a>(stores: &'a Stores, mlp: &'a Mlp<Matrix, Vec<f32>>) -> ExpertRef<'a> {
+    let biases = mlp.biases.as_ref();
+    ExpertRef {
+        gate: stores.get(&mlp.gate),
+        up: stores.get(&mlp.up),
+        down: stores.get(&mlp.down),
+        biases: biases.map_or([None; 3], |b| b.each_ref().map(|bias| Some(BiasRef::Floats(bias)))),
+        gating: gating(&mlp.spec),
+    }
 }
 
 /// By plain arithmetic, absolute error about 1e-16.
@@ -381,9 +398,8 @@ impl Device for Cpu {
         multiply(&mut self.cores, &mut products);
     }
 
-    fn gate(&mut self, _: &FfnSpec, gate: &mut Buf, up: &Buf) {
-        // `check` lets no other activation through.
-        elementwise::silu_mul(&mut self.cores, &mut gate.data, &up.data);
+    fn gate(&mut self, spec: &FfnSpec, gate: &mut Buf, up: &Buf) {
+        elementwise::gate(&mut self.cores, gating(spec), &mut gate.data, &up.data);
     }
 
     fn cap(&mut self, x: &mut Buf, scale: f32, cap: Option<f32>) {
@@ -547,18 +563,19 @@ impl Device for Cpu {
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Buf,
         routing: &Routing,
-        shared: Option<&Mlp<Matrix>>,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
         let started = Instant::now();
-        let ran = self.run_experts(layer, x, routing, shared, h);
+        let ran = self.run_experts(layer, spec, x, routing, shared, h);
         self.readback.experts_took += started.elapsed();
         ran
     }
 
-    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+    fn mlp(&mut self, mlp: &Mlp<Matrix, Vec<f32>>, x: &Buf, h: &mut Buf) {
         let Scratch { all_rows, pairs, ffn, .. } = &mut self.scratch;
         all_rows.clear();
         all_rows.extend(0..x.rows() as u32);

@@ -209,9 +209,10 @@ impl Device for Halting {
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Buf,
         routing: &Routing,
-        shared: Option<&Mlp<Matrix>>,
+        shared: Option<&Mlp<Matrix, Vector>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
         if self.halted.is_some() {
@@ -221,9 +222,9 @@ impl Device for Halting {
             self.halted = Some(layer);
             return Ok(());
         }
-        self.cpu.experts(layer, x, routing, shared, h)
+        self.cpu.experts(layer, spec, x, routing, shared, h)
     }
-    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+    fn mlp(&mut self, mlp: &Mlp<Matrix, Vector>, x: &Buf, h: &mut Buf) {
         self.record(|cpu| cpu.mlp(mlp, x, h));
     }
 }

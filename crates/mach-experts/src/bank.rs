@@ -183,7 +183,7 @@ impl Bank {
         if expert >= self.experts {
             return None;
         }
-        record.view(self.slots.get(rank * self.experts + expert)?).swiglu()
+        record.view(self.slots.get(rank * self.experts + expert)?).gated()
     }
 
     /// The record layout of a layer.

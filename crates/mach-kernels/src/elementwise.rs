@@ -1,7 +1,7 @@
 //! Row-wise arithmetic: norms, rotary embedding, activations, sums. Rows are independent; with many of them the pool
 //! shares them out.
 
-use crate::math::{self, exp64, ln64, sigmoid, silu, sin_cos};
+use crate::math::{self, exp64, gelu_tanh, ln64, sigmoid, silu, sin_cos, sloped_silu};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cores, Isa, Kernel, dispatch, partition};
@@ -46,11 +46,86 @@ macro_rules! pairwise {
 pairwise! {
     Add {} |s, a, b| s.add(a, b);
     SiluMul {} |s, a, b| s.mul(silu(s, a), b);
+    GeluMul {} |s, a, b| s.mul(gelu_tanh(s, a), b);
+    SlopedMulPlusOne { alpha } |s, a, b| s.mul(sloped_silu(s, a, alpha), s.add(b, s.splat(1.0)));
     SigmoidMul {} |s, a, b| s.mul(a, sigmoid(s, b));
     ScaleMul { factor } |s, a, b| s.mul(s.mul(a, s.splat(factor)), b);
     Weighted { weight } |s, a, b| s.fma(s.splat(weight), b, a);
     ExpMinus { top } |s, a, _b| math::exp(s, s.sub(a, s.splat(top)));
     DivideBy { total } |s, a, _b| s.div(a, s.splat(total));
+}
+
+/// Bounds the first argument from above and the second from both sides. What is not a number stays so.
+#[derive(Clone, Copy)]
+struct Clamped<P> {
+    limit: f32,
+    then: P,
+}
+impl<P: Pairwise> Pairwise for Clamped<P> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        let (most, least) = (s.splat(self.limit), s.splat(-self.limit));
+        self.then.apply(s, s.min(most, a), s.max(least, s.min(most, b)))
+    }
+}
+
+/// What is done to the gate's outputs before they meet those of `up`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `silu(gate) * up`.
+    Silu,
+    /// `gelu_tanh(gate) * up`.
+    GeluTanh,
+    /// `gate * sigmoid(alpha * gate) * (up + 1)`.
+    SigmoidPlusOne {
+        /// Slope of the sigmoid.
+        alpha: f32,
+    },
+}
+
+/// How the outputs of gate and up are combined.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gating {
+    /// The function.
+    pub activation: Activation,
+    /// Bounds gate from above and up from both sides before that.
+    pub clamp: Option<f32>,
+}
+
+impl Gating {
+    /// `silu(gate) * up`.
+    pub const SILU: Gating = Gating { activation: Activation::Silu, clamp: None };
+
+    /// `x = gated(x, y)`.
+    ///
+    /// # Safety
+    /// As [`map2`].
+    #[inline(always)]
+    pub(crate) unsafe fn apply<S: Simd>(self, s: S, x: *mut f32, y: *const f32, n: usize) {
+        // SAFETY: forwarded.
+        unsafe {
+            match self.activation {
+                Activation::Silu => self.apply_with(s, x, y, n, SiluMul {}),
+                Activation::GeluTanh => self.apply_with(s, x, y, n, GeluMul {}),
+                Activation::SigmoidPlusOne { alpha } => {
+                    self.apply_with(s, x, y, n, SlopedMulPlusOne { alpha });
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`map2`].
+    #[inline(always)]
+    unsafe fn apply_with<S: Simd, P: Pairwise>(self, s: S, x: *mut f32, y: *const f32, n: usize, then: P) {
+        // SAFETY: forwarded.
+        unsafe {
+            match self.clamp {
+                Some(limit) => map2(s, x, y, n, Clamped { limit, then }),
+                None => map2(s, x, y, n, then),
+            }
+        }
+    }
 }
 
 /// `x = f(x, y)`, 16 values at a time; the tail is padded with zeros.
@@ -157,7 +232,7 @@ pub fn rms_norm(cores: &mut Cores, x: &[f32], w: &[f32], eps: f32, out: &mut [f3
 #[derive(Clone, Copy)]
 enum Op {
     Add,
-    SiluMul,
+    Gate(Gating),
     SigmoidMul,
 }
 struct Binary {
@@ -173,7 +248,7 @@ impl Kernel for Binary {
         unsafe {
             match self.op {
                 Op::Add => map2(s, self.x, self.y, self.n, Add {}),
-                Op::SiluMul => map2(s, self.x, self.y, self.n, SiluMul {}),
+                Op::Gate(gating) => gating.apply(s, self.x, self.y, self.n),
                 Op::SigmoidMul => map2(s, self.x, self.y, self.n, SigmoidMul {}),
             }
         }
@@ -197,14 +272,29 @@ pub fn add(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
     binary(cores, x, y, Op::Add);
 }
 
-/// `x = silu(x) * y`.
-pub fn silu_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
-    binary(cores, x, y, Op::SiluMul);
+/// `x = gated(x, y)`, `x` being the gate's outputs.
+pub fn gate(cores: &mut Cores, gating: Gating, x: &mut [f32], y: &[f32]) {
+    binary(cores, x, y, Op::Gate(gating));
 }
 
 /// `x = x * sigmoid(y)`.
 pub fn sigmoid_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
     binary(cores, x, y, Op::SigmoidMul);
+}
+
+/// Adds `bias` to every row of `x` `[rows, bias.len()]`.
+pub fn add_bias(cores: &mut Cores, x: &mut [f32], bias: &[f32]) {
+    let isa = cores.isa();
+    let n = bias.len().max(1);
+    assert!(x.len().is_multiple_of(n));
+    let (rows, to) = (x.len() / n, SharedMut::new(x));
+    over_rows(cores, rows, |first, last| {
+        for row in first..last {
+            // SAFETY: rows are disjoint between threads and inside `x`.
+            let x = unsafe { to.get().add(row * n) };
+            dispatch(isa, Binary { x, y: bias.as_ptr(), n, op: Op::Add });
+        }
+    });
 }
 
 struct Softmax<'a>(&'a mut [f32]);

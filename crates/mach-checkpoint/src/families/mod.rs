@@ -97,6 +97,17 @@ impl Batching {
     }
 }
 
+/// Whether a family's rotary embeddings may be stretched by YaRN, and what then multiplies cosines and sines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yarn {
+    /// They may not.
+    Never,
+    /// `0.1 ln factor + 1`, unless the file says otherwise.
+    Magnified,
+    /// Nothing.
+    Plain,
+}
+
 /// Synthetic checkpoints of a family.
 #[derive(Clone, Copy)]
 pub struct Synthetic {
@@ -137,6 +148,17 @@ pub struct Row {
     pub partial_rotary_factor: f64,
     /// Default `full_attention_interval`; `None` if every layer is full attention.
     pub full_attention_interval: Option<usize>,
+    /// Where layers may be `sliding_attention`: unless `layer_types` says otherwise, the last of so many is full
+    /// attention and the others are sliding. `None` if none is.
+    pub sliding_interval: Option<usize>,
+    /// Whether the projections of attention have biases.
+    pub attention_bias: bool,
+    /// Whether rotary embeddings may be stretched.
+    pub yarn: Yarn,
+    /// Whether activations of experts may be bounded (`swiglu_limit`).
+    pub swiglu_limit: bool,
+    /// The setting that says how wide a routed expert is.
+    pub expert_width: &'static str,
     /// Whether layers have a shared expert.
     pub shared_expert: bool,
     /// How experts combine gate and up.

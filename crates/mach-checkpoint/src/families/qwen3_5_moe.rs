@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
+    Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, TAPS, extend};
@@ -20,6 +21,11 @@ pub(super) static ROW: Row = Row {
     always_norm_topk: true,
     partial_rotary_factor: 0.25,
     full_attention_interval: Some(4),
+    sliding_interval: None,
+    attention_bias: false,
+    yarn: Yarn::Never,
+    swiglu_limit: false,
+    expert_width: "moe_intermediate_size",
     shared_expert: true,
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,

@@ -18,7 +18,7 @@ pub(crate) struct Layer<M, V> {
     pub(crate) input_norm: V,
     pub(crate) mixer: Mixer<M, V>,
     pub(crate) post_norm: V,
-    pub(crate) feed_forward: FeedForward<M>,
+    pub(crate) feed_forward: FeedForward<M, V>,
 }
 
 impl<M: Copy, V> Layer<M, V> {

@@ -67,8 +67,8 @@ pub struct DeltaWeights<V> {
 }
 
 /// A gated network that every row goes through.
-#[derive(Debug, Clone, Copy)]
-pub struct Mlp<M> {
+#[derive(Debug, Clone)]
+pub struct Mlp<M, V> {
     /// Sizes and activation.
     pub spec: FfnSpec,
     /// `[width, hidden]`.
@@ -77,6 +77,8 @@ pub struct Mlp<M> {
     pub up: M,
     /// `[hidden, width]`.
     pub down: M,
+    /// What is added to the outputs of gate, up and down, if the spec says biases.
+    pub biases: Option<[V; 3]>,
 }
 
 /// A grouped dynamic convolution over the rows of a block:
@@ -272,16 +274,18 @@ pub trait Device: std::fmt::Debug + Send + 'static {
         shared_gate: Option<&Self::Matrix>,
         out: &mut Self::Routing,
     );
-    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`. Fails if an expert cannot be
-    /// read; the pass has failed then.
+    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`; `spec` is that of the routed
+    /// ones. Fails if an expert cannot be read; the pass has failed then.
+    #[allow(clippy::too_many_arguments)]
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Self::Buf,
         routing: &Self::Routing,
-        shared: Option<&Mlp<Self::Matrix>>,
+        shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
         h: &mut Self::Buf,
     ) -> Result<(), ModelError>;
     /// `h += mlp(x)`.
-    fn mlp(&mut self, mlp: &Mlp<Self::Matrix>, x: &Self::Buf, h: &mut Self::Buf);
+    fn mlp(&mut self, mlp: &Mlp<Self::Matrix, Self::Vector>, x: &Self::Buf, h: &mut Self::Buf);
 }
