@@ -13,6 +13,8 @@ pub enum Family {
     Qwen3_5Moe,
     /// Qwen3 MoE: attention only, no shared expert.
     Qwen3Moe,
+    /// gpt-oss: attention with sinks, full and sliding in turn, experts with biases.
+    GptOss,
 }
 
 /// What mixes tokens in a layer.

@@ -26,6 +26,7 @@ pub(super) static ROW: Row = Row {
     yarn: Yarn::Never,
     swiglu_limit: false,
     expert_width: "moe_intermediate_size",
+    quant_method: None,
     shared_expert: true,
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,
@@ -36,7 +37,17 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_5_moe",
-    synthetic: Synthetic { naming: MLX, shapes: SHAPES, gated_attention: true, config },
+    synthetic: Synthetic {
+        naming: MLX,
+        shapes: SHAPES,
+        gated_attention: true,
+        normed_attention: true,
+        router: "gate",
+        stack: "switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[

@@ -23,6 +23,7 @@ pub(super) static ROW: Row = Row {
     yarn: Yarn::Never,
     swiglu_limit: false,
     expert_width: "moe_intermediate_size",
+    quant_method: None,
     shared_expert: false,
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,
@@ -33,7 +34,17 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_moe",
-    synthetic: Synthetic { naming: PUBLISHED, shapes: SHAPES, gated_attention: false, config },
+    synthetic: Synthetic {
+        naming: PUBLISHED,
+        shapes: SHAPES,
+        gated_attention: false,
+        normed_attention: true,
+        router: "gate",
+        stack: "switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[

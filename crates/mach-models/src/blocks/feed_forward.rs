@@ -12,6 +12,7 @@ pub(crate) struct Moe<M, V> {
     spec: RouterSpec,
     expert: FfnSpec,
     router: M,
+    bias: Option<V>,
     shared: Option<(Mlp<M, V>, M)>,
 }
 
@@ -46,10 +47,11 @@ fn load_mlp<L: Loader>(
 }
 
 impl<M: Copy, V> FeedForward<M, V> {
-    /// The modules under `layers.{layer}.mlp`.
+    /// The modules under `layers.{layer}.mlp`, the router among them by its name.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         layer: usize,
+        router: &str,
         spec: &FeedForwardSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
@@ -64,7 +66,11 @@ impl<M: Copy, V> FeedForward<M, V> {
                     )),
                     None => None,
                 },
-                router: from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?,
+                router: from.float_matrix(&format!("{base}.{router}"), spec.experts, hidden)?,
+                bias: match spec.logit_bias {
+                    true => Some(from.vector(&format!("{base}.{router}.bias"), &[spec.experts])?),
+                    false => None,
+                },
                 spec,
                 expert,
             })),
@@ -75,7 +81,7 @@ impl<M: Copy, V> FeedForward<M, V> {
     pub(crate) fn route<D: Device<Matrix = M, Vector = V>>(&self, d: &mut D, ws: &mut Workspace<D>) {
         if let FeedForward::Moe(moe) = self {
             let gate = moe.shared.as_ref().map(|(_, gate)| gate);
-            d.route(&moe.spec, &ws.x, &moe.router, gate, &mut ws.routing);
+            d.route(&moe.spec, &ws.x, &moe.router, moe.bias.as_ref(), gate, &mut ws.routing);
         }
     }
 
