@@ -23,12 +23,14 @@ mod tokenizer;
 mod weights;
 
 pub use checkpoint::{Checkpoint, TensorView};
-pub use config::{Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig};
+pub use config::{
+    Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig, YarnConfig,
+};
 pub use error::CheckpointError;
-pub use experts::ExpertSource;
+pub use experts::{ExpertBiases, ExpertSource, VectorSource};
 pub use families::{
     Batching, FAMILIES, FamilyCard, KvCacheKind, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant,
-    Synthetic,
+    Synthetic, Yarn,
 };
 pub use header::{Dtype, TensorEntry, parse_header};
 pub use identity::{FileStamp, WeightFile};

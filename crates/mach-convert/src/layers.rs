@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::mpsc::{channel, sync_channel};
 
-use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_checkpoint::{Checkpoint, CheckpointError, ExpertSource};
 use mach_experts::{LayerEntry, Projection, RecordLayout};
 use mach_io::HugeBuf;
 use mach_quant::Order;
@@ -18,8 +18,11 @@ use crate::staging::write_file;
 /// Bytes of records that are packed before they are written; two such buffers exist.
 const BATCH: usize = 64 << 20;
 
-/// Gate, up, down.
-type Expert<'a> = [Conversion<'a>; 3];
+/// An expert and what becomes of its gate, up and down.
+struct Expert<'a> {
+    source: ExpertSource<'a>,
+    matrices: [Conversion<'a>; 3],
+}
 
 /// What the file of a layer will hold.
 pub(crate) struct Layer<'a> {
@@ -39,8 +42,8 @@ impl<'a> Layer<'a> {
         let mut record = None;
         for (e, source) in checkpoint.experts(layer)?.into_iter().enumerate() {
             let convert = |m| Conversion::new(m, Order::Tiles, quantize);
-            let expert = [convert(source.gate)?, convert(source.up)?, convert(source.down)?];
-            let this = RecordLayout::new(expert[0].layout, expert[1].layout, expert[2].layout);
+            let matrices = [convert(source.gate)?, convert(source.up)?, convert(source.down)?];
+            let this = RecordLayout::of_matrices(&source, matrices.each_ref().map(|m| m.layout))?;
             if *record.get_or_insert(this) != this {
                 return Err(CheckpointError::Tensor {
                     file: source.gate.file.to_path_buf(),
@@ -49,7 +52,7 @@ impl<'a> Layer<'a> {
                 }
                 .into());
             }
-            experts.push(expert);
+            experts.push(Expert { source, matrices });
         }
         let record = record.ok_or_else(|| ConvertError::Input(format!("layer {layer} has no experts")))?;
         Ok(Layer { checkpoint, layer, record, experts })
@@ -179,19 +182,20 @@ impl<'a> Layer<'a> {
     }
 
     fn each_part(&self, experts: &[Expert<'_>], tell: impl Fn(&Checkpoint, &[u8])) {
-        for part in experts.iter().flatten().flat_map(Conversion::parts) {
+        for part in experts.iter().flat_map(|e| &e.matrices).flat_map(Conversion::parts) {
             tell(self.checkpoint, part);
         }
     }
 
     fn pack(&self, expert: &Expert<'_>, record: &mut [u8]) -> Result<(), ConvertError> {
-        for (matrix, projection) in expert.iter().zip([Projection::Gate, Projection::Up, Projection::Down]) {
+        let projections = [Projection::Gate, Projection::Up, Projection::Down];
+        for (matrix, projection) in expert.matrices.iter().zip(projections) {
             matrix.check_finite()?;
             if let Some(out) = self.record.matrix_mut(record, projection) {
                 matrix.write(0, out)?;
             }
         }
-        Ok(())
+        Ok(self.record.pack_biases(&expert.source, record)?)
     }
 }
 

@@ -2,8 +2,7 @@
 
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, FfnSpec, GateFunction, MixerSpec, ModelSpec, RopeKind,
-    RouterSpec, ScoreFunction,
+    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
@@ -19,10 +18,8 @@ pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
         };
         mixer?;
         let lacks = match &layer.feed_forward {
-            FeedForwardSpec::Dense(spec) => ffn(spec),
-            FeedForwardSpec::Moe { router: spec, expert, shared } => {
-                router(spec).or(ffn(expert)).or(shared.as_ref().and_then(ffn))
-            }
+            FeedForwardSpec::Dense(_) => None,
+            FeedForwardSpec::Moe { router: spec, .. } => router(spec),
         };
         if let Some(what) = lacks {
             return Err(ModelError::Unsupported(format!(
@@ -45,11 +42,9 @@ fn whole_vectors(field: &str, size: usize) -> Result<(), ModelError> {
 fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
     whole_vectors("head_dim", spec.head_dim)?;
     let lacks = [
-        (spec.sinks, "attention sinks"),
         (spec.softcap.is_some(), "soft cap of attention scores"),
-        (spec.bias, "biases in attention"),
         (spec.k_as_v, "attention whose values are its keys"),
-        (spec.rope.kind != RopeKind::Half, "rotary embedding of this kind"),
+        (!rotates(&spec.rope.kind), "rotary embedding of this kind"),
     ];
     match lacks.into_iter().find(|(lacking, _)| *lacking) {
         Some((_, what)) => Err(ModelError::Unsupported(format!("this build's kernels have no {what}"))),
@@ -57,14 +52,22 @@ fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
     }
 }
 
+fn rotates(kind: &RopeKind) -> bool {
+    matches!(kind, RopeKind::Half | RopeKind::Yarn { .. })
+}
+
 fn delta(spec: &DeltaSpec) -> Result<(), ModelError> {
     whole_vectors("linear_key_head_dim", spec.key_dim)?;
     whole_vectors("linear_value_head_dim", spec.value_dim)
 }
 
+fn scores(function: ScoreFunction) -> bool {
+    matches!(function, ScoreFunction::Softmax | ScoreFunction::SoftmaxOfChosen)
+}
+
 fn router(spec: &RouterSpec) -> Option<&'static str> {
     let lacks = [
-        (spec.score != ScoreFunction::Softmax, "router with scores of this kind"),
+        (!scores(spec.score), "router with scores of this kind"),
         (spec.bias, "bias in routers"),
         (spec.scale != 1.0, "scale of routed weights"),
         (spec.hashed, "routing by token"),
@@ -72,18 +75,9 @@ fn router(spec: &RouterSpec) -> Option<&'static str> {
     lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
 }
 
-fn ffn(spec: &FfnSpec) -> Option<&'static str> {
-    let lacks = [
-        (spec.gate != GateFunction::Silu, "activation of this kind"),
-        (spec.clamp.is_some(), "clamp of activations"),
-        (spec.bias, "biases in networks"),
-    ];
-    lacks.into_iter().find(|(lacking, _)| *lacking).map(|(_, what)| what)
-}
-
 #[cfg(test)]
 mod tests {
-    use mach_models::device::{LayerSpec, Mask, RopeSpec};
+    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask, RopeSpec};
 
     use super::*;
 
@@ -108,6 +102,7 @@ mod tests {
             top_k: 2,
             score: ScoreFunction::Softmax,
             bias: false,
+            logit_bias: false,
             normalise: true,
             scale: 1.0,
             hashed: false,
@@ -131,11 +126,9 @@ mod tests {
     fn what_kernels_lack_is_refused_by_name() {
         check(&plain()).unwrap();
         type Change<T> = fn(&mut T);
-        let attention: [(Change<AttentionSpec>, &str); 6] = [
+        let attention: [(Change<AttentionSpec>, &str); 4] = [
             (|a| a.head_dim = 24, "`head_dim` is 24"),
-            (|a| a.sinks = true, "sinks"),
             (|a| a.softcap = Some(50.0), "soft cap"),
-            (|a| a.bias = true, "biases"),
             (|a| a.k_as_v = true, "values are its keys"),
             (|a| a.rope.kind = RopeKind::Interleaved, "rotary"),
         ];
@@ -146,32 +139,51 @@ mod tests {
             let error = check(&spec).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
-        type Both = fn(&mut RouterSpec, &mut FfnSpec);
-        let rest: [(Both, &str); 7] = [
-            (|r, _| r.score = ScoreFunction::Sigmoid, "scores"),
-            (|r, _| r.bias = true, "bias in routers"),
-            (|r, _| r.scale = 2.5, "scale"),
-            (|r, _| r.hashed = true, "routing by token"),
-            (|_, f| f.gate = GateFunction::GeluTanh, "activation"),
-            (|_, f| f.clamp = Some(7.0), "clamp"),
-            (|_, f| f.bias = true, "biases"),
+        let rest: [(Change<RouterSpec>, &str); 4] = [
+            (|r| r.score = ScoreFunction::Sigmoid, "scores"),
+            (|r| r.bias = true, "bias in routers"),
+            (|r| r.scale = 2.5, "scale"),
+            (|r| r.hashed = true, "routing by token"),
         ];
         for (change, word) in rest {
             let mut spec = plain();
-            let FeedForwardSpec::Moe { router, expert, .. } = &mut spec.layers[0].feed_forward else {
+            let FeedForwardSpec::Moe { router, .. } = &mut spec.layers[0].feed_forward else {
                 unreachable!()
             };
-            change(router, expert);
+            change(router);
             let error = check(&spec).unwrap_err().to_string();
             assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
         }
         let mut spec = plain();
-        let AttentionSpec { mask, qk_norm, scale, gated, .. } = match &mut spec.layers[0].mixer {
-            MixerSpec::Attention(a) => a,
-            MixerSpec::GatedDelta(_) => unreachable!(),
-        };
+        let AttentionSpec { mask, qk_norm, scale, gated, sinks, bias, rope, .. } =
+            match &mut spec.layers[0].mixer {
+                MixerSpec::Attention(a) => a,
+                MixerSpec::GatedDelta(_) => unreachable!(),
+            };
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
-        (*scale, *gated) = (Some(0.5), true);
+        (*scale, *gated, *sinks, *bias) = (Some(0.5), true, true, true);
+        rope.kind = RopeKind::Yarn {
+            factor: 32.0,
+            original: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: false,
+            magnitude: 1.3,
+        };
+        let FeedForwardSpec::Moe { router, .. } = &mut spec.layers[0].feed_forward else { unreachable!() };
+        (router.score, router.logit_bias) = (ScoreFunction::SoftmaxOfChosen, true);
         check(&spec).unwrap();
+        let gates = [GateFunction::Silu, GateFunction::GeluTanh, GateFunction::SigmoidPlusOne { alpha: 1.7 }];
+        for gate in gates {
+            let network = FfnSpec { width: 64, gate, clamp: Some(7.0), bias: true };
+            let FeedForwardSpec::Moe { expert, shared, .. } = &mut spec.layers[0].feed_forward else {
+                unreachable!()
+            };
+            (*expert, *shared) = (network, Some(network));
+            check(&spec).unwrap();
+            let mut dense = spec.clone();
+            dense.layers[0].feed_forward = FeedForwardSpec::Dense(network);
+            check(&dense).unwrap();
+        }
     }
 }

@@ -7,18 +7,19 @@ use mach_checkpoint::Tensors;
 use mach_experts::{HotExperts, MatrixView, StreamingStats};
 use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
-use mach_kernels::attention::{AttentionScratch, attend, attend_ranges};
+use mach_kernels::attention::{AttentionScratch, Scores, attend, attend_ranges};
 use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
-use mach_kernels::elementwise::{self, Heads, Rope};
-use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, expert_ffn};
+use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope, SoftmaxOver, Stretch};
+use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, Tap,
+    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeKind, RopeSpec, RouterSpec,
+    ScoreFunction, Span, Tap,
 };
-use mach_models::{Activations, DeviceCard, ModelError};
+use mach_models::{Activations, DeviceCard, ModelError, Purpose};
 
 use crate::experts::{Experts, RowKind};
 use crate::footprint::state_bytes_of;
@@ -142,7 +143,7 @@ impl Cpu {
     /// The place of a rotation in `angles`, filled for this pass.
     fn rotation(&mut self, spec: &RopeSpec) -> usize {
         let at = self.angles.iter().position(|a| a.spec == *spec).unwrap_or_else(|| {
-            let rope = Rope::new(spec.theta, spec.rotary_dim);
+            let rope = rope(spec);
             self.angles.push(Angles { spec: *spec, rope, angles: Vec::new(), fresh: false });
             self.angles.len() - 1
         });
@@ -208,8 +209,38 @@ fn delta_weights<'a>(spec: &DeltaSpec, weights: &'a DeltaWeights<Vec<f32>>) -> d
     }
 }
 
-pub(crate) fn network<'a>(stores: &'a Stores, mlp: &Mlp<Matrix>) -> ExpertRef<'a> {
-    ExpertRef { gate: stores.get(&mlp.gate), up: stores.get(&mlp.up), down: stores.get(&mlp.down) }
+/// The frequencies of a rotation. `check` lets no other kind through.
+fn rope(spec: &RopeSpec) -> Rope {
+    match spec.kind {
+        RopeKind::Yarn { factor, original, beta_fast, beta_slow, truncate, magnitude } => {
+            let stretch = Stretch { factor, original, beta_fast, beta_slow, truncate, magnitude };
+            Rope::stretched(spec.theta, spec.rotary_dim, &stretch)
+        }
+        RopeKind::Half | RopeKind::Interleaved | RopeKind::Proportional => {
+            Rope::new(spec.theta, spec.rotary_dim)
+        }
+    }
+}
+
+/// The kernels' form of what combines gate and up.
+pub(crate) fn gating(spec: &FfnSpec) -> Gating {
+    let activation = match spec.gate {
+        GateFunction::Silu => Activation::Silu,
+        GateFunction::GeluTanh => Activation::GeluTanh,
+        GateFunction::SigmoidPlusOne { alpha } => Activation::SigmoidPlusOne { alpha },
+    };
+    Gating { activation, clamp: spec.clamp }
+}
+
+pub(crate) fn network<'a>(stores: &'a Stores, mlp: &'a Mlp<Matrix, Vec<f32>>) -> ExpertRef<'a> {
+    let biases = mlp.biases.as_ref();
+    ExpertRef {
+        gate: stores.get(&mlp.gate),
+        up: stores.get(&mlp.up),
+        down: stores.get(&mlp.down),
+        biases: biases.map_or([None; 3], |b| b.each_ref().map(|bias| Some(BiasRef::Floats(bias)))),
+        gating: gating(&mlp.spec),
+    }
 }
 
 /// By plain arithmetic, absolute error about 1e-16.
@@ -368,6 +399,10 @@ impl Device for Cpu {
         elementwise::add(&mut self.cores, &mut x.data, &y.data);
     }
 
+    fn add_bias(&mut self, x: &mut Buf, bias: &Vec<f32>) {
+        elementwise::add_bias(&mut self.cores, &mut x.data, bias);
+    }
+
     fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
         self.experts.pump();
         let rows = x.rows();
@@ -393,9 +428,8 @@ impl Device for Cpu {
         multiply(&mut self.cores, &mut products);
     }
 
-    fn gate(&mut self, _: &FfnSpec, gate: &mut Buf, up: &Buf) {
-        // `check` lets no other activation through.
-        elementwise::silu_mul(&mut self.cores, &mut gate.data, &up.data);
+    fn gate(&mut self, spec: &FfnSpec, gate: &mut Buf, up: &Buf) {
+        elementwise::gate(&mut self.cores, gating(spec), &mut gate.data, &up.data);
     }
 
     fn cap(&mut self, x: &mut Buf, scale: f32, cap: Option<f32>) {
@@ -444,21 +478,29 @@ impl Device for Cpu {
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
         let [queries, keys, gate] = &mut self.scratch.heads;
         out.shape(rows, width);
-        let scale = spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt());
+        let scores = Scores {
+            scale: spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt()),
+            sinks: weights.sinks.as_deref(),
+        };
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
-            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let CpuState::Attention { cache, mask, back_to } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
             cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
             let (scratch, queries) = (&mut self.scratch.attention, &queries[at(width)]);
             let out = &mut out.data[at(width)];
             if mask.causal && mask.window.is_none() {
-                attend(&mut self.cores, scratch, cache, queries, spec.heads, span.rows, scale, out);
+                attend(&mut self.cores, scratch, cache, queries, spec.heads, span.rows, scores, out);
             } else {
                 let (ranges, end) = (&mut self.scratch.ranges, span.position + span.rows);
                 ranges.clear();
                 ranges.extend((span.position..end).map(|position| mask.range(position, end)));
                 out.fill(0.0);
-                attend_ranges(&mut self.cores, scratch, cache, queries, spec.heads, ranges, scale, out);
+                attend_ranges(&mut self.cores, scratch, cache, queries, spec.heads, ranges, scores, out);
+            }
+            // A draft takes its own rows back, and says itself what it forgets.
+            if span.purpose != Purpose::Draft {
+                let end = back_to.take().unwrap_or(usize::MAX).min(span.position + span.rows);
+                cache.forget_before(mask.first_needed(end));
             }
         }
         if spec.gated {
@@ -482,7 +524,7 @@ impl Device for Cpu {
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
         let keys = &self.scratch.heads[1];
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
-            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let CpuState::Attention { cache, mask, .. } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
             cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
             cache.forget_before(mask.first_needed(span.position + span.rows));
@@ -533,6 +575,7 @@ impl Device for Cpu {
         spec: &RouterSpec,
         x: &Buf,
         router: &Matrix,
+        bias: Option<&Vec<f32>>,
         shared_gate: Option<&Matrix>,
         out: &mut Routing,
     ) {
@@ -546,8 +589,16 @@ impl Device for Cpu {
         out.experts.resize(rows * spec.top_k, 0);
         out.weights.clear();
         out.weights.resize(rows * spec.top_k, 0.0);
+        if let Some(bias) = bias {
+            elementwise::add_bias(&mut self.cores, &mut scores.data, bias);
+        }
+        let over = match spec.score {
+            ScoreFunction::SoftmaxOfChosen => SoftmaxOver::Chosen,
+            // `check` lets no other function through.
+            _ => SoftmaxOver::All { norm: spec.normalise },
+        };
         let (experts, weights) = (&mut out.experts, &mut out.weights);
-        elementwise::route(&mut self.cores, &mut scores.data, scores.width, spec.normalise, experts, weights);
+        elementwise::route(&mut self.cores, &mut scores.data, scores.width, over, experts, weights);
         out.shared.clear();
         if shared_gate.is_some() {
             out.shared.resize(rows, 1.0);
@@ -559,18 +610,19 @@ impl Device for Cpu {
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Buf,
         routing: &Routing,
-        shared: Option<&Mlp<Matrix>>,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
         let started = Instant::now();
-        let ran = self.run_experts(layer, x, routing, shared, h);
+        let ran = self.run_experts(layer, spec, x, routing, shared, h);
         self.readback.experts_took += started.elapsed();
         ran
     }
 
-    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+    fn mlp(&mut self, mlp: &Mlp<Matrix, Vec<f32>>, x: &Buf, h: &mut Buf) {
         let Scratch { all_rows, pairs, ffn, .. } = &mut self.scratch;
         all_rows.clear();
         all_rows.extend(0..x.rows() as u32);

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use mach_experts::{Bank, Demand, ExpertView, HotExperts, Parts, StreamingBank, StreamingStats};
 use mach_kernels::Cores;
-use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
+use mach_kernels::elementwise::Gating;
+use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 
-use mach_models::device::{Mlp, Span};
+use mach_models::device::{FfnSpec, Mlp, Span};
 use mach_models::{ExpertsCard, ModelError, Purpose};
 
-use crate::device::{Buf, Cpu, Routing, Scratch, network, view};
+use crate::device::{Buf, Cpu, Routing, Scratch, gating, network, view};
 use crate::placement::Matrix;
 
 /// Streamed experts that one step of a prompt computes: few, so that their memory is soon free to be read into again.
@@ -96,6 +97,7 @@ struct Groups<'a> {
     lists: &'a [Vec<u32>],
     /// First result of each expert.
     starts: &'a [u32],
+    gating: Gating,
 }
 
 impl Groups<'_> {
@@ -112,7 +114,13 @@ impl Groups<'_> {
         else {
             return Err(ModelError::Device(format!("expert {expert} of layer {layer} is not in memory")));
         };
-        let expert = ExpertRef { gate: view(weights.gate), up: view(weights.up), down: view(weights.down) };
+        let expert = ExpertRef {
+            gate: view(weights.gate),
+            up: view(weights.up),
+            down: view(weights.down),
+            biases: weights.biases.map(|bias| bias.map(|b| BiasRef::Stored(b.float, b.data))),
+            gating: self.gating,
+        };
         Ok(ExpertJob { expert, rows, first_pair: first as usize })
     }
 }
@@ -140,9 +148,10 @@ impl Cpu {
     pub(crate) fn run_experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Buf,
         routing: &Routing,
-        shared: Option<&Mlp<Matrix>>,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
         let (rows, hidden) = (x.rows(), x.width);
@@ -182,7 +191,7 @@ impl Cpu {
             }
         }
         pairs.resize(rows * ranks * hidden, 0.0);
-        let groups = Groups { lists, starts: &starts };
+        let groups = Groups { lists, starts: &starts, gating: gating(spec) };
         let shared =
             shared.map(|mlp| ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair });
         let used = || (0..count).filter(|&e| !groups.lists[e].is_empty());

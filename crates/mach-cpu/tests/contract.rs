@@ -137,6 +137,9 @@ impl Device for Halting {
     fn add(&mut self, x: &mut Buf, y: &Buf) {
         self.record(|cpu| cpu.add(x, y));
     }
+    fn add_bias(&mut self, x: &mut Buf, bias: &Vector) {
+        self.record(|cpu| cpu.add_bias(x, bias));
+    }
     fn linear(&mut self, x: &Buf, weights: &[Matrix], out: &mut [&mut Buf]) {
         self.record(|cpu| cpu.linear(x, weights, out));
     }
@@ -201,17 +204,19 @@ impl Device for Halting {
         spec: &RouterSpec,
         x: &Buf,
         router: &Matrix,
+        bias: Option<&Vector>,
         shared_gate: Option<&Matrix>,
         out: &mut Routing,
     ) {
-        self.record(|cpu| cpu.route(spec, x, router, shared_gate, out));
+        self.record(|cpu| cpu.route(spec, x, router, bias, shared_gate, out));
     }
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Buf,
         routing: &Routing,
-        shared: Option<&Mlp<Matrix>>,
+        shared: Option<&Mlp<Matrix, Vector>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
         if self.halted.is_some() {
@@ -221,9 +226,9 @@ impl Device for Halting {
             self.halted = Some(layer);
             return Ok(());
         }
-        self.cpu.experts(layer, x, routing, shared, h)
+        self.cpu.experts(layer, spec, x, routing, shared, h)
     }
-    fn mlp(&mut self, mlp: &Mlp<Matrix>, x: &Buf, h: &mut Buf) {
+    fn mlp(&mut self, mlp: &Mlp<Matrix, Vector>, x: &Buf, h: &mut Buf) {
         self.record(|cpu| cpu.mlp(mlp, x, h));
     }
 }
@@ -282,7 +287,9 @@ fn run(model: &mut dyn Model) -> (Vec<u32>, Seen) {
 
 #[test]
 fn a_pass_that_stops_for_experts_goes_on_to_the_same_bits() {
-    for path in ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit"] {
+    for path in
+        ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gpt_oss/mlx-mxfp4-q4"]
+    {
         let mut plain = decoder(path, []);
         let layers = plain.config().layers.len();
         let expected = run(&mut plain);

@@ -263,7 +263,7 @@ impl Bank {
         }
         // As many slots as experts, unless some stand for others.
         let slot = (rank * self.experts + expert) % self.slots.len().max(1);
-        record.view(self.slots.get(slot)?).swiglu()
+        record.view(self.slots.get(slot)?).gated()
     }
 
     /// The record layout of a layer.

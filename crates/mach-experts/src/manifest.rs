@@ -134,7 +134,9 @@ impl Manifest {
             return err(format!("{} experts a layer, but config.json says {experts}", self.num_experts));
         }
         for entry in &self.layers {
-            entry.record.check_swiglu().map_err(|e| ManifestError(format!("layer {}: {e}", entry.layer)))?;
+            let usable = entry.record.check_gated();
+            let usable = usable.and_then(|()| entry.record.check_biases(config.moe.expert_bias));
+            usable.map_err(|e| ManifestError(format!("layer {}: {e}", entry.layer)))?;
             for part in entry.record.parts() {
                 let found = [part.layout.rows, part.layout.cols];
                 let wanted = match part.projection {

@@ -111,7 +111,7 @@ pub struct RecordView<'a> {
     data: &'a [u8],
 }
 
-/// The matrices of a SwiGLU expert without biases.
+/// The matrices of a gated expert, and the biases of those that have one.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertView<'a> {
     /// `[intermediate, hidden]`.
@@ -120,6 +120,8 @@ pub struct ExpertView<'a> {
     pub up: MatrixView<'a>,
     /// `[hidden, intermediate]`.
     pub down: MatrixView<'a>,
+    /// What is added to the outputs of gate, up and down.
+    pub biases: [Option<BiasView<'a>>; 3],
 }
 
 impl RecordLayout {
@@ -127,7 +129,22 @@ impl RecordLayout {
     pub fn of(expert: &ExpertSource<'_>, order: Order) -> Result<Self, CheckpointError> {
         let [gate, up, down] =
             [&expert.gate, &expert.up, &expert.down].map(|m| m.source().map(|s| MatrixLayout::of(&s, order)));
-        Ok(Self::new(gate?, up?, down?))
+        Self::of_matrices(expert, [gate?, up?, down?])
+    }
+
+    /// The layout of this expert's record if its gate, up and down are laid out like these. Biases keep their type, half
+    /// precision widened.
+    pub fn of_matrices(
+        expert: &ExpertSource<'_>,
+        [gate, up, down]: [MatrixLayout; 3],
+    ) -> Result<Self, CheckpointError> {
+        let floats = match &expert.biases {
+            Some(biases) => [biases.gate.float()?, biases.up.float()?, biases.down.float()?]
+                .map(|float| Some(float.stored())),
+            None => [None; 3],
+        };
+        let matrices = [(Projection::Gate, gate), (Projection::Up, up), (Projection::Down, down)];
+        Ok(Self::placed(matrices.into_iter().zip(floats).map(|((p, layout), float)| (p, layout, float))))
     }
 
     /// The layout of a record that holds these matrices and no biases.
@@ -177,14 +194,11 @@ impl RecordLayout {
         self.parts().find(|p| p.projection == projection)
     }
 
-    /// Fails, naming the part, unless the record is that of a SwiGLU expert without biases: gate, up and down, which is
-    /// what this build computes.
-    pub fn check_swiglu(&self) -> Result<(), RecordError> {
+    /// Fails, naming the part, unless the record is that of a gated expert: gate, up and down, which is what this build
+    /// computes.
+    pub fn check_gated(&self) -> Result<(), RecordError> {
         for part in self.parts() {
             let name = part.projection.name();
-            if part.bias.is_some() {
-                return Err(RecordError(format!("`{name}` has an expert bias, which this build cannot add")));
-            }
             if part.projection == Projection::GateUp {
                 return Err(RecordError(format!("`{name}` is fused, which this build cannot multiply with")));
             }
@@ -194,6 +208,17 @@ impl RecordLayout {
             .find(|&p| self.part(p).is_none())
         {
             Some(missing) => Err(RecordError(format!("there is no `{}`", missing.name()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails, naming the part, unless every matrix has a bias if `wanted`, and none has one otherwise.
+    pub fn check_biases(&self, wanted: bool) -> Result<(), RecordError> {
+        match self.parts().find(|part| part.bias.is_some() != wanted) {
+            Some(part) => {
+                let (name, has) = (part.projection.name(), if wanted { "no" } else { "an" });
+                Err(RecordError(format!("`{name}` has {has} expert bias, which the model does not fit")))
+            }
             None => Ok(()),
         }
     }
@@ -233,7 +258,7 @@ impl RecordLayout {
 
     /// Fails, in words, unless this build computes with such records and makes them from those `stored` on the drive.
     pub(crate) fn check_usable(&self, stored: &RecordLayout) -> Result<(), RecordError> {
-        stored.check_swiglu()?;
+        stored.check_gated()?;
         if self.repacks_from(stored) {
             return Ok(());
         }
@@ -262,11 +287,26 @@ impl RecordLayout {
                 Projection::Down => &expert.down,
                 Projection::GateUp => return Err(missing(expert, "`gate_up`")),
             };
-            if part.bias.is_some() {
-                return Err(missing(expert, "a bias"));
-            }
             source.check_finite()?;
             part.layout.pack(&source.source()?, 0, &mut record[part.at..part.at + part.layout.bytes()]);
+        }
+        self.pack_biases(expert, record)
+    }
+
+    /// The part of [`pack`](Self::pack) that writes biases.
+    pub fn pack_biases(&self, expert: &ExpertSource<'_>, record: &mut [u8]) -> Result<(), CheckpointError> {
+        for part in self.parts() {
+            let Some(BiasAt { float, .. }) = part.bias else { continue };
+            let source = match (part.projection, &expert.biases) {
+                (Projection::Gate, Some(biases)) => &biases.gate,
+                (Projection::Up, Some(biases)) => &biases.up,
+                (Projection::Down, Some(biases)) => &biases.down,
+                (Projection::GateUp, _) | (_, None) => return Err(missing(expert, "a bias")),
+            };
+            let out = self.bias_mut(record, part.projection).unwrap_or_default();
+            for (i, value) in source.values()?.into_iter().enumerate() {
+                float.write(out, i, value);
+            }
         }
         Ok(())
     }
@@ -305,11 +345,12 @@ impl<'a> RecordView<'a> {
         Some(BiasView { float, data: self.data.get(at..at + part.layout.rows * float.size())? })
     }
 
-    /// The matrices of a SwiGLU expert; `None` if the record does not have all of them or has
-    /// [more](RecordLayout::check_swiglu).
-    pub fn swiglu(&self) -> Option<ExpertView<'a>> {
-        self.layout.check_swiglu().ok()?;
+    /// A gated expert; `None` if the record does not have all matrices of one or has
+    /// [more](RecordLayout::check_gated).
+    pub fn gated(&self) -> Option<ExpertView<'a>> {
+        self.layout.check_gated().ok()?;
         Some(ExpertView {
+            biases: [Projection::Gate, Projection::Up, Projection::Down].map(|p| self.bias(p)),
             gate: self.matrix(Projection::Gate)?,
             up: self.matrix(Projection::Up)?,
             down: self.matrix(Projection::Down)?,

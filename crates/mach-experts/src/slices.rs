@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use mach_checkpoint::{Checkpoint, CheckpointError, ExpertSource, LinearSource, Packing};
+use mach_checkpoint::{
+    Checkpoint, CheckpointError, Dtype, ExpertBiases, ExpertSource, LinearSource, Packing, VectorSource,
+};
 use mach_io::{ReadError, ReadStats, Slot};
-use mach_quant::Order;
+use mach_quant::{Axes, Order};
 
 use crate::eviction::ExpertKey;
 use crate::fetch::Arrival;
@@ -33,15 +35,33 @@ struct MatrixSlices {
     rows: usize,
     cols: usize,
     packing: Packing,
+    axes: Axes,
     /// Weight, scales, biases.
     parts: [Extent; 3],
+}
+
+/// Where a bias is, and what it is.
+#[derive(Debug, Clone)]
+struct VectorSlice {
+    tensor: String,
+    dtype: Dtype,
+    len: usize,
+    step: usize,
+    at: Extent,
+}
+
+#[derive(Debug)]
+struct Expert {
+    /// Gate, up, down.
+    matrices: [MatrixSlices; 3],
+    /// Theirs, if they have any.
+    biases: Option<[VectorSlice; 3]>,
 }
 
 #[derive(Debug)]
 struct Layer {
     record: RecordLayout,
-    /// Gate, up, down of each expert.
-    experts: Vec<[MatrixSlices; 3]>,
+    experts: Vec<Expert>,
 }
 
 /// Where every expert of a checkpoint lies in its safetensors.
@@ -77,7 +97,15 @@ impl SliceSource {
                 }
                 let [gate, up, down] =
                     [&source.gate, &source.up, &source.down].map(|m| find(checkpoint, m, &mut paths));
-                experts.push([gate?, up?, down?]);
+                let biases = match &source.biases {
+                    Some(b) => {
+                        let [gate, up, down] =
+                            [&b.gate, &b.up, &b.down].map(|v| find_vector(checkpoint, v, &mut paths));
+                        Some([gate?, up?, down?])
+                    }
+                    None => None,
+                };
+                experts.push(Expert { matrices: [gate?, up?, down?], biases });
             }
             layers.push(record.map(|record| Layer { record, experts }));
         }
@@ -90,7 +118,8 @@ impl SliceSource {
 
     /// Whether every expert is stored in plain bfloat16.
     pub fn is_bf16(&self) -> bool {
-        let mut all = self.layers.iter().flatten().flat_map(|l| l.experts.iter().flatten());
+        let experts = self.layers.iter().flatten().flat_map(|l| l.experts.iter());
+        let mut all = experts.flat_map(|e| e.matrices.iter());
         all.all(|m| m.packing == Packing::Dense(mach_checkpoint::Dtype::BF16))
     }
 
@@ -147,29 +176,48 @@ impl SliceSource {
             let reason = format!("no expert {} of layer {}", key.expert, key.layer);
             return Err(SidecarError::Invalid { file: "safetensors".into(), reason });
         };
-        let mut bytes = Vec::with_capacity(9);
-        for matrix in expert {
+        let mut bytes = Vec::with_capacity(12);
+        for matrix in &expert.matrices {
             for part in matrix.parts {
                 bytes.push(self.part(part)?);
             }
         }
+        for vector in expert.biases.iter().flatten() {
+            bytes.push(self.part(vector.at)?);
+        }
         let total = bytes.iter().map(Vec::len).sum();
         let part = |i: usize| bytes.get(i).map_or(&[] as &[u8], Vec::as_slice);
         let matrix = |i: usize| -> Option<LinearSource<'_>> {
-            let m = expert.get(i)?;
+            let m = expert.matrices.get(i)?;
             Some(LinearSource {
                 module: &m.module,
                 file: m.parts.first().and_then(|e| self.paths.get(e.file))?,
                 rows: m.rows,
                 cols: m.cols,
                 packing: m.packing,
+                axes: m.axes,
                 weight: part(3 * i),
                 scales: part(3 * i + 1),
                 biases: part(3 * i + 2),
             })
         };
+        let bias = |i: usize| -> Option<VectorSource<'_>> {
+            let VectorSlice { tensor, dtype, len, step, at } = expert.biases.as_ref()?.get(i)?;
+            Some(VectorSource {
+                tensor,
+                file: self.paths.get(at.file)?,
+                dtype: *dtype,
+                data: part(9 + i),
+                len: *len,
+                step: *step,
+            })
+        };
         if let (Some(gate), Some(up), Some(down)) = (matrix(0), matrix(1), matrix(2)) {
-            let source = ExpertSource { gate, up, down };
+            let biases = match (bias(0), bias(1), bias(2)) {
+                (Some(gate), Some(up), Some(down)) => Some(ExpertBiases { gate, up, down }),
+                _ => None,
+            };
+            let source = ExpertSource { gate, up, down, biases };
             layer.record.pack(&source, slot).map_err(|e| SidecarError::Invalid {
                 file: gate.file.to_path_buf(),
                 reason: format!("expert {} of layer {}: {e}", key.expert, key.layer),
@@ -179,19 +227,36 @@ impl SliceSource {
     }
 }
 
+/// Where these bytes of a mapped shard are in its file.
+fn extent(checkpoint: &Checkpoint, data: &[u8], paths: &mut Vec<PathBuf>) -> Option<Extent> {
+    let (path, offset) = checkpoint.locate(data)?;
+    let file = paths.iter().position(|p| p == path).unwrap_or_else(|| {
+        paths.push(path.to_owned());
+        paths.len() - 1
+    });
+    Some(Extent { file, offset, len: data.len() })
+}
+
+fn find_vector(
+    checkpoint: &Checkpoint,
+    vector: &VectorSource<'_>,
+    paths: &mut Vec<PathBuf>,
+) -> Result<VectorSlice, CheckpointError> {
+    let VectorSource { tensor, file, dtype, data, len, step } = *vector;
+    let at = extent(checkpoint, data, paths).ok_or_else(|| CheckpointError::Tensor {
+        file: file.to_path_buf(),
+        tensor: tensor.to_owned(),
+        reason: "lies outside its shard".to_owned(),
+    })?;
+    Ok(VectorSlice { tensor: tensor.to_owned(), dtype, len, step, at })
+}
+
 fn find(
     checkpoint: &Checkpoint,
     matrix: &LinearSource<'_>,
     paths: &mut Vec<PathBuf>,
 ) -> Result<MatrixSlices, CheckpointError> {
-    let mut extent = |data: &[u8]| {
-        let (path, offset) = checkpoint.locate(data)?;
-        let file = paths.iter().position(|p| p == path).unwrap_or_else(|| {
-            paths.push(path.to_owned());
-            paths.len() - 1
-        });
-        Some(Extent { file, offset, len: data.len() })
-    };
+    let mut extent = |data: &[u8]| extent(checkpoint, data, paths);
     let parts = [extent(matrix.weight), extent(matrix.scales), extent(matrix.biases)];
     let [Some(weight), scales, biases] = parts else {
         return Err(CheckpointError::Tensor {
@@ -206,6 +271,7 @@ fn find(
         rows: matrix.rows,
         cols: matrix.cols,
         packing: matrix.packing,
+        axes: matrix.axes,
         parts: [weight, scales.unwrap_or(nothing), biases.unwrap_or(nothing)],
     })
 }

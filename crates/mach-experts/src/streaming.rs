@@ -350,7 +350,7 @@ impl StreamingBank {
     /// in the bank.
     pub fn expert(&self, layer: usize, expert: usize) -> Option<ExpertView<'_>> {
         let home = self.traffic.home(ExpertKey { layer, expert })?;
-        self.fetcher.record(layer)?.view(self.fetcher.slot(home)?).swiglu()
+        self.fetcher.record(layer)?.view(self.fetcher.slot(home)?).gated()
     }
 
     /// Hits, misses and evictions of the bank by layer.

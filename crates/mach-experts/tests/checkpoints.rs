@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use mach_checkpoint::Checkpoint;
+use mach_checkpoint::{Checkpoint, Dtype, ExpertBiases, ExpertSource, VectorSource};
 use mach_experts::{
     Bank, BankOptions, Demand, EvictionPolicy, ExpertFiles, ExpertView, LayerEntry, MANIFEST_FORMAT,
     Manifest, RECORD_ALIGN, RecordLayout, SlicePool, SliceSource, StreamingBank, checksums,
 };
-use mach_quant::Order;
+use mach_quant::{FloatType, Order};
 
 fn checkpoint(name: &str) -> Checkpoint {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/qwen3_moe").join(name);
@@ -71,7 +71,7 @@ fn an_expert_is_the_same_wherever_it_lies() {
                 let layout = RecordLayout::of(from, Order::Tiles).unwrap();
                 let mut record = vec![0; layout.stride()];
                 layout.pack(from, &mut record).unwrap();
-                let alone = bytes(&layout.view(&record).swiglu().unwrap());
+                let alone = bytes(&layout.view(&record).gated().unwrap());
                 assert!(alone.iter().all(|matrix| matrix.iter().any(|&byte| byte != 0)));
                 assert!(bytes(&bank.expert(layer, expert).unwrap()) == alone, "{name}: {layer}, {expert}");
                 assert!(streamed[expert].as_ref() == Some(&alone), "{name}: {layer}, {expert} streamed");
@@ -83,6 +83,66 @@ fn an_expert_is_the_same_wherever_it_lies() {
         assert!(placed <= weights);
         assert_eq!((sliced, layers as u64 * experts as u64), (weights, count));
     }
+}
+
+#[test]
+fn biases_are_packed_behind_their_matrices() {
+    let checkpoint = checkpoint("bf16");
+    let plain = checkpoint.experts(0).unwrap()[0];
+    let (hidden, width) = (checkpoint.config().hidden_size, checkpoint.config().moe.intermediate_size);
+    // Gate and up lie in turn, as some checkpoints have them.
+    let halves = |n: usize, from: usize| -> Vec<u8> {
+        let mut bytes = vec![0; 2 * n];
+        (0..n).for_each(|i| FloatType::Bf16.write(&mut bytes, i, (i + from) as f32));
+        bytes
+    };
+    let (both, down) = (halves(2 * width, 0), halves(hidden, 7));
+    let vector = |data, len, step| VectorSource {
+        tensor: "bias",
+        file: plain.gate.file,
+        dtype: Dtype::BF16,
+        data,
+        len,
+        step,
+    };
+    let biases = ExpertBiases {
+        gate: vector(&both, width, 2),
+        up: vector(&both[2..], width, 2),
+        down: vector(&down, hidden, 1),
+    };
+    let expert = ExpertSource { biases: Some(biases), ..plain };
+    for order in [Order::Tiles, Order::Rows] {
+        let layout = RecordLayout::of(&expert, order).unwrap();
+        layout.check_gated().unwrap();
+        layout.check_biases(true).unwrap();
+        let mut record = vec![0; layout.stride()];
+        layout.pack(&expert, &mut record).unwrap();
+        let view = layout.view(&record).gated().unwrap();
+        let read = |i: usize| {
+            let bias = view.biases[i].unwrap();
+            assert_eq!(bias.float, FloatType::Bf16);
+            (0..bias.data.len() / 2).map(|j| bias.float.read(bias.data, j)).collect::<Vec<f32>>()
+        };
+        // Small whole numbers, exact in bfloat16.
+        let wanted = |first: usize, step: usize, n: usize| -> Vec<f32> {
+            (0..n).map(|i| (first + step * i) as f32).collect()
+        };
+        assert_eq!(read(0), wanted(0, 2, width));
+        assert_eq!(read(1), wanted(1, 2, width));
+        assert_eq!(read(2), wanted(7, 1, hidden));
+        let without = RecordLayout::of(&plain, order).unwrap();
+        let mut record = vec![0; without.stride()];
+        without.pack(&plain, &mut record).unwrap();
+        assert_eq!(bytes(&view), bytes(&without.view(&record).gated().unwrap()));
+        // A record that wants biases is not made from an expert without them.
+        let error = layout.pack(&plain, &mut vec![0; layout.stride()]).unwrap_err().to_string();
+        assert!(error.contains("a bias is wanted"), "{error}");
+    }
+    let damaged = [0x80u8, 0x7f, 0, 0];
+    let biases = ExpertBiases { down: vector(&damaged, 2, 1), ..biases };
+    assert!(biases.down.values().unwrap_err().to_string().contains("inf"));
+    let short = vector(&damaged, 3, 1);
+    assert!(short.values().unwrap_err().to_string().contains("shorter"));
 }
 
 #[test]
@@ -117,6 +177,17 @@ fn a_manifest_is_one_of_its_checkpoint() {
     refused(&|m| m.layers[0].layer += 100, "layers");
     let wide = twice_as_wide(&manifest);
     refused(&|m| m.layers[0].record = wide, "config.json implies");
+    let biased: Vec<_> = manifest.layers[0]
+        .record
+        .parts()
+        .map(|part| (part.projection, part.layout, Some(FloatType::Bf16)))
+        .collect();
+    let biased = RecordLayout::with(&biased).unwrap();
+    refused(&|m| m.layers[0].record = biased, "`gate` has an expert bias");
+    let mut config = config.clone();
+    config.moe.expert_bias = true;
+    let error = manifest.check(&config).unwrap_err().to_string();
+    assert!(error.contains("`gate` has no expert bias"), "{error}");
 }
 
 /// A record of experts of twice the width.

@@ -131,14 +131,6 @@ fn what_cannot_be_computed_is_refused_by_name() {
     let (gate, down) = (matrix(64, 128, Bits::B4), matrix(128, 64, Bits::B4));
     let plain = |projection, layout| (projection, layout, None);
     let cases = [
-        (
-            vec![
-                plain(Projection::Gate, gate),
-                (Projection::Up, gate, Some(FloatType::Bf16)),
-                plain(Projection::Down, down),
-            ],
-            "`up` has an expert bias",
-        ),
         (vec![plain(Projection::GateUp, gate), plain(Projection::Down, down)], "`gate_up` is fused"),
         (vec![plain(Projection::Gate, gate), plain(Projection::Up, gate)], "there is no `down`"),
     ];

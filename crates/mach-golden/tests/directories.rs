@@ -50,6 +50,13 @@ fn qwen3_moe() {
 }
 
 #[test]
+fn gpt_oss() {
+    for form in ["bf16", "mxfp4", "mlx-mxfp4-q4"] {
+        expect_all(&format!("fixtures/gpt_oss/{form}"), COMMON);
+    }
+}
+
+#[test]
 fn demo() {
     expect_all(
         "demo",

@@ -1,7 +1,7 @@
 //! Row-wise arithmetic: norms, rotary embedding, activations, sums. Rows are independent; with many of them the pool
 //! shares them out.
 
-use crate::math::{self, exp64, ln64, sigmoid, silu, sin_cos};
+use crate::math::{self, exp64, gelu_tanh, ln64, sigmoid, silu, sin_cos, sloped_silu};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cores, Isa, Kernel, dispatch, partition};
@@ -46,11 +46,86 @@ macro_rules! pairwise {
 pairwise! {
     Add {} |s, a, b| s.add(a, b);
     SiluMul {} |s, a, b| s.mul(silu(s, a), b);
+    GeluMul {} |s, a, b| s.mul(gelu_tanh(s, a), b);
+    SlopedMulPlusOne { alpha } |s, a, b| s.mul(sloped_silu(s, a, alpha), s.add(b, s.splat(1.0)));
     SigmoidMul {} |s, a, b| s.mul(a, sigmoid(s, b));
     ScaleMul { factor } |s, a, b| s.mul(s.mul(a, s.splat(factor)), b);
     Weighted { weight } |s, a, b| s.fma(s.splat(weight), b, a);
     ExpMinus { top } |s, a, _b| math::exp(s, s.sub(a, s.splat(top)));
     DivideBy { total } |s, a, _b| s.div(a, s.splat(total));
+}
+
+/// Bounds the first argument from above and the second from both sides. What is not a number stays so.
+#[derive(Clone, Copy)]
+struct Clamped<P> {
+    limit: f32,
+    then: P,
+}
+impl<P: Pairwise> Pairwise for Clamped<P> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        let (most, least) = (s.splat(self.limit), s.splat(-self.limit));
+        self.then.apply(s, s.min(most, a), s.max(least, s.min(most, b)))
+    }
+}
+
+/// What is done to the gate's outputs before they meet those of `up`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `silu(gate) * up`.
+    Silu,
+    /// `gelu_tanh(gate) * up`.
+    GeluTanh,
+    /// `gate * sigmoid(alpha * gate) * (up + 1)`.
+    SigmoidPlusOne {
+        /// Slope of the sigmoid.
+        alpha: f32,
+    },
+}
+
+/// How the outputs of gate and up are combined.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gating {
+    /// The function.
+    pub activation: Activation,
+    /// Bounds gate from above and up from both sides before that.
+    pub clamp: Option<f32>,
+}
+
+impl Gating {
+    /// `silu(gate) * up`.
+    pub const SILU: Gating = Gating { activation: Activation::Silu, clamp: None };
+
+    /// `x = gated(x, y)`.
+    ///
+    /// # Safety
+    /// As [`map2`].
+    #[inline(always)]
+    pub(crate) unsafe fn apply<S: Simd>(self, s: S, x: *mut f32, y: *const f32, n: usize) {
+        // SAFETY: forwarded.
+        unsafe {
+            match self.activation {
+                Activation::Silu => self.apply_with(s, x, y, n, SiluMul {}),
+                Activation::GeluTanh => self.apply_with(s, x, y, n, GeluMul {}),
+                Activation::SigmoidPlusOne { alpha } => {
+                    self.apply_with(s, x, y, n, SlopedMulPlusOne { alpha });
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`map2`].
+    #[inline(always)]
+    unsafe fn apply_with<S: Simd, P: Pairwise>(self, s: S, x: *mut f32, y: *const f32, n: usize, then: P) {
+        // SAFETY: forwarded.
+        unsafe {
+            match self.clamp {
+                Some(limit) => map2(s, x, y, n, Clamped { limit, then }),
+                None => map2(s, x, y, n, then),
+            }
+        }
+    }
 }
 
 /// `x = f(x, y)`, 16 values at a time; the tail is padded with zeros.
@@ -157,7 +232,7 @@ pub fn rms_norm(cores: &mut Cores, x: &[f32], w: &[f32], eps: f32, out: &mut [f3
 #[derive(Clone, Copy)]
 enum Op {
     Add,
-    SiluMul,
+    Gate(Gating),
     SigmoidMul,
 }
 struct Binary {
@@ -173,7 +248,7 @@ impl Kernel for Binary {
         unsafe {
             match self.op {
                 Op::Add => map2(s, self.x, self.y, self.n, Add {}),
-                Op::SiluMul => map2(s, self.x, self.y, self.n, SiluMul {}),
+                Op::Gate(gating) => gating.apply(s, self.x, self.y, self.n),
                 Op::SigmoidMul => map2(s, self.x, self.y, self.n, SigmoidMul {}),
             }
         }
@@ -197,14 +272,29 @@ pub fn add(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
     binary(cores, x, y, Op::Add);
 }
 
-/// `x = silu(x) * y`.
-pub fn silu_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
-    binary(cores, x, y, Op::SiluMul);
+/// `x = gated(x, y)`, `x` being the gate's outputs.
+pub fn gate(cores: &mut Cores, gating: Gating, x: &mut [f32], y: &[f32]) {
+    binary(cores, x, y, Op::Gate(gating));
 }
 
 /// `x = x * sigmoid(y)`.
 pub fn sigmoid_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
     binary(cores, x, y, Op::SigmoidMul);
+}
+
+/// Adds `bias` to every row of `x` `[rows, bias.len()]`.
+pub fn add_bias(cores: &mut Cores, x: &mut [f32], bias: &[f32]) {
+    let isa = cores.isa();
+    let n = bias.len().max(1);
+    assert!(x.len().is_multiple_of(n));
+    let (rows, to) = (x.len() / n, SharedMut::new(x));
+    over_rows(cores, rows, |first, last| {
+        for row in first..last {
+            // SAFETY: rows are disjoint between threads and inside `x`.
+            let x = unsafe { to.get().add(row * n) };
+            dispatch(isa, Binary { x, y: bias.as_ptr(), n, op: Op::Add });
+        }
+    });
 }
 
 struct Softmax<'a>(&'a mut [f32]);
@@ -252,13 +342,25 @@ pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
     }
 }
 
+/// Over which experts a router's scores are softmaxed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SoftmaxOver {
+    /// All of them; the chosen ones' weights are then divided by their sum if `norm`.
+    All {
+        /// Whether they are.
+        norm: bool,
+    },
+    /// The chosen ones.
+    Chosen,
+}
+
 /// Routes rows of `scores` `[rows, experts]` (overwritten): softmax, the largest by falling weight into `experts` and
-/// `weights` `[rows, k]`, the weights divided by their sum if `norm`.
+/// `weights` `[rows, k]`.
 pub fn route(
     cores: &mut Cores,
     scores: &mut [f32],
     width: usize,
-    norm: bool,
+    over: SoftmaxOver,
     experts: &mut [u32],
     weights: &mut [f32],
 ) {
@@ -279,12 +381,18 @@ pub fn route(
                     std::slice::from_raw_parts_mut(weights.get().add(row * k), k),
                 )
             };
-            softmax(isa, scores);
+            if over != SoftmaxOver::Chosen {
+                softmax(isa, scores);
+            }
             top_k(scores, k, &mut best);
             experts.copy_from_slice(&best);
+            let norm = over == SoftmaxOver::All { norm: true };
             let total: f32 = if norm { best.iter().map(|&e| scores[e as usize]).sum() } else { 1.0 };
             for (w, &e) in weights.iter_mut().zip(&best) {
                 *w = scores[e as usize] / total;
+            }
+            if over == SoftmaxOver::Chosen {
+                softmax(isa, weights);
             }
         }
     });
@@ -338,6 +446,45 @@ impl Kernel for Lead<'_> {
 #[derive(Debug, Clone)]
 pub struct Rope {
     frequencies: Vec<f32>,
+    /// Multiplies cosines and sines.
+    magnitude: f32,
+}
+
+/// How a rotary embedding is stretched over a longer context (Peng et al., "YaRN", 2023).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stretch {
+    /// By how much.
+    pub factor: f64,
+    /// Positions before it.
+    pub original: usize,
+    /// Rotations over those positions above which a frequency stays as it is.
+    pub beta_fast: f64,
+    /// Rotations below which it is divided in full.
+    pub beta_slow: f64,
+    /// Whether the bounds between these are whole pairs.
+    pub truncate: bool,
+    /// Multiplies cosines and sines.
+    pub magnitude: f64,
+}
+
+impl Stretch {
+    /// How much of pair `i` of `dim / 2` is divided, for each pair: 0 nothing, 1 all of it.
+    fn ramp(&self, theta: f64, dim: usize) -> impl Fn(usize) -> f64 {
+        // The pair that turns `rotations` times over the original positions.
+        let pair = |rotations: f64| {
+            dim as f64 * ln64(self.original as f64 / (std::f64::consts::TAU * rotations))
+                / (2.0 * ln64(theta))
+        };
+        let (mut low, mut high) = (pair(self.beta_fast), pair(self.beta_slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0)
+    }
 }
 
 impl Rope {
@@ -345,7 +492,18 @@ impl Rope {
     pub fn new(theta: f64, dim: usize) -> Rope {
         let log = ln64(theta);
         let frequency = |i: usize| exp64(-2.0 * i as f64 / dim as f64 * log) as f32;
-        Rope { frequencies: (0..dim / 2).map(frequency).collect() }
+        Rope { frequencies: (0..dim / 2).map(frequency).collect(), magnitude: 1.0 }
+    }
+
+    /// As [`new`](Self::new), low frequencies divided.
+    pub fn stretched(theta: f64, dim: usize, stretch: &Stretch) -> Rope {
+        let (log, ramp) = (ln64(theta), stretch.ramp(theta, dim));
+        let frequency = |i: usize| {
+            let (plain, share) = (exp64(-2.0 * i as f64 / dim as f64 * log), ramp(i));
+            (plain / stretch.factor * share + plain * (1.0 - share)) as f32
+        };
+        let frequencies = (0..dim / 2).map(frequency).collect();
+        Rope { frequencies, magnitude: stretch.magnitude as f32 }
     }
 
     /// Rotated elements of a head.
@@ -353,15 +511,15 @@ impl Rope {
         2 * self.frequencies.len()
     }
 
-    /// Appends `cos` then `sin` of every pair at `position`: `dim` values.
+    /// Appends `cos` then `sin` of every pair at `position`, times the magnitude: `dim` values.
     pub fn angles(&self, position: usize, out: &mut Vec<f32>) {
         let at = out.len();
         let half = self.frequencies.len();
         out.resize(at + 2 * half, 0.0);
         for (i, f) in self.frequencies.iter().enumerate() {
             let (sin, cos) = sin_cos(f64::from(position as f32 * f));
-            out[at + i] = cos as f32;
-            out[at + half + i] = sin as f32;
+            out[at + i] = cos as f32 * self.magnitude;
+            out[at + half + i] = sin as f32 * self.magnitude;
         }
     }
 }

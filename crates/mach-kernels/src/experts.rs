@@ -1,13 +1,53 @@
 //! Expert feed-forward networks, expert-major: each expert's weights are read once for all the rows routed to it.
 
-use crate::elementwise::{Add, SiluMul, Weighted, map2, over_rows};
+use mach_quant::FloatType;
+
+use crate::elementwise::{Add, Gating, Weighted, map2, over_rows};
 use crate::linear::{MatRef, STRIP, Strips};
 use crate::pool::SharedMut;
 use crate::quantize::{Operand, Rows};
 use crate::simd::Simd;
 use crate::{Cores, Kernel, dispatch};
 
-/// A SwiGLU network: `down(silu(gate x) * up x)`.
+/// What is added to the outputs of a matrix: one value a row.
+#[derive(Debug, Clone, Copy)]
+pub enum BiasRef<'a> {
+    /// Ready to use.
+    Floats(&'a [f32]),
+    /// Little-endian values of this type, at any address.
+    Stored(FloatType, &'a [u8]),
+}
+
+impl BiasRef<'_> {
+    /// Values.
+    pub fn len(&self) -> usize {
+        match self {
+            BiasRef::Floats(values) => values.len(),
+            BiasRef::Stored(float, bytes) => bytes.len() / float.size(),
+        }
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Values `first..last`, widened.
+    fn widen(&self, first: usize, last: usize, out: &mut Vec<f32>) {
+        out.clear();
+        match *self {
+            BiasRef::Floats(values) => out.extend_from_slice(&values[first..last]),
+            BiasRef::Stored(FloatType::Bf16, bytes) => {
+                let (pairs, _) = bytes.as_chunks::<2>();
+                let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                out.extend(pairs[first..last].iter().map(wide));
+            }
+            BiasRef::Stored(float, bytes) => out.extend((first..last).map(|i| float.read(bytes, i))),
+        }
+    }
+}
+
+/// A gated network: `down(gated(gate x, up x))`, each matrix with or without a bias.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertRef<'a> {
     /// `[width, hidden]`.
@@ -16,6 +56,10 @@ pub struct ExpertRef<'a> {
     pub up: MatRef<'a>,
     /// `[hidden, width]`.
     pub down: MatRef<'a>,
+    /// What is added to the outputs of gate, up and down, in f32.
+    pub biases: [Option<BiasRef<'a>>; 3],
+    /// How the outputs of gate and up are combined.
+    pub gating: Gating,
 }
 
 /// An expert and the rows it is applied to. Its results are the pairs `first_pair..first_pair + rows.len()`.
@@ -41,6 +85,7 @@ struct ThreadScratch {
     operand: Operand,
     gathered: Vec<u32>,
     up: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 /// Rows whose cost equals that of reading a strip's weights from memory: balances experts with few rows.
@@ -66,6 +111,8 @@ pub fn expert_ffn(
             g.cols == hidden && u.cols == hidden && g.rows == u.rows && d.cols == g.rows && d.rows == hidden
         );
         assert!(job.rows.iter().all(|&r| (r as usize + 1) * hidden <= x.len()));
+        let biases = job.expert.biases.iter().zip([g, u, d]);
+        assert!(biases.into_iter().all(|(bias, m)| bias.is_none_or(|bias| bias.len() == m.rows)));
     }
     if scratch.hidden.len() < pairs * width {
         scratch.hidden.resize(pairs * width, 0.0);
@@ -138,6 +185,27 @@ impl StripPlan {
     }
 }
 
+/// Adds values `first..last` of a bias to these columns of `rows` rows, `stride` apart.
+///
+/// # Safety
+/// The rows are there and writable; the bias has `last` values.
+#[inline(always)]
+unsafe fn add_bias<S: Simd>(
+    s: S,
+    bias: Option<BiasRef<'_>>,
+    wide: &mut Vec<f32>,
+    (first, last): (usize, usize),
+    out: *mut f32,
+    (rows, stride): (usize, usize),
+) {
+    let Some(bias) = bias else { return };
+    bias.widen(first, last, wide);
+    for r in 0..rows {
+        // SAFETY: forwarded.
+        unsafe { map2(s, out.add(r * stride + first), wide.as_ptr(), last - first, Add {}) };
+    }
+}
+
 struct GateUp<'a> {
     jobs: &'a [ExpertJob<'a>],
     plan: &'a StripPlan,
@@ -151,13 +219,13 @@ struct GateUp<'a> {
 impl Kernel for GateUp<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let ThreadScratch { operand, gathered, up: up_rows } = self.local;
+        let ThreadScratch { operand, gathered, up: up_rows, bias: wide } = self.local;
         for (i, job) in self.jobs.iter().enumerate() {
             let (from, to) = self.plan.part(i, self.thread);
             if from >= to {
                 continue;
             }
-            let ExpertRef { gate, up, .. } = job.expert;
+            let ExpertRef { gate, up, biases, gating, .. } = job.expert;
             let rows = job.rows.len();
             let (first, last) = (from * STRIP, (to * STRIP).min(gate.layout().rows));
             // SAFETY: `expert_ffn` checked shapes and rows; threads write disjoint columns of `middle`.
@@ -169,15 +237,18 @@ impl Kernel for GateUp<'_> {
                 }
                 let out = self.middle.add(job.first_pair * self.width);
                 s.call(Strips { matrix: gate, operand, from, to, out, stride: self.width });
+                let (columns, places) = ((first, last), (rows, self.width));
+                add_bias(s, biases[0], wide, columns, out, places);
                 if !operand.suits(up.layout()) {
                     operand.gather(s, up.layout(), self.x, self.hidden, Rows::Listed(job.rows));
                 }
                 up_rows.resize(rows * self.width, 0.0);
                 let out_up = up_rows.as_mut_ptr();
                 s.call(Strips { matrix: up, operand, from, to, out: out_up, stride: self.width });
+                add_bias(s, biases[1], wide, columns, out_up, places);
                 for r in 0..rows {
                     let at = r * self.width + first;
-                    map2(s, out.add(at), up_rows.as_ptr().add(at), last - first, SiluMul {});
+                    gating.apply(s, out.add(at), up_rows.as_ptr().add(at), last - first);
                 }
             }
         }
@@ -206,10 +277,13 @@ impl Kernel for Down<'_> {
             // SAFETY: as in `GateUp`; threads write disjoint columns of `out`.
             unsafe {
                 let rows = self.middle.add(job.first_pair * self.width);
-                let operand = &mut self.local.operand;
+                let ThreadScratch { operand, bias: wide, .. } = &mut *self.local;
                 operand.gather(s, down.layout(), rows, self.width, Rows::First(job.rows.len()));
                 let out = self.out.add(job.first_pair * self.hidden);
                 s.call(Strips { matrix: down, operand, from, to, out, stride: self.hidden });
+                let columns = (from * STRIP, (to * STRIP).min(down.layout().rows));
+                let bias = job.expert.biases[2];
+                add_bias(s, bias, wide, columns, out, (job.rows.len(), self.hidden));
             }
         }
     }

@@ -39,6 +39,24 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// `x * sigmoid(alpha * x)`.
+#[inline(always)]
+pub fn sloped_silu<S: Simd>(s: S, x: S::F, alpha: f32) -> S::F {
+    let one = s.splat(1.0);
+    s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), s.mul(x, s.splat(alpha))))))
+}
+
+/// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, by way of `(1 + tanh z) / 2 = sigmoid(2 z)`.
+#[inline(always)]
+pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    // 2 sqrt(2 / pi).
+    const SLOPE: f32 = 1.595_769;
+    let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
+    let z = s.mul(s.mul(x, s.splat(SLOPE)), cubic);
+    let one = s.splat(1.0);
+    s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), z))))
+}
+
 /// `1 / k!`.
 const INVERSE_FACTORIALS: [f64; 18] = {
     let mut table = [1.0; 18];
@@ -162,6 +180,49 @@ mod tests {
                 // SAFETY: chunks of 16.
                 unsafe { s.store(y.as_mut_ptr(), exp(s, s.load(x.as_ptr()))) };
             }
+        }
+    }
+
+    struct Gates<'a>(&'a [f32], &'a mut [f32]);
+    impl Kernel for Gates<'_> {
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (x, y) in self.0.chunks_exact(16).zip(self.1.chunks_exact_mut(32)) {
+                // SAFETY: chunks of 16 and of twice as many.
+                unsafe {
+                    let x = s.load(x.as_ptr());
+                    s.store(y.as_mut_ptr(), gelu_tanh(s, x));
+                    s.store(y.as_mut_ptr().add(16), sloped_silu(s, x, 1.702));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gates_are_accurate_and_the_same_everywhere() {
+        let x: Vec<f32> = (0..64_000)
+            .map(|i| -40.0 + i as f32 * 0.00125)
+            .chain([-1e20, -1e9, -200.0, -0.0, 0.0, 200.0, 1e9, 1e20])
+            .chain([0.0; 8])
+            .collect();
+        let mut reference = vec![0.0; 2 * x.len()];
+        dispatch(Isa::SCALAR, Gates(&x, &mut reference));
+        for (i, x) in x.iter().enumerate() {
+            let at = i / 16 * 32 + i % 16;
+            let wide = f64::from(*x);
+            let gelu = 0.5
+                * wide
+                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3))).tanh());
+            let sloped = wide / (1.0 + (-1.702 * wide).exp());
+            for (y, exact) in [(reference[at], gelu), (reference[at + 16], sloped)] {
+                let error = (f64::from(y) - exact).abs();
+                assert!(error <= 4e-6 * exact.abs().max(1e-3), "{x}: {y} {exact}");
+            }
+        }
+        for isa in Isa::available() {
+            let mut y = vec![0.0; 2 * x.len()];
+            dispatch(isa, Gates(&x, &mut y));
+            assert!(y.iter().zip(&reference).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
         }
     }
 

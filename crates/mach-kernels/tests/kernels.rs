@@ -6,8 +6,8 @@ mod common;
 use common::{Weights, bits, everywhere, int8_definition, product, random};
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend};
 use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta};
-use mach_kernels::elementwise;
-use mach_kernels::experts::{ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
+use mach_kernels::elementwise::{self, Activation, Gating, Rope, SoftmaxOver, Stretch};
+use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 use mach_kernels::{Cores, Isa};
 use mach_quant::{Bits, Codec, FloatType, Order};
 use proptest::prelude::*;
@@ -19,6 +19,30 @@ fn quantized() -> impl Strategy<Value = Codec> {
         (prop::sample::select(&Bits::ALL[..]), prop_oneof![Just(32usize), Just(64), Just(128)], scales)
             .prop_map(|(bits, group, scales)| Codec::Affine { bits, group, scales }),
     ]
+}
+
+fn gating() -> impl Strategy<Value = Gating> {
+    let activation = prop_oneof![
+        Just(Activation::Silu),
+        Just(Activation::GeluTanh),
+        Just(Activation::SigmoidPlusOne { alpha: 1.702 })
+    ];
+    (activation, prop::option::of(0.3f32..2.0)).prop_map(|(activation, clamp)| Gating { activation, clamp })
+}
+
+/// A gated pair by its definition.
+fn by_definition(Gating { activation, clamp }: Gating, gate: f32, up: f32) -> f64 {
+    let bounds = clamp.map_or((f64::NEG_INFINITY, f64::INFINITY), |c| (-f64::from(c), f64::from(c)));
+    let (g, u) = (f64::from(gate).min(bounds.1), f64::from(up).clamp(bounds.0, bounds.1));
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    match activation {
+        Activation::Silu => g * sigmoid(g) * u,
+        Activation::GeluTanh => {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044_715 * g.powi(3));
+            0.5 * g * (1.0 + z.tanh()) * u
+        }
+        Activation::SigmoidPlusOne { alpha } => g * sigmoid(f64::from(alpha) * g) * (u + 1.0),
+    }
 }
 
 proptest! {
@@ -178,19 +202,33 @@ proptest! {
     }
 
     #[test]
-    fn experts_are_their_networks(codec in quantized(), tokens in 1usize..13, experts in 1usize..5, seed: u64) {
+    fn experts_are_their_networks(codec in quantized(), tokens in 1usize..13, experts in 1usize..5, gating in gating(), biased: bool, seed: u64) {
         let mut r = random(seed);
         let (hidden, width) = (128, 128);
         let order = if seed % 2 == 0 { Order::Tiles } else { Order::Rows };
         let nets: Vec<[Weights; 3]> = (0..experts)
             .map(|_| [(width, hidden), (width, hidden), (hidden, width)].map(|(n, c)| Weights::new(&mut r, codec, n, c, order)))
             .collect();
+        // Every other expert's are bfloat16, at addresses that are no multiple of their size.
+        let biases: Vec<[Vec<f32>; 3]> = (0..experts).map(|e| {
+            let round = |v: f32| if e % 2 == 0 { v } else { half::bf16::from_f32(v).to_f32() };
+            [width, width, hidden].map(|n| r.floats(n).into_iter().map(round).collect())
+        }).collect();
+        let stored: Vec<[Vec<u8>; 3]> = biases.iter().map(|b| b.each_ref().map(|values| {
+            std::iter::once(0).chain(values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes())).collect()
+        })).collect();
+        let bias = |e: usize, m: usize| biased.then(|| match e % 2 {
+            0 => BiasRef::Floats(&biases[e][m]),
+            _ => BiasRef::Stored(FloatType::Bf16, &stored[e][m][1..]),
+        });
         let x = r.floats(tokens * hidden);
         let lists: Vec<Vec<u32>> = (0..experts).map(|_| (0..tokens as u32).filter(|_| !r.next().is_multiple_of(3)).collect()).collect();
         let run = |isa, threads| {
             let mut first_pair = 0;
-            let jobs: Vec<ExpertJob<'_>> = nets.iter().zip(&lists).filter(|(_, l)| !l.is_empty()).map(|([g, u, d], rows)| {
-                let job = ExpertJob { expert: ExpertRef { gate: g.view(), up: u.view(), down: d.view() }, rows, first_pair };
+            let jobs: Vec<ExpertJob<'_>> = nets.iter().zip(&lists).enumerate().filter(|(_, (_, l))| !l.is_empty()).map(|(e, ([g, u, d], rows))| {
+                let biases = [0, 1, 2].map(|m| bias(e, m));
+                let expert = ExpertRef { gate: g.view(), up: u.view(), down: d.view(), biases, gating };
+                let job = ExpertJob { expert, rows, first_pair };
                 first_pair += rows.len();
                 job
             }).collect();
@@ -200,20 +238,30 @@ proptest! {
         };
         let got = everywhere(run);
         let mut pair = 0;
-        for ([g, u, d], list) in nets.iter().zip(&lists) {
+        for (e, ([g, u, d], list)) in nets.iter().zip(&lists).enumerate() {
             for &row in list {
                 let xr = &x[row as usize * hidden..(row as usize + 1) * hidden];
                 let isa = Isa::best();
                 let (mut h, up) = (product(isa, 1, g, xr, 1), product(isa, 1, u, xr, 1));
-                elementwise::silu_mul(&mut Cores::new(1, isa), &mut h, &up);
-                prop_assert_eq!(bits(&product(isa, 1, d, &h, 1)), bits(&got[pair * hidden..(pair + 1) * hidden]));
+                let mut cores = Cores::new(1, isa);
+                let mut up = up;
+                if biased {
+                    elementwise::add_bias(&mut cores, &mut h, &biases[e][0]);
+                    elementwise::add_bias(&mut cores, &mut up, &biases[e][1]);
+                }
+                elementwise::gate(&mut cores, gating, &mut h, &up);
+                let mut y = product(isa, 1, d, &h, 1);
+                if biased {
+                    elementwise::add_bias(&mut cores, &mut y, &biases[e][2]);
+                }
+                prop_assert_eq!(bits(&y), bits(&got[pair * hidden..(pair + 1) * hidden]));
                 pair += 1;
             }
         }
     }
 
     #[test]
-    fn norms_and_activations(rows in 1usize..9, n in 1usize..200, seed: u64) {
+    fn norms_and_activations(rows in 1usize..9, n in 1usize..200, gating in gating(), seed: u64) {
         let mut r = random(seed);
         let (x, y, w) = (r.floats(rows * n), r.floats(rows * n), r.floats(n));
         let normed = everywhere(|isa, threads| {
@@ -230,7 +278,7 @@ proptest! {
         }
         let gated = everywhere(|isa, threads| {
             let mut out = x.clone();
-            elementwise::silu_mul(&mut Cores::new(threads, isa), &mut out, &y);
+            elementwise::gate(&mut Cores::new(threads, isa), Gating::SILU, &mut out, &y);
             elementwise::sigmoid_mul(&mut Cores::new(threads, isa), &mut out, &y);
             elementwise::add(&mut Cores::new(threads, isa), &mut out, &y);
             out
@@ -240,6 +288,22 @@ proptest! {
             let expected = a / (1.0 + (-a).exp()) * b / (1.0 + (-b).exp()) + b;
             prop_assert!((f64::from(gated[i]) - expected).abs() < 1e-5);
         }
+        let (wide, other): (Vec<f32>, Vec<f32>) = x.iter().zip(&y).map(|(x, y)| (6.0 * x, 6.0 * y)).unzip();
+        let combined = everywhere(|isa, threads| {
+            let mut out = wide.clone();
+            elementwise::gate(&mut Cores::new(threads, isa), gating, &mut out, &other);
+            out
+        });
+        for i in 0..rows * n {
+            let expected = by_definition(gating, wide[i], other[i]);
+            prop_assert!((f64::from(combined[i]) - expected).abs() < 2e-5, "{gating:?}: {} {expected}", combined[i]);
+        }
+        let biased = everywhere(|isa, threads| {
+            let mut out = x.clone();
+            elementwise::add_bias(&mut Cores::new(threads, isa), &mut out, &w);
+            out
+        });
+        prop_assert!((0..rows * n).all(|i| biased[i] == x[i] + w[i % n]));
         let soft = everywhere(|isa, _| { let mut out = x[..n].to_vec(); elementwise::softmax(isa, &mut out); out });
         prop_assert!((soft.iter().sum::<f32>() - 1.0).abs() < 1e-4);
     }
@@ -253,6 +317,89 @@ proptest! {
         order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
         order.truncate(k.min(scores.len()));
         prop_assert_eq!(out, order);
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_so_in_a_clamp() {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::SigmoidPlusOne { alpha: 1.702 }] {
+        for isa in Isa::available() {
+            let mut out = [f32::NAN, 1.0, 100.0];
+            let gating = Gating { activation, clamp: Some(7.0) };
+            elementwise::gate(&mut Cores::new(1, isa), gating, &mut out, &[1.0, f32::NAN, -100.0]);
+            assert!(out[0].is_nan() && out[1].is_nan(), "{isa} {activation:?}: {out:?}");
+            assert!((f64::from(out[2]) - by_definition(gating, 100.0, -100.0)).abs() < 1e-4, "{out:?}");
+        }
+    }
+}
+
+/// architectures.md section 1.2, for the sizes of gpt-oss and for others that meet every bound.
+#[test]
+fn stretched_rotations_are_those_of_yarn() {
+    for (dim, theta, factor, original, truncate, magnitude) in [
+        (64usize, 150_000.0f64, 32.0f64, 4096usize, false, 1.346_573_59f64),
+        (64, 150_000.0, 32.0, 4096, true, 1.0),
+        (32, 10_000.0, 16.0, 65_536, true, 1.0),
+        (16, 10_000.0, 4.0, 16, false, 1.2),
+    ] {
+        let (beta_fast, beta_slow) = (32.0f64, 1.0f64);
+        let stretch = Stretch { factor, original, beta_fast, beta_slow, truncate, magnitude };
+        let rope = Rope::stretched(theta, dim, &stretch);
+        let bound = |b: f64| {
+            dim as f64 * (original as f64 / (2.0 * std::f64::consts::PI * b)).ln() / (2.0 * theta.ln())
+        };
+        let (mut low, mut high) = (bound(beta_fast), bound(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        for position in [0, 1, 77, 5000] {
+            let mut angles = Vec::new();
+            rope.angles(position, &mut angles);
+            assert_eq!(angles.len(), dim);
+            for i in 0..dim / 2 {
+                let plain = theta.powf(-2.0 * i as f64 / dim as f64);
+                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                let f = plain / factor * ramp + plain * (1.0 - ramp);
+                // The product of position and frequency is rounded to f32.
+                let angle = f64::from(position as f32 * f as f32);
+                let (cos, sin) = (magnitude * angle.cos(), magnitude * angle.sin());
+                let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-3;
+                assert!(close(angles[i], cos) && close(angles[dim / 2 + i], sin), "{dim} {position} {i}");
+            }
+        }
+    }
+    let (mut plain, mut stretched) = (Vec::new(), Vec::new());
+    Rope::new(1e4, 32).angles(9, &mut plain);
+    let none = Stretch {
+        factor: 1.0,
+        original: 4096,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        magnitude: 1.0,
+    };
+    Rope::stretched(1e4, 32, &none).angles(9, &mut stretched);
+    assert!(plain.iter().zip(&stretched).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+#[test]
+fn routing_over_the_chosen_is_their_softmax() {
+    let logits = [0.5f32, 3.0, -1.0, 2.0, 2.5, -200.0, 1.0, 0.0];
+    let (mut experts, mut weights) = (vec![0; 6], vec![0.0; 6]);
+    for isa in Isa::available() {
+        let mut scores = [logits, logits.map(|x| -x)].concat();
+        let over = SoftmaxOver::Chosen;
+        elementwise::route(&mut Cores::new(1, isa), &mut scores, 8, over, &mut experts, &mut weights);
+        assert_eq!(experts, [1, 4, 3, 5, 2, 7]);
+        let total: f32 = [3.0f32, 2.5, 2.0].iter().map(|x| x.exp()).sum();
+        for (weight, logit) in weights.iter().zip([3.0f32, 2.5, 2.0]) {
+            assert!((weight - logit.exp() / total).abs() < 1e-6, "{isa}: {weights:?}");
+        }
+        assert_eq!(weights[3], 1.0, "{weights:?}");
     }
 }
 

@@ -13,6 +13,8 @@ pub enum Family {
     Qwen3_5Moe,
     /// Qwen3 MoE: attention only, no shared expert.
     Qwen3Moe,
+    /// gpt-oss: attention with sinks, full and sliding in turn, experts with biases.
+    GptOss,
 }
 
 /// What mixes tokens in a layer.
@@ -20,6 +22,8 @@ pub enum Family {
 pub enum LayerKind {
     /// Softmax attention over all keys.
     FullAttention,
+    /// Softmax attention over the nearest [`sliding_window`](ModelConfig::sliding_window) keys.
+    SlidingAttention,
     /// Gated DeltaNet recurrence.
     LinearAttention,
 }
@@ -31,6 +35,25 @@ pub struct RopeConfig {
     pub theta: f64,
     /// How many leading elements of a head are rotated.
     pub rotary_dim: usize,
+    /// How the context is stretched, if it is.
+    pub yarn: Option<YarnConfig>,
+}
+
+/// A rotary embedding stretched over a longer context (YaRN).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnConfig {
+    /// By how much.
+    pub factor: f64,
+    /// Positions that the model was made for at first.
+    pub original: usize,
+    /// Rotations over those positions above which a frequency stays as it is.
+    pub beta_fast: f64,
+    /// Rotations below which it is divided in full.
+    pub beta_slow: f64,
+    /// Whether the bounds between these are whole pairs.
+    pub truncate: bool,
+    /// Multiplies cosines and sines.
+    pub magnitude: f64,
 }
 
 /// Routed experts of the MoE layers.
@@ -46,6 +69,12 @@ pub struct MoeConfig {
     pub shared_intermediate_size: Option<usize>,
     /// Whether the top-k weights are divided by their sum.
     pub norm_topk_prob: bool,
+    /// Whether the projections of routed experts have biases.
+    pub expert_bias: bool,
+    /// Bounds the gate's outputs from above and those of `up` from both sides.
+    pub swiglu_limit: Option<f32>,
+    /// Slope of the sigmoid in the activation, where the file gives one.
+    pub swiglu_alpha: Option<f32>,
 }
 
 /// Gated DeltaNet sizes.
@@ -92,6 +121,10 @@ pub struct ModelConfig {
     pub moe_layers: Vec<bool>,
     /// Routed experts of the MoE layers.
     pub moe: MoeConfig,
+    /// Whether the projections of attention have biases.
+    pub attention_bias: bool,
+    /// Keys that a query of a sliding layer sees, its own included; `None` if no layer is sliding.
+    pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
     /// Whether the head is the embedding.

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig};
-use crate::families::Row;
+use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig};
+use crate::families::{Row, Yarn};
 use crate::{CheckpointError, json};
 
 /// Bounds above any model, small enough that no product of two sizes overflows.
@@ -44,10 +44,17 @@ struct Text {
     partial_rotary_factor: Option<f64>,
     layer_types: Option<Vec<String>>,
     full_attention_interval: Option<u64>,
+    sliding_window: Option<u64>,
     mlp_only_layers: Option<Vec<u64>>,
     decoder_sparse_step: Option<u64>,
     num_experts: Option<u64>,
+    /// Another spelling of `num_experts`; files may have both.
+    num_local_experts: Option<u64>,
     num_experts_per_tok: Option<u64>,
+    /// Another spelling of `num_experts_per_tok`; files may have both.
+    experts_per_token: Option<u64>,
+    swiglu_limit: Option<f64>,
+    swiglu_alpha: Option<f64>,
     moe_intermediate_size: Option<u64>,
     shared_expert_intermediate_size: Option<u64>,
     norm_topk_prob: Option<bool>,
@@ -73,6 +80,14 @@ struct Rope {
     kind: Option<String>,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
+    factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    original_max_position_embeddings: Option<u64>,
+    truncate: Option<bool>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
 }
 
 /// One id or a list of them.
@@ -115,7 +130,7 @@ pub(crate) fn parse_config(
             known: Row::known(),
         });
     };
-    let quantization = Quantization::from_config(&root).map_err(fail)?;
+    let quantization = Quantization::from_config(&root, arch.quant_method).map_err(fail)?;
     let (section, value) = match (arch.text_config, envelope.text_config) {
         (true, Some(text)) => ("text_config.", text),
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),
@@ -173,6 +188,11 @@ impl Builder<'_> {
         };
         let layers = self.layers(layer_count)?;
         let gdn = if layers.contains(&LayerKind::LinearAttention) { Some(self.gdn()?) } else { None };
+        let sliding_window = if layers.contains(&LayerKind::SlidingAttention) {
+            Some(self.size("sliding_window", t.sliding_window, MAX_POSITIONS)?)
+        } else {
+            None
+        };
         let (moe, moe_layers) = self.moe(layer_count)?;
         let intermediate_size = if moe_layers.iter().all(|&m| m) {
             0
@@ -194,6 +214,8 @@ impl Builder<'_> {
             layers,
             moe_layers,
             moe,
+            attention_bias: self.arch.attention_bias,
+            sliding_window,
             gdn,
             tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(false),
             max_position_embeddings: self.size(
@@ -226,6 +248,24 @@ impl Builder<'_> {
         }
     }
 
+    fn bound(&self, field: &str, value: Option<f64>) -> Result<Option<f32>, String> {
+        value.map(|value| self.positive(field, value, 1e6).map(|value| value as f32)).transpose()
+    }
+
+    /// A setting with two spellings, which must not contradict each other.
+    fn spelt(
+        &self,
+        (field, value): (&str, Option<u64>),
+        (other, other_value): (&str, Option<u64>),
+    ) -> Result<Option<u64>, String> {
+        match (value, other_value) {
+            (Some(a), Some(b)) if a != b => {
+                Err(format!("`{0}{field}` is {a}, but `{0}{other}` is {b}", self.section))
+            }
+            (a, b) => Ok(a.or(b)),
+        }
+    }
+
     /// Settings that would change the computation in a way that no supported family has.
     fn refuse_variants(&self) -> Result<(), String> {
         let t = self.text;
@@ -236,8 +276,15 @@ impl Builder<'_> {
             None | Some("silu" | "swish") => {}
             Some(other) => return refuse("hidden_act", other),
         }
-        if t.attention_bias == Some(true) {
-            return refuse("attention_bias", "true");
+        if let Some(said) = t.attention_bias.filter(|&said| said != self.arch.attention_bias) {
+            return refuse("attention_bias", if said { "true" } else { "false" });
+        }
+        for (field, set) in
+            [("swiglu_limit", t.swiglu_limit.is_some()), ("swiglu_alpha", t.swiglu_alpha.is_some())]
+        {
+            if set && !self.arch.swiglu_limit {
+                return refuse(field, "a limit of activations");
+            }
         }
         if t.use_sliding_window == Some(true) {
             return refuse("use_sliding_window", "true");
@@ -248,6 +295,7 @@ impl Builder<'_> {
         for (field, rope) in [("rope_parameters", &t.rope_parameters), ("rope_scaling", &t.rope_scaling)] {
             match rope.as_ref().and_then(|r| r.rope_type.as_deref().or(r.kind.as_deref())) {
                 None | Some("default") => {}
+                Some("yarn") if self.arch.yarn != Yarn::Never => {}
                 Some(other) => return refuse(&format!("{field}.rope_type"), other),
             }
         }
@@ -271,13 +319,52 @@ impl Builder<'_> {
                 self.section
             ));
         }
-        Ok(RopeConfig { theta, rotary_dim })
+        Ok(RopeConfig { theta, rotary_dim, yarn: self.yarn()? })
+    }
+
+    fn yarn(&self) -> Result<Option<YarnConfig>, String> {
+        let (place, rope) = match (&self.text.rope_parameters, &self.text.rope_scaling) {
+            (Some(rope), _) => ("rope_parameters", rope),
+            (None, Some(rope)) => ("rope_scaling", rope),
+            (None, None) => return Ok(None),
+        };
+        if rope.rope_type.as_deref().or(rope.kind.as_deref()) != Some("yarn") {
+            return Ok(None);
+        }
+        let name = |field: &str| format!("{place}.{field}");
+        let positive = |field: &str, value: Option<f64>, max: f64| match value {
+            Some(value) => self.positive(&name(field), value, max),
+            None => Err(format!("`{}{}` is missing", self.section, name(field))),
+        };
+        let factor = positive("factor", rope.factor, 1e6)?;
+        let magnitude = |scale: f64| if factor > 1.0 { 0.1 * scale * factor.ln() + 1.0 } else { 1.0 };
+        let magnitude = match (self.arch.yarn, rope.attention_factor, rope.mscale, rope.mscale_all_dim) {
+            (Yarn::Plain | Yarn::Never, ..) => 1.0,
+            (Yarn::Magnified, Some(given), ..) => positive("attention_factor", Some(given), 1e3)?,
+            (Yarn::Magnified, None, Some(one), Some(all)) => magnitude(one) / magnitude(all),
+            (Yarn::Magnified, None, ..) => magnitude(1.0),
+        };
+        Ok(Some(YarnConfig {
+            factor,
+            original: self.size(
+                &name("original_max_position_embeddings"),
+                rope.original_max_position_embeddings,
+                MAX_POSITIONS,
+            )?,
+            beta_fast: positive("beta_fast", rope.beta_fast.or(Some(32.0)), 1e6)?,
+            beta_slow: positive("beta_slow", rope.beta_slow.or(Some(1.0)), 1e6)?,
+            truncate: rope.truncate.unwrap_or(true),
+            magnitude,
+        }))
     }
 
     fn layers(&self, count: usize) -> Result<Vec<LayerKind>, String> {
         let t = self.text;
-        let Some(default_interval) = self.arch.full_attention_interval else {
-            return Ok(vec![LayerKind::FullAttention; count]);
+        let (other, default_interval) = match (self.arch.full_attention_interval, self.arch.sliding_interval)
+        {
+            (Some(interval), _) => (LayerKind::LinearAttention, interval),
+            (None, Some(interval)) => (LayerKind::SlidingAttention, interval),
+            (None, None) => (LayerKind::FullAttention, 1),
         };
         if let Some(types) = &t.layer_types {
             if types.len() != count {
@@ -290,18 +377,31 @@ impl Builder<'_> {
             return types
                 .iter()
                 .enumerate()
-                .map(|(i, kind)| match kind.as_str() {
-                    "full_attention" => Ok(LayerKind::FullAttention),
-                    "linear_attention" => Ok(LayerKind::LinearAttention),
-                    other => Err(format!("`{}layer_types[{i}]`: unknown kind `{other}`", self.section)),
+                .map(|(i, kind)| {
+                    let known = match kind.as_str() {
+                        "full_attention" => Some(LayerKind::FullAttention),
+                        "linear_attention" => Some(LayerKind::LinearAttention),
+                        "sliding_attention" => Some(LayerKind::SlidingAttention),
+                        _ => None,
+                    };
+                    let place = || format!("`{}layer_types[{i}]`", self.section);
+                    match known {
+                        Some(kind) if kind == LayerKind::FullAttention || kind == other => Ok(kind),
+                        Some(_) => Err(format!(
+                            "{}: `{kind}` is not supported for {}",
+                            place(),
+                            self.arch.model_type
+                        )),
+                        None => Err(format!("{}: unknown kind `{kind}`", place())),
+                    }
                 })
                 .collect();
         }
-        let interval = t.full_attention_interval.or(Some(default_interval as u64));
+        // Only of the hybrid family is the interval a setting.
+        let given = t.full_attention_interval.filter(|_| other == LayerKind::LinearAttention);
+        let interval = given.or(Some(default_interval as u64));
         let interval = self.size("full_attention_interval", interval, MAX_LAYERS)?;
-        Ok((1..=count)
-            .map(|n| if n % interval == 0 { LayerKind::FullAttention } else { LayerKind::LinearAttention })
-            .collect())
+        Ok((1..=count).map(|n| if n % interval == 0 { LayerKind::FullAttention } else { other }).collect())
     }
 
     fn gdn(&self) -> Result<GdnConfig, String> {
@@ -324,7 +424,13 @@ impl Builder<'_> {
 
     fn moe(&self, layer_count: usize) -> Result<(MoeConfig, Vec<bool>), String> {
         let t = self.text;
-        let experts = t.num_experts.ok_or_else(|| format!("`{}num_experts` is missing", self.section))?;
+        let experts = self
+            .spelt(("num_experts", t.num_experts), ("num_local_experts", t.num_local_experts))?
+            .ok_or_else(|| format!("`{}num_experts` is missing", self.section))?;
+        let per_token = self.spelt(
+            ("num_experts_per_tok", t.num_experts_per_tok),
+            ("experts_per_token", t.experts_per_token),
+        )?;
         let step = self.size("decoder_sparse_step", t.decoder_sparse_step.or(Some(1)), MAX_LAYERS)?;
         let mut moe_layers: Vec<bool> =
             (1..=layer_count).map(|n| experts > 0 && n.is_multiple_of(step)).collect();
@@ -342,11 +448,14 @@ impl Builder<'_> {
                 intermediate_size: 0,
                 shared_intermediate_size: None,
                 norm_topk_prob,
+                expert_bias: false,
+                swiglu_limit: None,
+                swiglu_alpha: None,
             };
             return Ok((none, moe_layers));
         }
         let num_experts = self.size("num_experts", Some(experts), MAX_EXPERTS)?;
-        let top_k = self.size("num_experts_per_tok", t.num_experts_per_tok, MAX_EXPERTS)?;
+        let top_k = self.size("num_experts_per_tok", per_token, MAX_EXPERTS)?;
         if top_k > num_experts {
             return Err(format!(
                 "`{0}num_experts_per_tok` ({top_k}) is more than `{0}num_experts` ({num_experts})",
@@ -362,9 +471,15 @@ impl Builder<'_> {
         let moe = MoeConfig {
             num_experts,
             top_k,
-            intermediate_size: self.size("moe_intermediate_size", t.moe_intermediate_size, MAX_HIDDEN)?,
+            intermediate_size: match self.arch.expert_width {
+                field @ "intermediate_size" => self.size(field, t.intermediate_size, MAX_HIDDEN)?,
+                field => self.size(field, t.moe_intermediate_size, MAX_HIDDEN)?,
+            },
             shared_intermediate_size,
             norm_topk_prob,
+            expert_bias: self.arch.expert_bias,
+            swiglu_limit: self.bound("swiglu_limit", t.swiglu_limit)?,
+            swiglu_alpha: self.bound("swiglu_alpha", t.swiglu_alpha)?,
         };
         Ok((moe, moe_layers))
     }

@@ -1,6 +1,7 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod gpt_oss;
 mod qwen3_5_moe;
 mod qwen3_moe;
 
@@ -12,7 +13,7 @@ use crate::Family;
 use crate::synth::Shape;
 
 /// All families.
-pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW];
+pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW, &gpt_oss::ROW];
 
 /// Where a form of a family keeps the text model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
 pub enum SwigluVariant {
     /// `silu(gate) * up`.
     PlainSwiglu,
+    /// Gate and up bounded, and combined by a sigmoid linear unit.
+    SiluLimited,
 }
 
 /// What a sequence keeps.
@@ -40,6 +43,8 @@ pub enum KvCacheKind {
     Standard,
     /// Recurrent state in most layers, keys and values in the others.
     HybridGdn,
+    /// Keys and values; some layers keep only those of the nearest positions.
+    Rotating,
 }
 
 /// The generation of drafts that a family can be sped up by.
@@ -47,6 +52,8 @@ pub enum KvCacheKind {
 pub enum SpecdecKind {
     /// DFlash.
     SpecdecV7,
+    /// None: there are no drafts for it.
+    TargetOnly,
 }
 
 /// Names as the API writes them.
@@ -66,9 +73,16 @@ macro_rules! named {
     };
 }
 
-named!(SwigluVariant { SwigluVariant::PlainSwiglu => "plain_swiglu" });
-named!(KvCacheKind { KvCacheKind::Standard => "standard", KvCacheKind::HybridGdn => "hybrid_gdn" });
-named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7" });
+named!(SwigluVariant {
+    SwigluVariant::PlainSwiglu => "plain_swiglu",
+    SwigluVariant::SiluLimited => "silu_limited",
+});
+named!(KvCacheKind {
+    KvCacheKind::Standard => "standard",
+    KvCacheKind::HybridGdn => "hybrid_gdn",
+    KvCacheKind::Rotating => "rotating",
+});
+named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::TargetOnly => "target_only" });
 named!(Batching { Batching::Able => "ok", Batching::Unable(reason) => reason });
 
 /// How a family writes calls and reasoning where its chat template does not show it.
@@ -97,6 +111,17 @@ impl Batching {
     }
 }
 
+/// Whether a family's rotary embeddings may be stretched by YaRN, and what then multiplies cosines and sines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yarn {
+    /// They may not.
+    Never,
+    /// `0.1 ln factor + 1`, unless the file says otherwise.
+    Magnified,
+    /// Nothing.
+    Plain,
+}
+
 /// Synthetic checkpoints of a family.
 #[derive(Clone, Copy)]
 pub struct Synthetic {
@@ -106,6 +131,16 @@ pub struct Synthetic {
     pub shapes: &'static [Shape],
     /// Whether the query projection holds a gate.
     pub gated_attention: bool,
+    /// Whether queries and keys are normed.
+    pub normed_attention: bool,
+    /// Name of the router inside `mlp`.
+    pub router: &'static str,
+    /// Name of the stacked experts inside `mlp`.
+    pub stack: &'static str,
+    /// Whether experts are MXFP4 instead of affine.
+    pub mxfp4_experts: bool,
+    /// Whether attention has sinks, and its projections, the router and the experts have biases.
+    pub biases: bool,
     /// From the text settings that all families share, and the rest of `config.json`, to the family's `config.json`.
     pub config: fn(shape: &Shape, layers: usize, text: Value, root: Value) -> Value,
 }
@@ -137,6 +172,19 @@ pub struct Row {
     pub partial_rotary_factor: f64,
     /// Default `full_attention_interval`; `None` if every layer is full attention.
     pub full_attention_interval: Option<usize>,
+    /// Where layers may be `sliding_attention`: unless `layer_types` says otherwise, the last of so many is full
+    /// attention and the others are sliding. `None` if none is.
+    pub sliding_interval: Option<usize>,
+    /// Whether the projections of attention have biases.
+    pub attention_bias: bool,
+    /// Whether rotary embeddings may be stretched.
+    pub yarn: Yarn,
+    /// Whether activations of experts may be bounded (`swiglu_limit`).
+    pub swiglu_limit: bool,
+    /// The setting that says how wide a routed expert is.
+    pub expert_width: &'static str,
+    /// The `quantization_config.quant_method` of its published files, if they are quantized.
+    pub quant_method: Option<&'static str>,
     /// Whether layers have a shared expert.
     pub shared_expert: bool,
     /// How experts combine gate and up.

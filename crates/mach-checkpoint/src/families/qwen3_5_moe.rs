@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
+    Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, TAPS, extend};
@@ -20,6 +21,12 @@ pub(super) static ROW: Row = Row {
     always_norm_topk: true,
     partial_rotary_factor: 0.25,
     full_attention_interval: Some(4),
+    sliding_interval: None,
+    attention_bias: false,
+    yarn: Yarn::Never,
+    swiglu_limit: false,
+    expert_width: "moe_intermediate_size",
+    quant_method: None,
     shared_expert: true,
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,
@@ -30,7 +37,17 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_5_moe",
-    synthetic: Synthetic { naming: MLX, shapes: SHAPES, gated_attention: true, config },
+    synthetic: Synthetic {
+        naming: MLX,
+        shapes: SHAPES,
+        gated_attention: true,
+        normed_attention: true,
+        router: "gate",
+        stack: "switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[

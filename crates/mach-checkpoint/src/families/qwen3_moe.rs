@@ -3,7 +3,9 @@
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic};
+use super::{
+    Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
+};
 use crate::Family;
 use crate::synth::{Shape, extend};
 
@@ -16,6 +18,12 @@ pub(super) static ROW: Row = Row {
     always_norm_topk: false,
     partial_rotary_factor: 1.0,
     full_attention_interval: None,
+    sliding_interval: None,
+    attention_bias: false,
+    yarn: Yarn::Never,
+    swiglu_limit: false,
+    expert_width: "moe_intermediate_size",
+    quant_method: None,
     shared_expert: false,
     swiglu_variant: SwigluVariant::PlainSwiglu,
     expert_bias: false,
@@ -26,7 +34,17 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_moe",
-    synthetic: Synthetic { naming: PUBLISHED, shapes: SHAPES, gated_attention: false, config },
+    synthetic: Synthetic {
+        naming: PUBLISHED,
+        shapes: SHAPES,
+        gated_attention: false,
+        normed_attention: true,
+        router: "gate",
+        stack: "switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[

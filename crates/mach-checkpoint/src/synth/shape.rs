@@ -62,7 +62,11 @@ impl Shape {
         for layer in 0..layers {
             let eight = json!({"group_size": 64, "bits": 8});
             let mlp = format!("{}layers.{layer}.mlp", form.naming.prefix);
-            quantization.insert(format!("{mlp}.gate"), eight.clone());
+            quantization.insert(format!("{mlp}.{}", form.router), eight.clone());
+            for matrix in ["gate_proj", "up_proj", "down_proj"].into_iter().filter(|_| form.mxfp4_experts) {
+                let mxfp4 = json!({"group_size": 32, "bits": 4, "mode": "mxfp4"});
+                quantization.insert(format!("{mlp}.{}.{matrix}", form.stack), mxfp4);
+            }
             if self.shared > 0 {
                 quantization.insert(format!("{mlp}.shared_expert_gate"), eight);
             }

@@ -16,6 +16,10 @@ pub(super) const TEXT_TOKENS: usize = 16_368;
 
 /// Deviation of 4-bit codes times their varied scales, in units of the grid's power of two.
 const DEVIATION_4: f32 = 6.758;
+/// Deviation of e2m1 codes, in units of their scale.
+const DEVIATION_MXFP4: f32 = 2.926;
+/// Deviation of biases.
+const BIAS_GAIN: f32 = 0.1;
 /// Deviation of 8-bit codes.
 const DEVIATION_8: f32 = 73.9;
 /// Deviation of logits.
@@ -41,13 +45,14 @@ pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptio
     for layer in 0..options.layers {
         let base = format!("{prefix}layers.{layer}.");
         plan.ones(format!("{base}input_layernorm.weight"), shape.hidden);
-        if shape.is_full(layer) {
+        // Where there is no recurrence, the other layers are attention over a window.
+        if shape.is_full(layer) || shape.gdn == (0, 0, 0) {
             plan.attention(shape, form, &format!("{base}self_attn."));
         } else {
             plan.gated_delta(shape, &format!("{base}linear_attn."));
         }
         plan.ones(format!("{base}post_attention_layernorm.weight"), shape.hidden);
-        plan.moe(shape, &format!("{base}mlp."), options);
+        plan.moe(shape, form, &format!("{base}mlp."), options);
     }
     plan.ones(format!("{prefix}norm.weight"), shape.hidden);
     plan.head(shape, form.naming.head);
@@ -72,6 +77,7 @@ impl TensorPlan {
     fn push(&mut self, name: String, dtype: &'static str, shape: Vec<usize>, content: Content) {
         let size = match dtype {
             "U32" | "F32" => 4,
+            "U8" => 1,
             _ => 2,
         };
         let bytes = shape.iter().product::<usize>() * size;
@@ -90,6 +96,26 @@ impl TensorPlan {
 
     fn ones(&mut self, name: String, length: usize) {
         self.made(name, "BF16", vec![length], Arc::new(move || halves(vec![1.0; length])));
+    }
+
+    /// Random values, the leading `zeros` of each vector 0.
+    fn vectors(&mut self, name: String, shape: &[usize], zeros: usize, gain: f32) {
+        let (seed, n) = (stream(self.seed, &name), shape.last().copied().unwrap_or(1));
+        let count = shape.iter().product::<usize>();
+        let value = move |i: usize| if i % n < zeros { 0.0 } else { gain * normal(seed, i as u64) };
+        self.made(name, "BF16", shape.to_vec(), Arc::new(move || halves((0..count).map(value))));
+    }
+
+    /// An MXFP4 stack.
+    fn mxfp4(&mut self, module: &str, experts: usize, rows: usize, cols: usize, role: Role) {
+        let (gain, zero_rows) = match role {
+            Role::In => (1.0, 0),
+            Role::Out => (OUTPUT_GAIN, CARRIED),
+        };
+        let codes = Content::Codes { seed: stream(self.seed, module), words: cols / 8, rows, zero_rows };
+        self.push(format!("{module}.weight"), "U32", vec![experts, rows, cols / 8], codes);
+        let scale = (127 + exponent(gain, cols, DEVIATION_MXFP4)).clamp(1, 254) as u8;
+        self.push(format!("{module}.scales"), "U8", vec![experts, rows, cols / 32], Content::Bytes(scale));
     }
 
     /// A 4-bit linear module, or a stack of them with `lead` `[experts]`.
@@ -168,8 +194,17 @@ impl TensorPlan {
         self.linear(&format!("{base}k_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
         self.linear(&format!("{base}v_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
         self.linear(&format!("{base}o_proj"), &[], shape.hidden, heads * dim, Role::Out);
-        self.ones(format!("{base}q_norm.weight"), dim);
-        self.ones(format!("{base}k_norm.weight"), dim);
+        if form.normed_attention {
+            self.ones(format!("{base}q_norm.weight"), dim);
+            self.ones(format!("{base}k_norm.weight"), dim);
+        }
+        if form.biases {
+            self.vectors(format!("{base}q_proj.bias"), &[heads * dim * gated], 0, BIAS_GAIN);
+            self.vectors(format!("{base}k_proj.bias"), &[kv_heads * dim], 0, BIAS_GAIN);
+            self.vectors(format!("{base}v_proj.bias"), &[kv_heads * dim], 0, BIAS_GAIN);
+            self.vectors(format!("{base}o_proj.bias"), &[shape.hidden], CARRIED, BIAS_GAIN);
+            self.vectors(format!("{base}sinks"), &[heads], 0, 1.0);
+        }
     }
 
     fn gated_delta(&mut self, shape: &Shape, base: &str) {
@@ -194,21 +229,38 @@ impl TensorPlan {
         self.linear(&format!("{base}out_proj"), &[], shape.hidden, value_heads * dim, Role::Out);
     }
 
-    fn moe(&mut self, shape: &'static Shape, base: &str, options: &SynthOptions) {
+    fn moe(&mut self, shape: &'static Shape, form: &Synthetic, base: &str, options: &SynthOptions) {
         let (experts, top_k, width) = shape.experts;
         let hidden = shape.hidden;
         let (seed, routing) = (stream(self.seed, base), options.routing);
         let gate = move || routing::quantize(&routing::router(seed, experts, top_k, routing), hidden);
-        let name = format!("{base}gate");
+        let name = format!("{base}{}", form.router);
         let groups = vec![experts, hidden / 64];
         self.made(format!("{name}.weight"), "U32", vec![experts, hidden / 4], Arc::new(move || gate().0));
         self.made(format!("{name}.scales"), "BF16", groups.clone(), Arc::new(move || halves(gate().1)));
         self.made(format!("{name}.biases"), "BF16", groups, Arc::new(move || halves(gate().2)));
 
-        let stack = format!("{base}switch_mlp.");
-        self.linear(&format!("{stack}gate_proj"), &[experts], width, hidden, Role::In);
-        self.linear(&format!("{stack}up_proj"), &[experts], width, hidden, Role::In);
-        self.linear(&format!("{stack}down_proj"), &[experts], hidden, width, Role::Out);
+        let stack = format!("{base}{}.", form.stack);
+        let matrices = [
+            ("gate_proj", width, hidden, Role::In),
+            ("up_proj", width, hidden, Role::In),
+            ("down_proj", hidden, width, Role::Out),
+        ];
+        for (matrix, rows, cols, role) in matrices {
+            let module = format!("{stack}{matrix}");
+            match form.mxfp4_experts {
+                true => self.mxfp4(&module, experts, rows, cols, role),
+                false => self.linear(&module, &[experts], rows, cols, role),
+            }
+            if form.biases {
+                let zeros = if matches!(role, Role::Out) { CARRIED } else { 0 };
+                self.vectors(format!("{module}.bias"), &[experts, rows], zeros, BIAS_GAIN);
+            }
+        }
+        if form.biases {
+            // Which experts a token goes to is the weights' to say.
+            self.vectors(format!("{base}{}.bias", form.router), &[experts], experts, 0.0);
+        }
         if shape.shared == 0 {
             return;
         }

@@ -1,6 +1,7 @@
 //! Norms and activations of 64 rows, 2048 wide.
 
-use mach_kernels::{Isa, elementwise};
+use mach_kernels::Isa;
+use mach_kernels::elementwise::{self, Gating};
 
 use crate::case::{Suite, Work};
 
@@ -17,7 +18,7 @@ pub(crate) fn add(suite: &mut Suite) {
         let (up, gate, mut both) = (values(ROWS * WIDTH), values(ROWS * WIDTH), vec![0.0; ROWS * WIDTH]);
         suite.add(format!("silu {isa}"), None, isa, Work::Rows(ROWS), move |cores| {
             both.copy_from_slice(&gate);
-            elementwise::silu_mul(cores, &mut both, &up);
+            elementwise::gate(cores, Gating::SILU, &mut both, &up);
         });
         let scores = values(WIDTH);
         let mut row = scores.clone();

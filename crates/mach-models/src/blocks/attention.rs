@@ -12,11 +12,13 @@ pub(crate) struct Attention<M, V> {
     k: M,
     v: M,
     o: M,
+    /// Of these four, if the spec says biases.
+    biases: Option<[V; 4]>,
     weights: AttentionWeights<V>,
 }
 
 impl<M: Copy, V> Attention<M, V> {
-    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm` and `k_norm` under `layers.{layer}.self_attn`.
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm`, `k_norm` and `sinks` under `layers.{layer}.self_attn`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         layer: usize,
@@ -30,13 +32,31 @@ impl<M: Copy, V> Attention<M, V> {
             k: from.matrix(&format!("{base}.k_proj"), kv_width, hidden)?,
             v: from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?,
             o: from.matrix(&format!("{base}.o_proj"), hidden, width)?,
-            weights: match spec.qk_norm {
-                Some(_) => AttentionWeights {
-                    q_norm: Some(from.norm(&format!("{base}.q_norm.weight"), spec.head_dim)?),
-                    k_norm: Some(from.norm(&format!("{base}.k_norm.weight"), spec.head_dim)?),
-                    sinks: None,
+            biases: match spec.bias {
+                true => Some([
+                    from.vector(
+                        &format!("{base}.q_proj.bias"),
+                        &[if spec.gated { 2 * width } else { width }],
+                    )?,
+                    from.vector(&format!("{base}.k_proj.bias"), &[kv_width])?,
+                    from.vector(&format!("{base}.v_proj.bias"), &[kv_width])?,
+                    from.vector(&format!("{base}.o_proj.bias"), &[hidden])?,
+                ]),
+                false => None,
+            },
+            weights: AttentionWeights {
+                q_norm: match spec.qk_norm {
+                    Some(_) => Some(from.norm(&format!("{base}.q_norm.weight"), spec.head_dim)?),
+                    None => None,
                 },
-                None => AttentionWeights { q_norm: None, k_norm: None, sinks: None },
+                k_norm: match spec.qk_norm {
+                    Some(_) => Some(from.norm(&format!("{base}.k_norm.weight"), spec.head_dim)?),
+                    None => None,
+                },
+                sinks: match spec.sinks {
+                    true => Some(from.vector(&format!("{base}.sinks"), &[spec.heads])?),
+                    false => None,
+                },
             },
             spec: spec.clone(),
         })
@@ -51,7 +71,15 @@ impl<M: Copy, V> Attention<M, V> {
     ) {
         let [q, k, v, _] = &mut ws.p;
         d.linear(&ws.x, &[self.q, self.k, self.v], &mut [&mut *q, &mut *k, &mut *v]);
+        if let Some([of_q, of_k, of_v, _]) = &self.biases {
+            d.add_bias(q, of_q);
+            d.add_bias(k, of_k);
+            d.add_bias(v, of_v);
+        }
         d.attention(&self.spec, &self.weights, q, k, v, states, &mut ws.mixed);
         d.linear(&ws.mixed, &[self.o], &mut [&mut ws.y]);
+        if let Some([.., of_o]) = &self.biases {
+            d.add_bias(&mut ws.y, of_o);
+        }
     }
 }

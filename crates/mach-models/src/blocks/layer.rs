@@ -18,14 +18,15 @@ pub(crate) struct Layer<M, V> {
     pub(crate) input_norm: V,
     pub(crate) mixer: Mixer<M, V>,
     pub(crate) post_norm: V,
-    pub(crate) feed_forward: FeedForward<M>,
+    pub(crate) feed_forward: FeedForward<M, V>,
 }
 
 impl<M: Copy, V> Layer<M, V> {
-    /// The modules under `layers.{index}` by the names of the Qwen families.
+    /// The modules under `layers.{index}` by the names of the Qwen families, the router by `router`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         index: usize,
+        router: &str,
         spec: &LayerSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
@@ -36,7 +37,7 @@ impl<M: Copy, V> Layer<M, V> {
                 MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(GatedDelta::load(from, index, spec)?),
             },
             post_norm: from.norm(&format!("layers.{index}.post_attention_layernorm.weight"), hidden)?,
-            feed_forward: FeedForward::load(from, index, &spec.feed_forward)?,
+            feed_forward: FeedForward::load(from, index, router, &spec.feed_forward)?,
         })
     }
 

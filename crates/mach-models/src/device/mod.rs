@@ -67,8 +67,8 @@ pub struct DeltaWeights<V> {
 }
 
 /// A gated network that every row goes through.
-#[derive(Debug, Clone, Copy)]
-pub struct Mlp<M> {
+#[derive(Debug, Clone)]
+pub struct Mlp<M, V> {
     /// Sizes and activation.
     pub spec: FfnSpec,
     /// `[width, hidden]`.
@@ -77,6 +77,8 @@ pub struct Mlp<M> {
     pub up: M,
     /// `[hidden, width]`.
     pub down: M,
+    /// What is added to the outputs of gate, up and down, if the spec says biases.
+    pub biases: Option<[V; 3]>,
 }
 
 /// A grouped dynamic convolution over the rows of a block:
@@ -201,6 +203,8 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn norm(&mut self, x: &Self::Buf, weight: &Self::Vector, eps: f32, out: &mut Self::Buf);
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Buf, y: &Self::Buf);
+    /// Adds a bias to every row.
+    fn add_bias(&mut self, x: &mut Self::Buf, bias: &Self::Vector);
     /// `out[i] = x weights[i]^T` for each pair; several products of one input share its preparation.
     fn linear(&mut self, x: &Self::Buf, weights: &[Self::Matrix], out: &mut [&mut Self::Buf]);
     /// `gate = act(gate) * up`.
@@ -222,7 +226,9 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn top_k(&mut self, x: &Self::Buf, k: usize, out: &mut Self::Routing);
 
     /// Norms (if there are weights) and rotates queries and keys, appends keys and values to the spans' states, attends,
-    /// applies the gate. `q` is `[rows, heads * head_dim]`, twice as wide if gated; `states` has one state a span.
+    /// applies the gate. `q` is `[rows, heads * head_dim]`, twice as wide if gated; `states` has one state a span. Where a
+    /// window hides keys from every query that can still come, they may be forgotten: what a block that is cut short, or
+    /// a copy that was asked for, goes back to is kept.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,
@@ -263,25 +269,28 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     );
 
     /// Chooses experts (float arithmetic whatever the activation mode), and the sigmoid of the shared expert's gate if
-    /// there is one.
+    /// there is one. `bias` is there if the spec says one.
     fn route(
         &mut self,
         spec: &RouterSpec,
         x: &Self::Buf,
         router: &Self::Matrix,
+        bias: Option<&Self::Vector>,
         shared_gate: Option<&Self::Matrix>,
         out: &mut Self::Routing,
     );
-    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`. Fails if an expert cannot be
-    /// read; the pass has failed then.
+    /// `h += routed experts of x + shared expert of x`, each times its weight in `routing`; `spec` is that of the routed
+    /// ones. Fails if an expert cannot be read; the pass has failed then.
+    #[allow(clippy::too_many_arguments)]
     fn experts(
         &mut self,
         layer: usize,
+        spec: &FfnSpec,
         x: &Self::Buf,
         routing: &Self::Routing,
-        shared: Option<&Mlp<Self::Matrix>>,
+        shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
         h: &mut Self::Buf,
     ) -> Result<(), ModelError>;
     /// `h += mlp(x)`.
-    fn mlp(&mut self, mlp: &Mlp<Self::Matrix>, x: &Self::Buf, h: &mut Self::Buf);
+    fn mlp(&mut self, mlp: &Mlp<Self::Matrix, Self::Vector>, x: &Self::Buf, h: &mut Self::Buf);
 }

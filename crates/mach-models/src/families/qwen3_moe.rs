@@ -62,6 +62,7 @@ pub(super) fn feed_forward(c: &ModelConfig, index: usize) -> FeedForwardSpec {
             top_k: c.moe.top_k,
             score: ScoreFunction::Softmax,
             bias: false,
+            logit_bias: false,
             normalise: c.moe.norm_topk_prob,
             scale: 1.0,
             hashed: false,
@@ -74,11 +75,14 @@ pub(super) fn feed_forward(c: &ModelConfig, index: usize) -> FeedForwardSpec {
 pub(super) fn load<L: Loader>(
     from: &mut L,
     spec: &ModelSpec,
+    router: &str,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     let embedding = from.matrix("embed_tokens", spec.vocab, spec.hidden)?;
     let layers = spec.layers.iter().enumerate();
     Ok(Parts {
-        layers: layers.map(|(index, layer)| Layer::load(from, index, layer)).collect::<Result<_, _>>()?,
+        layers: layers
+            .map(|(index, layer)| Layer::load(from, index, router, layer))
+            .collect::<Result<_, _>>()?,
         final_norm: from.norm("norm.weight", spec.hidden)?,
         head: from.head(&embedding)?,
         embedding,
