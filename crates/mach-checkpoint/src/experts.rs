@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mach_quant::FloatType;
 
-use crate::{Checkpoint, CheckpointError, Dtype, LinearSource};
+use crate::{Checkpoint, CheckpointError, Dtype, Family, LinearSource};
 
 /// One routed expert, borrowed from the mapped shards.
 #[derive(Debug, Clone, Copy)]
@@ -77,17 +77,22 @@ impl VectorSource<'_> {
 }
 
 impl Checkpoint {
-    /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp.{gate,up,down}_proj` stacks (MLX),
+    /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp` or `switch_glu.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
     /// expert (`experts.E.gate_proj.weight`); each dense or quantized.
     pub fn experts(&self, layer: usize) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
-        let base = format!("{}layers.{layer}.mlp", config.tensor_prefix);
+        let layer = format!("{}layers.{layer}", config.tensor_prefix);
+        let stacks = match config.family {
+            Family::Gemma4 => [format!("{layer}.experts.switch_glu"), format!("{layer}.experts")],
+            _ => [format!("{layer}.mlp.switch_mlp"), format!("{layer}.mlp.experts")],
+        };
+        let [_, plain] = &stacks;
         let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
 
-        for stack in [format!("{base}.switch_mlp"), format!("{base}.experts")] {
+        for stack in &stacks {
             if stacked(&format!("{stack}.gate_proj")) {
                 let gates = self.linear_stack(&format!("{stack}.gate_proj"), count, width, hidden)?;
                 let ups = self.linear_stack(&format!("{stack}.up_proj"), count, width, hidden)?;
@@ -98,10 +103,10 @@ impl Checkpoint {
                     .collect());
             }
         }
-        let fused = format!("{base}.experts.gate_up_proj");
+        let fused = format!("{plain}.gate_up_proj");
         if stacked(&fused) {
             let pairs = self.linear_stack(&fused, count, 2 * width, hidden)?;
-            let downs = self.linear_stack(&format!("{base}.experts.down_proj"), count, hidden, width)?;
+            let downs = self.linear_stack(&format!("{plain}.down_proj"), count, hidden, width)?;
             return pairs
                 .into_iter()
                 .zip(downs)
@@ -113,7 +118,7 @@ impl Checkpoint {
         }
         (0..count)
             .map(|e| {
-                let expert = format!("{base}.experts.{e}");
+                let expert = format!("{plain}.{e}");
                 Ok(ExpertSource {
                     gate: self.linear(&format!("{expert}.gate_proj"), width, hidden)?,
                     up: self.linear(&format!("{expert}.up_proj"), width, hidden)?,

@@ -2,7 +2,8 @@
 
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
+    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RopeSpec, RouterSpec,
+    ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
@@ -19,7 +20,9 @@ pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
         mixer?;
         let lacks = match &layer.feed_forward {
             FeedForwardSpec::Dense(_) => None,
-            FeedForwardSpec::Moe { router: spec, .. } => router(spec),
+            FeedForwardSpec::Moe { router: spec, .. } | FeedForwardSpec::Beside { router: spec, .. } => {
+                router(spec)
+            }
         };
         if let Some(what) = lacks {
             return Err(ModelError::Unsupported(format!(
@@ -45,12 +48,18 @@ fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
         (spec.sinks, "attention sinks"),
         (spec.softcap.is_some(), "soft cap of attention scores"),
         (spec.bias, "biases in attention"),
-        (spec.k_as_v, "attention whose values are its keys"),
-        (spec.rope.kind != RopeKind::Half, "rotary embedding of this kind"),
+        (!rotates(&spec.rope), "rotary embedding of this kind"),
     ];
     match lacks.into_iter().find(|(lacking, _)| *lacking) {
         Some((_, what)) => Err(ModelError::Unsupported(format!("this build's kernels have no {what}"))),
         None => Ok(()),
+    }
+}
+
+fn rotates(rope: &RopeSpec) -> bool {
+    match rope.kind {
+        RopeKind::Half | RopeKind::Proportional { .. } | RopeKind::Llama3 { .. } => true,
+        RopeKind::Interleaved | RopeKind::Yarn { .. } => false,
     }
 }
 
@@ -71,7 +80,7 @@ fn router(spec: &RouterSpec) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask, RopeSpec};
+    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask};
 
     use super::*;
 
@@ -84,6 +93,7 @@ mod tests {
             mask: Mask::CAUSAL,
             gated: false,
             qk_norm: None,
+            v_norm: None,
             scale: None,
             softcap: None,
             sinks: false,
@@ -119,12 +129,11 @@ mod tests {
     fn what_kernels_lack_is_refused_by_name() {
         check(&plain()).unwrap();
         type Change<T> = fn(&mut T);
-        let attention: [(Change<AttentionSpec>, &str); 6] = [
+        let attention: [(Change<AttentionSpec>, &str); 5] = [
             (|a| a.head_dim = 24, "`head_dim` is 24"),
             (|a| a.sinks = true, "sinks"),
             (|a| a.softcap = Some(50.0), "soft cap"),
             (|a| a.bias = true, "biases"),
-            (|a| a.k_as_v = true, "values are its keys"),
             (|a| a.rope.kind = RopeKind::Interleaved, "rotary"),
         ];
         for (change, word) in attention {
@@ -150,12 +159,15 @@ mod tests {
             assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
         }
         let mut spec = plain();
-        let AttentionSpec { mask, qk_norm, scale, gated, .. } = match &mut spec.layers[0].mixer {
-            MixerSpec::Attention(a) => a,
-            MixerSpec::GatedDelta(_) => unreachable!(),
-        };
+        let AttentionSpec { mask, qk_norm, scale, gated, k_as_v, v_norm, rope, .. } =
+            match &mut spec.layers[0].mixer {
+                MixerSpec::Attention(a) => a,
+                MixerSpec::GatedDelta(_) => unreachable!(),
+            };
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
         (*scale, *gated) = (Some(0.5), true);
+        (*k_as_v, *v_norm) = (true, Some(1e-6));
+        rope.kind = RopeKind::Proportional { turning: 4 };
         check(&spec).unwrap();
         let gates = [GateFunction::Silu, GateFunction::GeluTanh, GateFunction::SigmoidPlusOne { alpha: 1.7 }];
         for gate in gates {

@@ -16,13 +16,15 @@ use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, Tap,
+    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec,
+    RouterWeights, Span, Tap,
 };
 use mach_models::{Activations, DeviceCard, ModelError};
 
 use crate::experts::{Experts, RowKind};
 use crate::footprint::state_bytes_of;
 use crate::placement::{CpuPlacement, Matrix, Stores};
+use crate::rope::rope;
 use crate::state::CpuState;
 use crate::{check, fill, kv, numerics_of, order_of};
 
@@ -98,6 +100,8 @@ struct Pending {
 pub(crate) struct Scratch {
     operands: Vec<Operand>,
     heads: [Vec<f32>; 3],
+    /// Values, where they are normed; the norm's weights, all 1.
+    values: [Vec<f32>; 2],
     ranges: Vec<(usize, usize)>,
     attention: AttentionScratch,
     delta: DeltaScratch,
@@ -135,7 +139,7 @@ impl Cpu {
     /// The place of a rotation in `angles`, filled for this pass.
     fn rotation(&mut self, spec: &RopeSpec) -> usize {
         let at = self.angles.iter().position(|a| a.spec == *spec).unwrap_or_else(|| {
-            let rope = Rope::new(spec.theta, spec.rotary_dim);
+            let rope = rope(spec);
             self.angles.push(Angles { spec: *spec, rope, angles: Vec::new(), fresh: false });
             self.angles.len() - 1
         });
@@ -173,6 +177,16 @@ impl Cpu {
         let out = &mut self.scratch.heads[to];
         out.resize(x.rows() * heads.heads * heads.head_dim, 0.0);
         elementwise::prepare_heads(&mut self.cores, heads, &x.data, &self.angles[at].angles, out);
+    }
+
+    /// Norms the heads of values into scratch, if the layer does.
+    fn prepare_values(&mut self, spec: &AttentionSpec, v: &Buf) {
+        let Some(eps) = spec.v_norm else { return };
+        let [values, ones] = &mut self.scratch.values;
+        ones.resize(spec.head_dim, 1.0);
+        values.resize(v.data.len(), 0.0);
+        let ones = ones.get(..spec.head_dim).unwrap_or_default();
+        elementwise::rms_norm(&mut self.cores, &v.data, ones, eps, values);
     }
 }
 
@@ -357,6 +371,11 @@ impl Device for Cpu {
         }
     }
 
+    fn clear(&mut self, x: &Buf, out: &mut Buf) {
+        out.shape(x.rows(), x.width);
+        out.data.fill(0.0);
+    }
+
     fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {
         out.shape(rows.len(), x.width);
         for (to, &row) in out.data.chunks_exact_mut(x.width.max(1)).zip(rows) {
@@ -446,13 +465,15 @@ impl Device for Cpu {
         let head_stride = q.width / spec.heads;
         self.prepare_heads(spec, spec.heads, head_stride, weights.q_norm.as_ref(), q, 0);
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        self.prepare_values(spec, v);
         let [queries, keys, gate] = &mut self.scratch.heads;
+        let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         out.shape(rows, width);
         let scale = spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt());
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
             let CpuState::Attention { cache, mask } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
-            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             let (scratch, queries) = (&mut self.scratch.attention, &queries[at(width)]);
             let out = &mut out.data[at(width)];
             if mask.causal && mask.window.is_none() {
@@ -484,11 +505,13 @@ impl Device for Cpu {
     ) {
         let kv_width = spec.kv_heads * spec.head_dim;
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        self.prepare_values(spec, v);
         let keys = &self.scratch.heads[1];
+        let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
             let CpuState::Attention { cache, mask } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
-            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             cache.forget_before(mask.first_needed(span.position + span.rows));
         }
     }
@@ -537,6 +560,7 @@ impl Device for Cpu {
         spec: &RouterSpec,
         x: &Buf,
         router: &Matrix,
+        small: &RouterWeights<Vec<f32>>,
         shared_gate: Option<&Matrix>,
         out: &mut Routing,
     ) {
@@ -552,6 +576,9 @@ impl Device for Cpu {
         out.weights.resize(rows * spec.top_k, 0.0);
         let (experts, weights) = (&mut out.experts, &mut out.weights);
         elementwise::route(&mut self.cores, &mut scores.data, scores.width, spec.normalise, experts, weights);
+        if let Some(scale) = &small.expert_scale {
+            scale_weights(scale, spec.top_k, out);
+        }
         out.shared.clear();
         if shared_gate.is_some() {
             out.shared.resize(rows, 1.0);
@@ -583,6 +610,22 @@ impl Device for Cpu {
         let job = ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair: 0 };
         expert_ffn(&mut self.cores, ffn, &x.data, &[job], pairs);
         elementwise::add(&mut self.cores, &mut h.data, pairs);
+    }
+}
+
+/// Multiplies the weight of each expert by a scale of its own, and puts each row into falling order again.
+fn scale_weights(scale: &[f32], top_k: usize, routing: &mut Routing) {
+    let rows =
+        routing.experts.chunks_exact_mut(top_k.max(1)).zip(routing.weights.chunks_exact_mut(top_k.max(1)));
+    let mut row: Vec<(f32, u32)> = Vec::with_capacity(top_k);
+    for (experts, weights) in rows {
+        let scaled = |(&e, &w): (&u32, &f32)| (w * scale.get(e as usize).copied().unwrap_or(1.0), e);
+        row.clear();
+        row.extend(experts.iter().zip(weights.iter()).map(scaled));
+        row.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for ((expert, weight), &(w, e)) in experts.iter_mut().zip(weights.iter_mut()).zip(&row) {
+            (*expert, *weight) = (e, w);
+        }
     }
 }
 

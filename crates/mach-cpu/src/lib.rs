@@ -14,6 +14,7 @@ mod kv;
 mod load;
 mod placement;
 mod quantize;
+mod rope;
 mod state;
 
 use mach_models::{Activations, LoadOptions, TURBOQUANT_VERSION, TurboQuant};

@@ -1,9 +1,11 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod gemma4;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
+pub use gemma4::Gemma4Config;
 pub(crate) use quantization::{Quantization, Scheme};
 
 /// The model families that mach knows.
@@ -13,6 +15,9 @@ pub enum Family {
     Qwen3_5Moe,
     /// Qwen3 MoE: attention only, no shared expert.
     Qwen3Moe,
+    /// Gemma 4 with experts: sliding and full attention layers of different head sizes, a dense network beside the
+    /// experts.
+    Gemma4,
 }
 
 /// What mixes tokens in a layer.
@@ -125,6 +130,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
+    /// What only Gemma 4 has.
+    pub gemma4: Option<Gemma4Config>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Longest context the model was made for.
@@ -135,6 +142,19 @@ pub struct ModelConfig {
     pub tensor_prefix: String,
     /// Name of the head's module, for instance `lm_head` or `language_model.lm_head`.
     pub head_module: String,
+}
+
+impl ModelConfig {
+    /// Key/value heads and width of a head of the attention layer at `index`.
+    pub fn kv_heads(&self, index: usize) -> (usize, usize) {
+        let own = self.gemma4.as_ref().and_then(|gemma4| gemma4.heads.get(index));
+        own.copied().unwrap_or((self.num_kv_heads, self.head_dim))
+    }
+
+    /// The widest head of any layer.
+    pub fn widest_head(&self) -> usize {
+        (0..self.layers.len()).map(|index| self.kv_heads(index).1).max().unwrap_or(self.head_dim)
+    }
 }
 
 /// `generation_config.json`: sampling defaults and stop ids. Absent fields are `None`.

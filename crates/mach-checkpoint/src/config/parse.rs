@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig};
+use super::gemma4::{self, Common};
+use super::{Family, GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig};
 use crate::families::{Row, Yarn};
 use crate::{CheckpointError, json};
 
@@ -13,8 +14,8 @@ use crate::{CheckpointError, json};
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_VOCAB: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 1 << 12;
-const MAX_HEADS: u64 = 1 << 12;
-const MAX_HEAD_DIM: u64 = 1 << 14;
+pub(super) const MAX_HEADS: u64 = 1 << 12;
+pub(super) const MAX_HEAD_DIM: u64 = 1 << 14;
 const MAX_EXPERTS: u64 = 1 << 16;
 const MAX_CONV: u64 = 64;
 const MAX_POSITIONS: u64 = 1 << 40;
@@ -55,6 +56,8 @@ struct Text {
     experts_per_token: Option<u64>,
     swiglu_limit: Option<f64>,
     swiglu_alpha: Option<f64>,
+    /// Gemma 4's name of the same.
+    top_k_experts: Option<u64>,
     moe_intermediate_size: Option<u64>,
     shared_expert_intermediate_size: Option<u64>,
     norm_topk_prob: Option<bool>,
@@ -136,14 +139,15 @@ pub(crate) fn parse_config(
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),
         (false, _) => ("", root),
     };
-    let text: Text = from_value(value, section).map_err(fail)?;
-    let mut config =
-        Builder { arch, section, text: &text }.build(envelope.tie_word_embeddings).map_err(fail)?;
+    let text: Text = from_value(value.clone(), section).map_err(fail)?;
+    let mut config = Builder { arch, section, text: &text, value: &value }
+        .build(envelope.tie_word_embeddings)
+        .map_err(fail)?;
     config.eos_token_ids = envelope.eos_token_id.or(text.eos_token_id).map_or_else(Vec::new, Ids::into_vec);
     Ok((config, arch, quantization))
 }
 
-fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Result<T, String> {
+pub(super) fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Result<T, String> {
     // Derived readers also take arrays, field by field; a configuration never is one.
     if !value.is_object() {
         let place = section.strip_suffix('.').map_or("the file".to_owned(), |name| format!("`{name}`"));
@@ -159,6 +163,7 @@ struct Builder<'a> {
     arch: &'static Row,
     section: &'a str,
     text: &'a Text,
+    value: &'a Value,
 }
 
 impl Builder<'_> {
@@ -194,10 +199,20 @@ impl Builder<'_> {
             None
         };
         let (moe, moe_layers) = self.moe(layer_count)?;
-        let intermediate_size = if moe_layers.iter().all(|&m| m) {
+        let beside = self.arch.family == Family::Gemma4;
+        let intermediate_size = if moe_layers.iter().all(|&m| m) && !beside {
             0
         } else {
             self.size("intermediate_size", t.intermediate_size, MAX_HIDDEN)?
+        };
+        let mut rope = self.rope(head_dim)?;
+        let gemma4 = if self.arch.family == Family::Gemma4 {
+            let common = Common { layers: &layers, heads: num_heads, kv_heads: num_kv_heads, head_dim };
+            let (gemma4, theta) = gemma4::parse(self.value.clone(), self.section, &common)?;
+            rope = RopeConfig { theta, rotary_dim: head_dim, yarn: None };
+            Some(gemma4)
+        } else {
+            None
         };
         let naming = self.arch.namings.first().ok_or("family without naming")?;
         Ok(ModelConfig {
@@ -210,14 +225,15 @@ impl Builder<'_> {
             head_dim,
             intermediate_size,
             rms_norm_eps: self.positive("rms_norm_eps", t.rms_norm_eps.unwrap_or(1e-6), 1.0)? as f32,
-            rope: self.rope(head_dim)?,
+            rope,
             layers,
             moe_layers,
             moe,
             attention_bias: self.arch.attention_bias,
             sliding_window,
             gdn,
-            tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(false),
+            gemma4,
+            tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(self.arch.tied_by_default),
             max_position_embeddings: self.size(
                 "max_position_embeddings",
                 t.max_position_embeddings.or(Some(32768)),
@@ -431,6 +447,7 @@ impl Builder<'_> {
             ("num_experts_per_tok", t.num_experts_per_tok),
             ("experts_per_token", t.experts_per_token),
         )?;
+        let per_token = per_token.or(t.top_k_experts);
         let step = self.size("decoder_sparse_step", t.decoder_sparse_step.or(Some(1)), MAX_LAYERS)?;
         let mut moe_layers: Vec<bool> =
             (1..=layer_count).map(|n| experts > 0 && n.is_multiple_of(step)).collect();

@@ -1,6 +1,7 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod gemma4;
 mod qwen3_5_moe;
 mod qwen3_moe;
 
@@ -12,7 +13,7 @@ use crate::Family;
 use crate::synth::Shape;
 
 /// All families.
-pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW];
+pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW, &gemma4::ROW];
 
 /// Where a form of a family keeps the text model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
 pub enum SwigluVariant {
     /// `silu(gate) * up`.
     PlainSwiglu,
+    /// `gelu_tanh(gate) * up`.
+    PlainGeglu,
 }
 
 /// What a sequence keeps.
@@ -40,6 +43,8 @@ pub enum KvCacheKind {
     Standard,
     /// Recurrent state in most layers, keys and values in the others.
     HybridGdn,
+    /// Keys and values; most layers those of a window only.
+    Rotating,
 }
 
 /// The generation of drafts that a family can be sped up by.
@@ -47,6 +52,8 @@ pub enum KvCacheKind {
 pub enum SpecdecKind {
     /// DFlash.
     SpecdecV7,
+    /// None; what needs no draft still works.
+    TargetOnly,
 }
 
 /// Names as the API writes them.
@@ -66,9 +73,16 @@ macro_rules! named {
     };
 }
 
-named!(SwigluVariant { SwigluVariant::PlainSwiglu => "plain_swiglu" });
-named!(KvCacheKind { KvCacheKind::Standard => "standard", KvCacheKind::HybridGdn => "hybrid_gdn" });
-named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7" });
+named!(SwigluVariant {
+    SwigluVariant::PlainSwiglu => "plain_swiglu",
+    SwigluVariant::PlainGeglu => "plain_geglu",
+});
+named!(KvCacheKind {
+    KvCacheKind::Standard => "standard",
+    KvCacheKind::HybridGdn => "hybrid_gdn",
+    KvCacheKind::Rotating => "rotating",
+});
+named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::TargetOnly => "target-only" });
 named!(Batching { Batching::Able => "ok", Batching::Unable(reason) => reason });
 
 /// How a family writes calls and reasoning where its chat template does not show it.
@@ -159,6 +173,8 @@ pub struct Row {
     pub swiglu_limit: bool,
     /// The setting that says how wide a routed expert is.
     pub expert_width: &'static str,
+    /// Whether the head is the embedding unless the file says otherwise.
+    pub tied_by_default: bool,
     /// Whether layers have a shared expert.
     pub shared_expert: bool,
     /// How experts combine gate and up.

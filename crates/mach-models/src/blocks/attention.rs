@@ -10,7 +10,8 @@ pub(crate) struct Attention<M, V> {
     spec: AttentionSpec,
     q: M,
     k: M,
-    v: M,
+    /// `None` where values are keys.
+    v: Option<M>,
     o: M,
     weights: AttentionWeights<V>,
 }
@@ -28,7 +29,10 @@ impl<M: Copy, V> Attention<M, V> {
         Ok(Attention {
             q: from.matrix(&format!("{base}.q_proj"), if spec.gated { 2 * width } else { width }, hidden)?,
             k: from.matrix(&format!("{base}.k_proj"), kv_width, hidden)?,
-            v: from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?,
+            v: match spec.k_as_v {
+                true => None,
+                false => Some(from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?),
+            },
             o: from.matrix(&format!("{base}.o_proj"), hidden, width)?,
             weights: match spec.qk_norm {
                 Some(_) => AttentionWeights {
@@ -50,7 +54,16 @@ impl<M: Copy, V> Attention<M, V> {
         states: &mut [&mut D::LayerState],
     ) {
         let [q, k, v, _] = &mut ws.p;
-        d.linear(&ws.x, &[self.q, self.k, self.v], &mut [&mut *q, &mut *k, &mut *v]);
+        let v = match self.v {
+            Some(value) => {
+                d.linear(&ws.x, &[self.q, self.k, value], &mut [&mut *q, &mut *k, &mut *v]);
+                &*v
+            }
+            None => {
+                d.linear(&ws.x, &[self.q, self.k], &mut [&mut *q, &mut *k]);
+                &*k
+            }
+        };
         d.attention(&self.spec, &self.weights, q, k, v, states, &mut ws.mixed);
         d.linear(&ws.mixed, &[self.o], &mut [&mut ws.y]);
     }

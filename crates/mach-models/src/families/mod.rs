@@ -1,6 +1,7 @@
 //! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
 //! [`mach_checkpoint::FAMILIES`].
 
+pub mod gemma4;
 pub mod qwen3_5_moe;
 pub mod qwen3_moe;
 
@@ -23,6 +24,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
     match config.family {
         Family::Qwen3Moe => qwen3_moe::spec(config),
         Family::Qwen3_5Moe => qwen3_5_moe::spec(config),
+        Family::Gemma4 => gemma4::spec(config),
     }
 }
 
@@ -33,6 +35,7 @@ pub(crate) fn load<L: Loader>(
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
         Family::Qwen3Moe | Family::Qwen3_5Moe => qwen3_moe::load(from, spec),
+        Family::Gemma4 => gemma4::load(from, spec),
     }
 }
 
