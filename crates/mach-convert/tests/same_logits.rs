@@ -10,13 +10,15 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::{Bits, Order};
 
-const CHECKPOINTS: [&str; 6] = [
+const CHECKPOINTS: [&str; 8] = [
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/gemma4/bf16",
+    "fixtures/gemma4/mlx-4bit",
 ];
 
 #[test]
@@ -104,6 +106,7 @@ fn quantized_experts_equal_those_of_mlx() {
     for (family, mlx, quantize) in [
         ("qwen3_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
         ("qwen3_5_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
+        ("gemma4", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
         ("qwen3_moe", "mlx-8bit-g32", Quantize { bits: Bits::B8, group: 32 }),
     ] {
         let (ours, theirs) =

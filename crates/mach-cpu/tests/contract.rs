@@ -287,7 +287,7 @@ fn run(model: &mut dyn Model) -> (Vec<u32>, Seen) {
 
 #[test]
 fn a_pass_that_stops_for_experts_goes_on_to_the_same_bits() {
-    for path in ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit"] {
+    for path in ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gemma4/mlx-4bit"] {
         let mut plain = decoder(path, []);
         let layers = plain.config().layers.len();
         let expected = run(&mut plain);

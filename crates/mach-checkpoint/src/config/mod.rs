@@ -18,6 +18,16 @@ pub enum Family {
     /// Gemma 4 with experts: sliding and full attention layers of different head sizes, a dense network beside the
     /// experts.
     Gemma4,
+    /// Qwen3 without experts.
+    Qwen3,
+    /// Qwen3.5 without experts: gated attention and Gated DeltaNet layers.
+    Qwen3_5,
+    /// Llama, and the many models of its form.
+    Llama,
+    /// Mistral: as Llama, perhaps with a sliding window.
+    Mistral,
+    /// The first Gemma.
+    Gemma,
 }
 
 /// What mixes tokens in a layer.
@@ -40,6 +50,21 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// How the context is stretched, if it is.
     pub yarn: Option<YarnConfig>,
+    /// The same in Llama 3.1's way.
+    pub llama3: Option<Llama3Config>,
+}
+
+/// A rotary embedding stretched over a longer context as in Llama 3.1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Config {
+    /// By how much.
+    pub factor: f64,
+    /// Rotations over the positions of before up to which a frequency is divided in full.
+    pub low: f64,
+    /// Rotations from which it stays as it is; it is blended between the two.
+    pub high: f64,
+    /// Positions that the model was made for at first.
+    pub original: usize,
 }
 
 /// A rotary embedding stretched over a longer context (YaRN).

@@ -1,7 +1,12 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod gemma;
 mod gemma4;
+mod llama;
+mod mistral;
+mod qwen3;
+mod qwen3_5;
 mod qwen3_5_moe;
 mod qwen3_moe;
 
@@ -13,7 +18,16 @@ use crate::Family;
 use crate::synth::Shape;
 
 /// All families.
-pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW, &gemma4::ROW];
+pub static FAMILIES: &[&Row] = &[
+    &qwen3_5_moe::ROW,
+    &qwen3_moe::ROW,
+    &gemma4::ROW,
+    &qwen3::ROW,
+    &qwen3_5::ROW,
+    &llama::ROW,
+    &mistral::ROW,
+    &gemma::ROW,
+];
 
 /// Where a form of a family keeps the text model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +136,41 @@ pub enum Yarn {
     Plain,
 }
 
+/// What families without experts and without synthetic checkpoints have in common.
+const DENSE: Row = Row {
+    model_type: "",
+    family: Family::Llama,
+    text_config: false,
+    namings: &[PUBLISHED],
+    norm_minus_one: false,
+    always_norm_topk: false,
+    partial_rotary_factor: 1.0,
+    full_attention_interval: None,
+    sliding_interval: None,
+    attention_bias: false,
+    yarn: Yarn::Never,
+    swiglu_limit: false,
+    expert_width: "moe_intermediate_size",
+    dense: true,
+    tied_by_default: false,
+    shared_expert: false,
+    swiglu_variant: SwigluVariant::PlainSwiglu,
+    expert_bias: false,
+    stacked: false,
+    default_quantization: (Bits::B4, 64),
+    kv_cache_kind: KvCacheKind::Standard,
+    specdec_kind: SpecdecKind::TargetOnly,
+    batching: Batching::Able,
+    output: OutputConvention::AsTemplate,
+    module: "",
+    synthetic: Synthetic {
+        naming: PUBLISHED,
+        shapes: &[],
+        gated_attention: false,
+        config: |_, _, text, _| text,
+    },
+};
+
 /// Synthetic checkpoints of a family.
 #[derive(Clone, Copy)]
 pub struct Synthetic {
@@ -142,7 +191,7 @@ pub struct Synthetic {
 /// let row = Row::named("qwen3_5_moe").unwrap();
 /// assert_eq!(row.kv_cache_kind, KvCacheKind::HybridGdn);
 /// assert_eq!(row.card().continuous_batching.to_string(), "ok");
-/// assert!(Row::named("llama").is_none());
+/// assert!(Row::named("gpt9").is_none());
 /// ```
 #[derive(Clone, Copy)]
 pub struct Row {
@@ -173,6 +222,8 @@ pub struct Row {
     pub swiglu_limit: bool,
     /// The setting that says how wide a routed expert is.
     pub expert_width: &'static str,
+    /// Whether no model of the family has routed experts.
+    pub dense: bool,
     /// Whether the head is the embedding unless the file says otherwise.
     pub tied_by_default: bool,
     /// Whether layers have a shared expert.

@@ -23,6 +23,7 @@ pub(super) static ROW: Row = Row {
     yarn: Yarn::Never,
     swiglu_limit: false,
     expert_width: "moe_intermediate_size",
+    dense: false,
     tied_by_default: false,
     shared_expert: false,
     swiglu_variant: SwigluVariant::PlainSwiglu,
