@@ -206,8 +206,13 @@ fn is_routed(name: &str) -> bool {
 /// points, norms and other vectors are not products.
 fn macs(inner: &str, tensor: &TensorFacts<'_>, config: &ModelConfig) -> Result<(u64, u64)> {
     let module = inner.strip_suffix(".weight").unwrap_or(inner);
-    if inner.ends_with(".scales") || inner.ends_with(".biases") || tensor.shape.len() < 2 {
+    let small = [".scales", ".biases", ".bias", "_scales", "_bias"].iter().any(|end| inner.ends_with(end));
+    if small || tensor.shape.len() < 2 {
         return Ok((0, 0));
+    }
+    if inner.ends_with("_blocks") {
+        // Two codes a byte.
+        return Ok((2 * elements(tensor.shape), 0));
     }
     if module.ends_with(".conv1d") {
         return Ok((0, elements(tensor.shape)));
@@ -215,7 +220,7 @@ fn macs(inner: &str, tensor: &TensorFacts<'_>, config: &ModelConfig) -> Result<(
     let gdn_width = config.gdn.as_ref().map_or(0, |gdn| gdn.value_heads * gdn.value_dim);
     let moe = &config.moe;
     let width = match module.rsplit('.').next().unwrap_or(module) {
-        "q_proj" | "k_proj" | "v_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "gate"
+        "q_proj" | "k_proj" | "v_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "gate" | "router"
         | "shared_expert_gate" | "in_proj_qkv" | "in_proj_z" | "in_proj_b" | "in_proj_a" => {
             config.hidden_size
         }
@@ -230,10 +235,9 @@ fn macs(inner: &str, tensor: &TensorFacts<'_>, config: &ModelConfig) -> Result<(
         }
     };
     let rows = elements(&tensor.shape[..tensor.shape.len() - 1]);
-    let products = rows * width as u64;
     Ok(match tensor.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0, products),
-        _ => (products, 0),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0, elements(tensor.shape)),
+        _ => (rows * width as u64, 0),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mach_quant::FloatType;
+use mach_quant::{Axes, FloatType};
 
 use crate::{Checkpoint, CheckpointError, Dtype, Family, LinearSource};
 
@@ -79,13 +79,17 @@ impl VectorSource<'_> {
 impl Checkpoint {
     /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp` or `switch_glu.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
-    /// expert (`experts.E.gate_proj.weight`); each dense or quantized.
+    /// expert (`experts.E.gate_proj.weight`); each dense or quantized. Those of gpt_oss: MLX's stacks, or fused ones in which
+    /// gate and up lie in turn, as MXFP4 blocks or as floats with the input axis first; all with biases.
     pub fn experts(&self, layer: usize) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
         let layer = format!("{}layers.{layer}", config.tensor_prefix);
         let stacks = match config.family {
+            Family::GptOss => {
+                return self.biased_experts(&format!("{layer}.mlp.experts"), count, width, hidden);
+            }
             Family::Gemma4 => [format!("{layer}.experts.switch_glu"), format!("{layer}.experts")],
             _ => [format!("{layer}.mlp.switch_mlp"), format!("{layer}.mlp.experts")],
         };
@@ -116,6 +120,17 @@ impl Checkpoint {
                 })
                 .collect();
         }
+        self.single_experts(plain, count, width, hidden)
+    }
+
+    /// One tensor per expert and matrix.
+    fn single_experts(
+        &self,
+        plain: &str,
+        count: usize,
+        width: usize,
+        hidden: usize,
+    ) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         (0..count)
             .map(|e| {
                 let expert = format!("{plain}.{e}");
@@ -128,4 +143,78 @@ impl Checkpoint {
             })
             .collect()
     }
+
+    /// The stacks of gpt_oss under `base`.
+    fn biased_experts(
+        &self,
+        base: &str,
+        count: usize,
+        width: usize,
+        hidden: usize,
+    ) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
+        let name = |rest: &str| format!("{base}.{rest}");
+        if self.has(&name("gate_proj.weight")) {
+            let matrices = |module: &str, rows, cols| self.linear_stack(&name(module), count, rows, cols);
+            let vectors = |module: &str, n| self.bias_stack(&name(&format!("{module}.bias")), count, n);
+            let (gates, ups) = (matrices("gate_proj", width, hidden)?, matrices("up_proj", width, hidden)?);
+            let downs = matrices("down_proj", hidden, width)?;
+            let biases = vectors("gate_proj", width)?.into_iter().zip(vectors("up_proj", width)?);
+            let biases = biases.zip(vectors("down_proj", hidden)?);
+            let experts = gates.into_iter().zip(ups).zip(downs).zip(biases);
+            return Ok(experts
+                .map(|(((gate, up), down), ((of_gate, of_up), of_down))| {
+                    let biases = Some(ExpertBiases { gate: of_gate, up: of_up, down: of_down });
+                    ExpertSource { gate, up, down, biases }
+                })
+                .collect());
+        }
+        let (fused, down) = (name("gate_up_proj"), name("down_proj"));
+        let pairs: Vec<[LinearSource<'_>; 2]>;
+        let downs;
+        if self.has(&format!("{fused}_blocks")) {
+            let both = self.tensors().block_stack(&fused, count, 2 * width, hidden)?;
+            pairs = both.iter().filter_map(LinearSource::split_rows).collect();
+            downs = self.tensors().block_stack(&down, count, hidden, width)?;
+        } else {
+            let both = self.tensors().transposed_stack(&fused, count, 2 * width, hidden)?;
+            pairs = both.into_iter().map(|m| in_turn(m, width)).collect();
+            downs = self.tensors().transposed_stack(&down, count, hidden, width)?;
+        }
+        let fused_biases = self.bias_stack(&format!("{fused}_bias"), count, 2 * width)?;
+        let down_biases = self.bias_stack(&format!("{down}_bias"), count, hidden)?;
+        let experts = pairs.into_iter().zip(downs).zip(fused_biases.into_iter().zip(down_biases));
+        Ok(experts
+            .map(|(([gate, up], down), (both, of_down))| {
+                let of_gate = VectorSource { len: width, step: 2, ..both };
+                let data = both.data.get(both.dtype.size()..).unwrap_or_default();
+                let of_up = VectorSource { data, ..of_gate };
+                let biases = Some(ExpertBiases { gate: of_gate, up: of_up, down: of_down });
+                ExpertSource { gate, up, down, biases }
+            })
+            .collect())
+    }
+
+    /// A tensor `[experts, n]` of floats as one vector per expert.
+    fn bias_stack(
+        &self,
+        name: &str,
+        experts: usize,
+        n: usize,
+    ) -> Result<Vec<VectorSource<'_>>, CheckpointError> {
+        let view = self.tensor(name)?;
+        if view.shape != [experts, n] {
+            let implied = [experts, n];
+            return Err(view.error(format!("shape {:?}, but config.json implies {implied:?}", view.shape)));
+        }
+        let (tensor, file, dtype) = (view.name, view.file, view.dtype);
+        let vectors = view.data.chunks_exact((n * dtype.size()).max(1));
+        Ok(vectors.map(|data| VectorSource { tensor, file, dtype, data, len: n, step: 1 }).collect())
+    }
+}
+
+/// Gate and up of a fused matrix whose input axis comes first and whose outputs are theirs in turn.
+fn in_turn(both: LinearSource<'_>, width: usize) -> [LinearSource<'_>; 2] {
+    let gate = LinearSource { rows: width, axes: Axes::Columns { across: 2 * width, every: 2 }, ..both };
+    let size = both.weight.len() / (2 * width * both.cols).max(1);
+    [gate, LinearSource { weight: both.weight.get(size..).unwrap_or_default(), ..gate }]
 }

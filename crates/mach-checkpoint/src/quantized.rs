@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mach_quant::Bits;
+use mach_quant::{Axes, Bits};
 
 use crate::checkpoint::TensorView;
 use crate::config::Scheme;
@@ -40,8 +40,8 @@ impl Packing {
     }
 }
 
-/// One weight matrix `[rows, cols]`, row-major, borrowed from the mapped shard. Slices have the exact lengths that
-/// `packing`, `rows` and `cols` imply.
+/// One weight matrix `[rows, cols]`, borrowed from the mapped shard. Slices have the exact lengths that `packing`, `rows` and
+/// `cols` imply, or more where other matrices' values lie between its own.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearSource<'a> {
     /// Module path, for messages.
@@ -54,6 +54,8 @@ pub struct LinearSource<'a> {
     pub cols: usize,
     /// How the elements are stored.
     pub packing: Packing,
+    /// How rows and columns lie.
+    pub axes: Axes,
     /// Floats or packed codes.
     pub weight: &'a [u8],
     /// Scales (empty when dense).
@@ -63,8 +65,11 @@ pub struct LinearSource<'a> {
 }
 
 impl<'a> LinearSource<'a> {
-    /// Rows `start..start + rows` as a matrix of their own; `None` if there are not so many.
+    /// Rows `start..start + rows` as a matrix of their own; `None` if there are not so many, or if they are not adjacent.
     pub fn slice_rows(&self, start: usize, rows: usize) -> Option<Self> {
+        if self.axes != Axes::PLAIN {
+            return None;
+        }
         let (weight, scales, biases) = self.packing.row_bytes(self.cols);
         let cut = |data: &'a [u8], row: usize| {
             data.get(start.checked_mul(row)?..start.checked_add(rows)?.checked_mul(row)?)
@@ -76,6 +81,22 @@ impl<'a> LinearSource<'a> {
             biases: cut(self.biases, biases)?,
             ..*self
         })
+    }
+
+    /// The even and the odd rows, each a matrix of its own; `None` if they are not adjacent and as many.
+    pub fn split_rows(&self) -> Option<[Self; 2]> {
+        if self.axes != Axes::PLAIN || !self.rows.is_multiple_of(2) {
+            return None;
+        }
+        let (weight, scales, biases) = self.packing.row_bytes(self.cols);
+        let even = Self { rows: self.rows / 2, axes: Axes::Rows { every: 2 }, ..*self };
+        let odd = Self {
+            weight: self.weight.get(weight..)?,
+            scales: self.scales.get(scales..)?,
+            biases: self.biases.get(biases..)?,
+            ..even
+        };
+        Some([even, odd])
     }
 
     /// Fails, naming file and tensor, if a scale, zero point or dense value is infinite or NaN. Reads them all.
@@ -167,6 +188,76 @@ impl Tensors {
             .collect()
     }
 
+    /// A stack of matrices of floats whose input axis comes first, `[experts, cols, rows]`, as one source per expert.
+    pub fn transposed_stack(
+        &self,
+        name: &str,
+        experts: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<LinearSource<'_>>, CheckpointError> {
+        let view = self.tensor(name)?;
+        if !view.dtype.is_float() {
+            return Err(view.error(format!("type {:?} where floats are needed", view.dtype)));
+        }
+        expect_shape(&view, &[experts, cols, rows])?;
+        let matrices = view.data.chunks_exact((rows * cols * view.dtype.size()).max(1));
+        Ok(matrices
+            .map(|weight| LinearSource {
+                module: view.name,
+                file: view.file,
+                rows,
+                cols,
+                packing: Packing::Dense(view.dtype),
+                axes: Axes::Columns { across: rows, every: 1 },
+                weight,
+                scales: &[],
+                biases: &[],
+            })
+            .collect())
+    }
+
+    /// A stack of MXFP4 matrices in the published form, as one source per expert: `<name>_blocks` U8
+    /// `[experts, rows, cols / 32, 16]` and `<name>_scales` U8 `[experts, rows, cols / 32]`.
+    pub fn block_stack(
+        &self,
+        name: &str,
+        experts: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<LinearSource<'_>>, CheckpointError> {
+        const COLUMNS: usize = 32;
+        let (blocks, scales) =
+            (self.tensor(&format!("{name}_blocks"))?, self.tensor(&format!("{name}_scales"))?);
+        for view in [&blocks, &scales] {
+            if view.dtype != Dtype::U8 {
+                return Err(view.error(format!("type {:?}; blocks and scales are U8", view.dtype)));
+            }
+        }
+        if !cols.is_multiple_of(COLUMNS) {
+            return Err(blocks.error(format!("{cols} columns are no multiple of the {COLUMNS} of a block")));
+        }
+        expect_shape(&blocks, &[experts, rows, cols / COLUMNS, COLUMNS / 2])?;
+        expect_shape(&scales, &[experts, rows, cols / COLUMNS])?;
+        let whole = LinearSource {
+            module: blocks.name,
+            file: blocks.file,
+            rows: experts * rows,
+            cols,
+            packing: Packing::Mxfp4,
+            axes: Axes::PLAIN,
+            weight: blocks.data,
+            scales: scales.data,
+            biases: &[],
+        };
+        (0..experts)
+            .map(|e| {
+                let expert = whole.slice_rows(e * rows, rows);
+                expert.ok_or_else(|| blocks.error(format!("no data for expert {e}")))
+            })
+            .collect()
+    }
+
     /// Reads a matrix, or a stack of them (`lead` is then `[experts]`) as one matrix of `experts * rows` rows.
     fn matrix<'a>(
         &'a self,
@@ -184,6 +275,7 @@ impl Tensors {
             rows: all_rows,
             cols,
             packing: Packing::Dense(weight.dtype),
+            axes: Axes::PLAIN,
             weight: weight.data,
             scales: &[],
             biases: &[],

@@ -18,7 +18,7 @@ impl<'a> LinearSource<'a> {
             Packing::Affine { bits, group, scales } => Codec::Affine { bits, group, scales: float(scales)? },
             Packing::Mxfp4 => Codec::Mxfp4,
         };
-        Source::new(codec, self.rows, self.cols, self.weight, self.scales, self.biases)
+        Source::with_axes(codec, (self.rows, self.cols), self.axes, [self.weight, self.scales, self.biases])
             .map_err(|e| self.unusable(e.to_string()))
     }
 

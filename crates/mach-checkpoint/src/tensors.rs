@@ -23,7 +23,7 @@ impl Tensors {
     pub fn open(dir: &Path) -> Result<(Self, Value), CheckpointError> {
         let config_file = dir.join("config.json");
         let config: Value = json::read(&config_file)?;
-        let quantization = Quantization::from_config(&config)
+        let quantization = Quantization::from_config(&config, None)
             .map_err(|reason| CheckpointError::invalid(&config_file, reason))?;
         let shards = Shards::open(dir)?;
         Ok((Self { dir: dir.to_owned(), quantization, shards }, config))

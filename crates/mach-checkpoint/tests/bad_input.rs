@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{copy_of, demo, edit_json, fixture, read_shard, write_shard};
-use mach_checkpoint::{Checkpoint, CheckpointError};
+use mach_checkpoint::{Checkpoint, CheckpointError, LayerKind};
 use serde_json::json;
 
 /// The error's text, after checking that it contains every one of `parts`.
@@ -58,13 +58,133 @@ fn settings_that_cannot_be() {
 }
 
 #[test]
+fn settings_of_gpt_oss_that_cannot_be() {
+    let yarn = |change: serde_json::Value| {
+        let mut rope = json!({
+            "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false,
+        });
+        for (key, value) in change.as_object().unwrap() {
+            rope[key] = value.clone();
+        }
+        rope
+    };
+    let cases: &[(&str, serde_json::Value, &str)] = &[
+        ("rope_scaling", yarn(json!({"rope_type": "longrope"})), "`rope_scaling.rope_type`: longrope"),
+        ("rope_scaling", yarn(json!({"factor": null})), "`rope_scaling.factor` is missing"),
+        ("rope_scaling", yarn(json!({"factor": -1})), "`rope_scaling.factor` is -1"),
+        (
+            "rope_scaling",
+            yarn(json!({"original_max_position_embeddings": null})),
+            "`rope_scaling.original_max_position_embeddings` is missing",
+        ),
+        ("rope_scaling", yarn(json!({"beta_fast": 0})), "`rope_scaling.beta_fast`"),
+        ("rope_scaling", yarn(json!({"attention_factor": 0})), "`rope_scaling.attention_factor`"),
+        ("layer_types", json!(vec!["linear_attention"; 4]), "`layer_types[0]`: `linear_attention` is not"),
+        ("layer_types", json!(["full_attention"]), "`layer_types` has 1 entries"),
+        (
+            "layer_types",
+            json!(["full_attention", "full_attention", "chunked", ""]),
+            "`layer_types[2]`: unknown",
+        ),
+        ("sliding_window", json!(null), "`sliding_window` is missing"),
+        ("sliding_window", json!(0), "`sliding_window` is 0"),
+        ("swiglu_limit", json!(0.0), "`swiglu_limit` is 0"),
+        ("swiglu_limit", json!("7"), "`swiglu_limit`"),
+        ("experts_per_token", json!(3), "`num_experts_per_tok` is 2, but `experts_per_token` is 3"),
+        ("num_local_experts", json!(null), "`num_experts` is missing"),
+        ("num_local_experts", json!(1), "more than"),
+        ("intermediate_size", json!(null), "`intermediate_size` is missing"),
+        ("attention_bias", json!(false), "`attention_bias`: false"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "`quantization_config.quant_method`"),
+    ];
+    for (field, value, named) in cases {
+        let copy = copy_of("gpt_oss/mxfp4");
+        edit_json(&copy.path().join("config.json"), |c| c[field] = value.clone());
+        expect(Checkpoint::open(copy.path()), &["config.json", named]);
+    }
+    // One spelling is enough; without a list every other layer is full.
+    let copy = copy_of("gpt_oss/mxfp4");
+    edit_json(&copy.path().join("config.json"), |c| {
+        for field in ["num_experts_per_tok", "layer_types", "attention_bias"] {
+            c.as_object_mut().unwrap().remove(field);
+        }
+    });
+    let checkpoint = Checkpoint::open(copy.path()).unwrap();
+    let kinds = [LayerKind::SlidingAttention, LayerKind::FullAttention].repeat(2);
+    assert_eq!((checkpoint.config().moe.top_k, &checkpoint.config().layers), (2, &kinds));
+}
+
+#[test]
+fn experts_of_gpt_oss_that_cannot_be() {
+    let damaged = |form: &str, change: &dyn Fn(&mut serde_json::Value, &mut Vec<u8>), parts: &[&str]| {
+        let copy = copy_of(form);
+        let shard = copy.path().join("model.safetensors");
+        let (mut header, mut data) = read_shard(&shard);
+        change(&mut header, &mut data);
+        write_shard(&shard, &header, &data);
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        let experts = checkpoint.experts(1).and_then(|experts| {
+            let biases = experts[0].biases.unwrap();
+            for vector in [biases.gate, biases.up, biases.down] {
+                vector.values()?;
+            }
+            experts[0].gate.check_finite()
+        });
+        expect(experts, parts);
+    };
+    let mlp = |name: &str| format!("model.layers.1.mlp.experts.{name}");
+    let start = |header: &serde_json::Value, name: &str| {
+        header[mlp(name)]["data_offsets"][0].as_u64().unwrap() as usize
+    };
+    damaged(
+        "gpt_oss/mxfp4",
+        &|h, _| h[mlp("gate_up_proj_blocks")]["shape"] = json!([8, 64, 4, 16]),
+        &["gate_up_proj_blocks", "config.json implies [8, 128, 2, 16]"],
+    );
+    damaged(
+        "gpt_oss/mxfp4",
+        &|h, _| {
+            let scales = h.as_object_mut().unwrap().remove(&mlp("gate_up_proj_scales")).unwrap();
+            h["elsewhere"] = scales;
+        },
+        &["gate_up_proj_scales", "missing"],
+    );
+    damaged(
+        "gpt_oss/mxfp4",
+        &|h, data| {
+            let at = start(h, "gate_up_proj_scales");
+            data[at] = 0xff;
+        },
+        &["gate_up_proj_blocks", "not finite"],
+    );
+    damaged(
+        "gpt_oss/bf16",
+        &|h, _| h[mlp("gate_up_proj")]["shape"] = json!([8, 128, 64]),
+        &["gate_up_proj", "config.json implies [8, 64, 128]"],
+    );
+    damaged(
+        "gpt_oss/bf16",
+        &|h, data| {
+            let at = start(h, "gate_up_proj_bias");
+            data[at + 2..at + 4].copy_from_slice(&[0x80, 0x7f]);
+        },
+        &["gate_up_proj_bias", "inf"],
+    );
+    damaged(
+        "gpt_oss/mlx-mxfp4-q4",
+        &|h, _| h[mlp("down_proj.bias")]["shape"] = json!([64, 8]),
+        &["down_proj.bias", "config.json implies [8, 64]"],
+    );
+}
+
+#[test]
 fn config_files_that_are_not() {
     for (text, part) in [
         ("", "EOF"),
         ("{", "EOF"),
         ("[]", "not a JSON object"),
         ("{}", "model_type"),
-        (r#"{"model_type": "llama"}"#, "`llama` is not supported; known: qwen3_5_moe, qwen3_moe"),
+        (r#"{"model_type": "gpt9"}"#, "`gpt9` is not supported; known: qwen3_5_moe, qwen3_moe, gpt_oss"),
         (r#"{"model_type": "qwen3_5_moe"}"#, "text_config"),
         (r#"{"model_type": "qwen3_5_moe", "text_config": [64]}"#, "`text_config` is not a JSON object"),
         (r#"{"model_type": "qwen3_moe"}"#, "hidden_size"),

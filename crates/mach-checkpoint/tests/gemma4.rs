@@ -26,7 +26,10 @@ fn both_forms_open() {
         assert_eq!((config.intermediate_size, config.moe.top_k, config.moe.norm_topk_prob), (128, 2, true));
         assert!(config.tie_word_embeddings);
         let own = config.gemma4.as_ref().unwrap();
-        assert_eq!((own.k_as_v, own.full_theta, own.full_turning, own.softcap), (true, 1e6, 0.25, Some(30.0)));
+        assert_eq!(
+            (own.k_as_v, own.full_theta, own.full_turning, own.softcap),
+            (true, 1e6, 0.25, Some(30.0))
+        );
         assert_eq!(config.rope.theta, 1e4);
         assert_eq!(checkpoint.norm_offset(), 0.0);
         for layer in 0..config.layers.len() {
@@ -90,7 +93,16 @@ fn siblings_are_refused_by_name() {
         assert!(error.contains("config.json"), "{error}");
     }
     with(|t| t["use_bidirectional_attention"] = json!("vision")).unwrap();
-    assert_eq!(with(|t| t["final_logit_softcapping"] = json!(null)).unwrap().config().gemma4.as_ref().unwrap().softcap, None);
+    assert_eq!(
+        with(|t| t["final_logit_softcapping"] = json!(null))
+            .unwrap()
+            .config()
+            .gemma4
+            .as_ref()
+            .unwrap()
+            .softcap,
+        None
+    );
 }
 
 #[test]

@@ -98,6 +98,43 @@ fn fused_experts_split_gate_rows_first() {
 }
 
 #[test]
+fn every_form_of_gpt_oss_holds_the_same_biases() {
+    let of = |form: &str| {
+        let checkpoint = Checkpoint::open(&fixture(&format!("gpt_oss/{form}"))).unwrap();
+        let config = checkpoint.config();
+        assert_eq!((config.family, config.sliding_window), (Family::GptOss, Some(16)));
+        assert_eq!(config.layers[..2], [LayerKind::SlidingAttention, LayerKind::FullAttention]);
+        assert_eq!((config.moe.num_experts, config.moe.top_k, config.moe.intermediate_size), (8, 2, 64));
+        assert_eq!((config.moe.swiglu_limit, config.moe.expert_bias), (Some(7.0), true));
+        let yarn = config.rope.yarn.unwrap();
+        assert!(!yarn.truncate && (yarn.magnitude - 1.346_573_59).abs() < 1e-6 && yarn.original == 4096);
+        let mut values = Vec::new();
+        for layer in 0..config.layers.len() {
+            for expert in checkpoint.experts(layer).unwrap() {
+                let biases = expert.biases.unwrap();
+                for (matrix, bias) in
+                    [(expert.gate, biases.gate), (expert.up, biases.up), (expert.down, biases.down)]
+                {
+                    assert_eq!((matrix.rows, matrix.cols, bias.len), (64, 64, 64), "{form}");
+                    matrix.check_finite().unwrap();
+                    let source = matrix.source().unwrap();
+                    let mut row = vec![0.0; 64];
+                    for r in [0, 1, 63] {
+                        source.decode_row(r, &mut row);
+                        values.extend_from_slice(&row);
+                    }
+                    values.extend(bias.values().unwrap());
+                }
+            }
+        }
+        values
+    };
+    let published = of("mxfp4");
+    assert!(published.iter().any(|&v| v != 0.0));
+    assert!(of("bf16") == published && of("mlx-mxfp4-q4") == published);
+}
+
+#[test]
 fn fingerprint_sees_the_data_and_not_the_place() {
     let copy = common::copy_of("qwen3_moe/bf16");
     let original = Checkpoint::open(&fixture("qwen3_moe/bf16")).unwrap().fingerprint();

@@ -10,7 +10,10 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::{Bits, Order};
 
-const CHECKPOINTS: [&str; 8] = [
+const CHECKPOINTS: [&str; 11] = [
+    "fixtures/gpt_oss/mxfp4",
+    "fixtures/gpt_oss/bf16",
+    "fixtures/gpt_oss/mlx-mxfp4-q4",
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
@@ -49,6 +52,13 @@ fn conversion_changes_no_logit() {
         let again = converted(&out, &dir.path().join("again"), None).unwrap_err();
         assert!(again.to_string().contains("already in engine format"), "{again}");
     }
+}
+
+/// The published forms of gpt_oss hold the same values, whichever way they lie.
+#[test]
+fn blocks_and_transposed_floats_are_the_same_experts() {
+    let form = |form: &str| logits(&project(&format!("fixtures/gpt_oss/{form}")), Activations::F32).unwrap();
+    assert!(form("mxfp4") == form("bf16"));
 }
 
 #[test]

@@ -19,6 +19,8 @@ use mach_models::{
 };
 
 const CHECKPOINTS: [&str; 8] = [
+    "fixtures/gpt_oss/mxfp4",
+    "fixtures/gpt_oss/bf16",
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",

@@ -2,8 +2,7 @@
 
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RopeSpec, RouterSpec,
-    ScoreFunction,
+    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
@@ -45,10 +44,8 @@ fn whole_vectors(field: &str, size: usize) -> Result<(), ModelError> {
 fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
     whole_vectors("head_dim", spec.head_dim)?;
     let lacks = [
-        (spec.sinks, "attention sinks"),
         (spec.softcap.is_some(), "soft cap of attention scores"),
-        (spec.bias, "biases in attention"),
-        (!rotates(&spec.rope), "rotary embedding of this kind"),
+        (!rotates(&spec.rope.kind), "rotary embedding of this kind"),
     ];
     match lacks.into_iter().find(|(lacking, _)| *lacking) {
         Some((_, what)) => Err(ModelError::Unsupported(format!("this build's kernels have no {what}"))),
@@ -56,10 +53,12 @@ fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
     }
 }
 
-fn rotates(rope: &RopeSpec) -> bool {
-    match rope.kind {
-        RopeKind::Half | RopeKind::Proportional { .. } | RopeKind::Llama3 { .. } => true,
-        RopeKind::Interleaved | RopeKind::Yarn { .. } => false,
+fn rotates(kind: &RopeKind) -> bool {
+    match kind {
+        RopeKind::Half | RopeKind::Yarn { .. } | RopeKind::Proportional { .. } | RopeKind::Llama3 { .. } => {
+            true
+        }
+        RopeKind::Interleaved => false,
     }
 }
 
@@ -68,9 +67,13 @@ fn delta(spec: &DeltaSpec) -> Result<(), ModelError> {
     whole_vectors("linear_value_head_dim", spec.value_dim)
 }
 
+fn scores(function: ScoreFunction) -> bool {
+    matches!(function, ScoreFunction::Softmax | ScoreFunction::SoftmaxOfChosen)
+}
+
 fn router(spec: &RouterSpec) -> Option<&'static str> {
     let lacks = [
-        (spec.score != ScoreFunction::Softmax, "router with scores of this kind"),
+        (!scores(spec.score), "router with scores of this kind"),
         (spec.bias, "bias in routers"),
         (spec.scale != 1.0, "scale of routed weights"),
         (spec.hashed, "routing by token"),
@@ -80,7 +83,7 @@ fn router(spec: &RouterSpec) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask};
+    use mach_models::device::{FfnSpec, GateFunction, LayerSpec, Mask, RopeSpec};
 
     use super::*;
 
@@ -106,6 +109,7 @@ mod tests {
             top_k: 2,
             score: ScoreFunction::Softmax,
             bias: false,
+            logit_bias: false,
             normalise: true,
             scale: 1.0,
             hashed: false,
@@ -129,11 +133,9 @@ mod tests {
     fn what_kernels_lack_is_refused_by_name() {
         check(&plain()).unwrap();
         type Change<T> = fn(&mut T);
-        let attention: [(Change<AttentionSpec>, &str); 5] = [
+        let attention: [(Change<AttentionSpec>, &str); 3] = [
             (|a| a.head_dim = 24, "`head_dim` is 24"),
-            (|a| a.sinks = true, "sinks"),
             (|a| a.softcap = Some(50.0), "soft cap"),
-            (|a| a.bias = true, "biases"),
             (|a| a.rope.kind = RopeKind::Interleaved, "rotary"),
         ];
         for (change, word) in attention {
@@ -159,15 +161,25 @@ mod tests {
             assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
         }
         let mut spec = plain();
-        let AttentionSpec { mask, qk_norm, scale, gated, k_as_v, v_norm, rope, .. } =
+        let AttentionSpec { mask, qk_norm, scale, gated, sinks, bias, rope, k_as_v, v_norm, .. } =
             match &mut spec.layers[0].mixer {
                 MixerSpec::Attention(a) => a,
                 MixerSpec::GatedDelta(_) => unreachable!(),
             };
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
-        (*scale, *gated) = (Some(0.5), true);
+        (*scale, *gated, *sinks, *bias) = (Some(0.5), true, true, true);
         (*k_as_v, *v_norm) = (true, Some(1e-6));
-        rope.kind = RopeKind::Proportional { turning: 4 };
+        rope.kind = RopeKind::Yarn {
+            factor: 32.0,
+            original: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: false,
+            magnitude: 1.3,
+        };
+        let FeedForwardSpec::Moe { router, .. } = &mut spec.layers[0].feed_forward else { unreachable!() };
+        (router.score, router.logit_bias) = (ScoreFunction::SoftmaxOfChosen, true);
+        router.expert_scale = true;
         check(&spec).unwrap();
         let gates = [GateFunction::Silu, GateFunction::GeluTanh, GateFunction::SigmoidPlusOne { alpha: 1.7 }];
         for gate in gates {

@@ -7,9 +7,9 @@ use mach_checkpoint::Tensors;
 use mach_experts::{HotExperts, MatrixView, StreamingStats};
 use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
-use mach_kernels::attention::{AttentionScratch, attend, attend_ranges};
+use mach_kernels::attention::{AttentionScratch, Scores, attend, attend_ranges};
 use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
-use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope};
+use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope, SoftmaxOver};
 use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::math::exp64;
@@ -17,9 +17,9 @@ use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
     GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec,
-    RouterWeights, Span, Tap,
+    RouterWeights, ScoreFunction, Span, Tap,
 };
-use mach_models::{Activations, DeviceCard, ModelError};
+use mach_models::{Activations, DeviceCard, ModelError, Purpose};
 
 use crate::experts::{Experts, RowKind};
 use crate::footprint::state_bytes_of;
@@ -392,6 +392,10 @@ impl Device for Cpu {
         elementwise::add(&mut self.cores, &mut x.data, &y.data);
     }
 
+    fn add_bias(&mut self, x: &mut Buf, bias: &Vec<f32>) {
+        elementwise::add_bias(&mut self.cores, &mut x.data, bias);
+    }
+
     fn linear(&mut self, x: &Buf, matrices: &[Matrix], out: &mut [&mut Buf]) {
         self.experts.pump();
         let rows = x.rows();
@@ -469,21 +473,29 @@ impl Device for Cpu {
         let [queries, keys, gate] = &mut self.scratch.heads;
         let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         out.shape(rows, width);
-        let scale = spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt());
+        let scores = Scores {
+            scale: spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt()),
+            sinks: weights.sinks.as_deref(),
+        };
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
-            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let CpuState::Attention { cache, mask, back_to } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
             cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             let (scratch, queries) = (&mut self.scratch.attention, &queries[at(width)]);
             let out = &mut out.data[at(width)];
             if mask.causal && mask.window.is_none() {
-                attend(&mut self.cores, scratch, cache, queries, spec.heads, span.rows, scale, out);
+                attend(&mut self.cores, scratch, cache, queries, spec.heads, span.rows, scores, out);
             } else {
                 let (ranges, end) = (&mut self.scratch.ranges, span.position + span.rows);
                 ranges.clear();
                 ranges.extend((span.position..end).map(|position| mask.range(position, end)));
                 out.fill(0.0);
-                attend_ranges(&mut self.cores, scratch, cache, queries, spec.heads, ranges, scale, out);
+                attend_ranges(&mut self.cores, scratch, cache, queries, spec.heads, ranges, scores, out);
+            }
+            // A draft takes its own rows back, and says itself what it forgets.
+            if span.purpose != Purpose::Draft {
+                let end = back_to.take().unwrap_or(usize::MAX).min(span.position + span.rows);
+                cache.forget_before(mask.first_needed(end));
             }
         }
         if spec.gated {
@@ -509,7 +521,7 @@ impl Device for Cpu {
         let keys = &self.scratch.heads[1];
         let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
-            let CpuState::Attention { cache, mask } = &mut **state else { continue };
+            let CpuState::Attention { cache, mask, .. } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
             cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             cache.forget_before(mask.first_needed(span.position + span.rows));
@@ -574,8 +586,16 @@ impl Device for Cpu {
         out.experts.resize(rows * spec.top_k, 0);
         out.weights.clear();
         out.weights.resize(rows * spec.top_k, 0.0);
+        if let Some(bias) = &small.logit_bias {
+            elementwise::add_bias(&mut self.cores, &mut scores.data, bias);
+        }
+        let over = match spec.score {
+            ScoreFunction::SoftmaxOfChosen => SoftmaxOver::Chosen,
+            // `check` lets no other function through.
+            _ => SoftmaxOver::All { norm: spec.normalise },
+        };
         let (experts, weights) = (&mut out.experts, &mut out.weights);
-        elementwise::route(&mut self.cores, &mut scores.data, scores.width, spec.normalise, experts, weights);
+        elementwise::route(&mut self.cores, &mut scores.data, scores.width, over, experts, weights);
         if let Some(scale) = &small.expert_scale {
             scale_weights(scale, spec.top_k, out);
         }

@@ -11,6 +11,9 @@ use crate::load::{expert_bytes, slices};
 use crate::placement::CpuPlacement;
 use crate::{kv, order_of};
 
+/// At least as many rows as a block of speculation has.
+const BLOCK: usize = 64;
+
 /// Sizes that follow from a checkpoint and an activation path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
@@ -97,10 +100,14 @@ pub fn state_bytes(
 
 /// As [`state_bytes`], of a model in numbers.
 pub(crate) fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) -> usize {
-    let pages = tokens.div_ceil(PAGE);
+    // Between passes a layer with a window holds what that sees before a block that may be cut short, and the block.
+    let pages = |window: Option<usize>| {
+        let held = window.map_or(usize::MAX, |window| (window - 1 + BLOCK).div_ceil(PAGE) + 1);
+        tokens.div_ceil(PAGE).min(held)
+    };
     let bytes = spec.layers.iter().map(|layer| match &layer.mixer {
         MixerSpec::GatedDelta(spec) => delta_shape(spec).state_bytes(),
-        MixerSpec::Attention(spec) => kv::shape(spec, format).page_bytes() * pages,
+        MixerSpec::Attention(spec) => kv::shape(spec, format).page_bytes() * pages(spec.mask.window),
     });
     bytes.sum()
 }

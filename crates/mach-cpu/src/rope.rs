@@ -1,6 +1,6 @@
 //! Rotary frequencies of each kind.
 
-use mach_kernels::elementwise::Rope;
+use mach_kernels::elementwise::{Rope, Stretch};
 use mach_kernels::math::{exp64, ln64};
 use mach_models::device::{RopeKind, RopeSpec};
 
@@ -21,7 +21,11 @@ pub(crate) fn rope(spec: &RopeSpec) -> Rope {
             };
             Rope::of((0..spec.rotary_dim / 2).map(frequency).collect())
         }
-        _ => Rope::new(spec.theta, spec.rotary_dim),
+        RopeKind::Yarn { factor, original, beta_fast, beta_slow, truncate, magnitude } => {
+            let stretch = Stretch { factor, original, beta_fast, beta_slow, truncate, magnitude };
+            Rope::stretched(spec.theta, spec.rotary_dim, &stretch)
+        }
+        RopeKind::Half | RopeKind::Interleaved => Rope::new(spec.theta, spec.rotary_dim),
     }
 }
 

@@ -17,6 +17,8 @@ pub enum CpuState {
         cache: KvCache,
         /// Which of them later queries may see.
         mask: Mask,
+        /// The first position that the next pass may be taken back to, if that is not where it ends.
+        back_to: Option<usize>,
     },
     /// Convolution rows and recurrent matrices of Gated DeltaNet.
     Delta {
@@ -30,7 +32,15 @@ pub enum CpuState {
 impl CpuState {
     /// No keys and values yet.
     pub fn attention(shape: KvShape, mask: Mask) -> Self {
-        CpuState::Attention { cache: KvCache::new(shape), mask }
+        CpuState::Attention { cache: KvCache::new(shape), mask, back_to: None }
+    }
+
+    /// A copy of the first `len` positions, without what no later query can see.
+    fn attention_at(cache: &KvCache, mask: Mask, len: usize) -> Self {
+        let mut cache = cache.clone();
+        cache.truncate(len);
+        cache.forget_before(mask.first_needed(len));
+        CpuState::Attention { cache, mask, back_to: None }
     }
 
     /// The state of a sequence without tokens: all zeros.
@@ -45,7 +55,10 @@ fn delta_bytes(state: &DeltaState) -> usize {
 
 impl LayerState for CpuState {
     fn copy(&self) -> Box<dyn LayerState> {
-        Box::new(self.clone())
+        Box::new(match self {
+            CpuState::Attention { cache, mask, .. } => Self::attention_at(cache, *mask, cache.len()),
+            CpuState::Delta { .. } => self.clone(),
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -77,8 +90,9 @@ impl LayerState for CpuState {
     }
 
     fn begin_block(&mut self) {
-        if let CpuState::Delta { state, .. } = self {
-            state.begin_block();
+        match self {
+            CpuState::Attention { cache, back_to, .. } => *back_to = Some(cache.len()),
+            CpuState::Delta { state, .. } => state.begin_block(),
         }
     }
 
@@ -89,19 +103,19 @@ impl LayerState for CpuState {
     }
 
     fn copy_after(&mut self, rows: &[usize]) {
-        if let CpuState::Delta { state, .. } = self {
-            state.copy_after(rows);
+        match self {
+            CpuState::Attention { cache, back_to, .. } => {
+                let copied = rows.first().map(|rows| cache.len() + rows);
+                *back_to = back_to.iter().copied().chain(copied).min();
+            }
+            CpuState::Delta { state, .. } => state.copy_after(rows),
         }
     }
 
     fn take_copies(&mut self, positions: &[usize]) -> Vec<Box<dyn LayerState>> {
         match self {
-            CpuState::Attention { cache, mask } => {
-                let copy = |&position| {
-                    let mut cache = cache.clone();
-                    cache.truncate(position);
-                    Box::new(CpuState::Attention { cache, mask: *mask }) as Box<dyn LayerState>
-                };
+            CpuState::Attention { cache, mask, .. } => {
+                let copy = |&at| Box::new(Self::attention_at(cache, *mask, at)) as Box<dyn LayerState>;
                 positions.iter().map(copy).collect()
             }
             CpuState::Delta { state, shape } => {
@@ -114,10 +128,8 @@ impl LayerState for CpuState {
 
     fn cut(&self, position: usize) -> Option<Box<dyn LayerState>> {
         match self {
-            CpuState::Attention { cache, mask } if cache.start() == 0 => {
-                let mut cache = cache.clone();
-                cache.truncate(position);
-                Some(Box::new(CpuState::Attention { cache, mask: *mask }))
+            CpuState::Attention { cache, mask, .. } if cache.start() == 0 => {
+                Some(Box::new(Self::attention_at(cache, *mask, position)))
             }
             _ => None,
         }
@@ -125,6 +137,10 @@ impl LayerState for CpuState {
 
     fn can_be_cut(&self) -> bool {
         matches!(self, CpuState::Attention { cache, .. } if cache.start() == 0)
+    }
+
+    fn forgets(&self) -> bool {
+        matches!(self, CpuState::Attention { mask, .. } if mask.window.is_some())
     }
 
     fn recurrent(&self) -> Option<(Vec<f32>, Vec<f32>)> {
@@ -136,9 +152,9 @@ impl LayerState for CpuState {
 
     fn blank(&self, position: usize) -> Box<dyn LayerState> {
         Box::new(match self {
-            CpuState::Attention { cache, mask } => {
+            CpuState::Attention { cache, mask, .. } => {
                 let cache = KvCache::with_len(cache.shape(), mask.first_needed(position), position);
-                CpuState::Attention { cache, mask: *mask }
+                CpuState::Attention { cache, mask: *mask, back_to: None }
             }
             CpuState::Delta { .. } => self.clone(),
         })
@@ -146,15 +162,19 @@ impl LayerState for CpuState {
 
     fn exported_bytes(&self) -> usize {
         match self {
-            CpuState::Attention { cache, .. } => cache.sections().iter().map(|part| 4 * part.len()).sum(),
+            CpuState::Attention { cache, mask, .. } => {
+                let needed = mask.first_needed(cache.len());
+                cache.sections(needed).iter().map(|part| 4 * part.len()).sum()
+            }
             CpuState::Delta { state, .. } => delta_bytes(state),
         }
     }
 
     fn export<'a>(&'a self, sink: StateSink<'_, 'a>) -> Result<(), ModelError> {
         match self {
-            CpuState::Attention { cache, .. } => {
-                cache.sections().into_iter().for_each(|part| sink(Cow::Borrowed(bytemuck::cast_slice(part))));
+            CpuState::Attention { cache, mask, .. } => {
+                let parts = cache.sections(mask.first_needed(cache.len()));
+                parts.into_iter().for_each(|part| sink(Cow::Borrowed(bytemuck::cast_slice(part))));
             }
             CpuState::Delta { state, .. } => {
                 sink(Cow::Borrowed(bytemuck::cast_slice(&state.conv)));

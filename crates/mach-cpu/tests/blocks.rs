@@ -19,7 +19,9 @@ fn block(model: &mut dyn Model, state: &mut SequenceState, tokens: &[u32], keep:
 
 #[test]
 fn rejected_rows_leave_no_trace() {
-    for path in ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit"] {
+    for path in
+        ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gpt_oss/mlx-mxfp4-q4"]
+    {
         for activations in [Activations::Int8, Activations::F32] {
             let mut m = model(path, activations, 2, None);
             for (seed, start) in [(1, 0), (2, 3), (3, 250), (4, 256)] {

@@ -140,6 +140,9 @@ impl Device for Halting {
     fn add(&mut self, x: &mut Buf, y: &Buf) {
         self.record(|cpu| cpu.add(x, y));
     }
+    fn add_bias(&mut self, x: &mut Buf, bias: &Vector) {
+        self.record(|cpu| cpu.add_bias(x, bias));
+    }
     fn linear(&mut self, x: &Buf, weights: &[Matrix], out: &mut [&mut Buf]) {
         self.record(|cpu| cpu.linear(x, weights, out));
     }
@@ -287,7 +290,12 @@ fn run(model: &mut dyn Model) -> (Vec<u32>, Seen) {
 
 #[test]
 fn a_pass_that_stops_for_experts_goes_on_to_the_same_bits() {
-    for path in ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gemma4/mlx-4bit"] {
+    for path in [
+        "fixtures/qwen3_5_moe/mlx-4bit",
+        "fixtures/qwen3_moe/mlx-4bit",
+        "fixtures/gpt_oss/mlx-mxfp4-q4",
+        "fixtures/gemma4/mlx-4bit",
+    ] {
         let mut plain = decoder(path, []);
         let layers = plain.config().layers.len();
         let expected = run(&mut plain);

@@ -7,8 +7,10 @@ use common::{all_logits, model, tokens};
 use mach_kernels::Isa;
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment};
 
-/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, both families.
-const CHECKPOINTS: [&str; 8] = [
+/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, every family
+/// with experts.
+const CHECKPOINTS: [&str; 9] = [
+    "fixtures/gpt_oss/mxfp4",
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",

@@ -73,7 +73,8 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     pub(crate) fn new(cache: Arc<PrefixCache>, model: &dyn Model, drafting: bool) -> Self {
-        Prefix { cache, can_be_cut: model.new_state().can_be_cut() && !drafting, drafting }
+        let state = model.new_state();
+        Prefix { cache, can_be_cut: state.can_be_cut() && !state.forgets() && !drafting, drafting }
     }
 
     pub(crate) fn close(&self) {

@@ -13,7 +13,7 @@ use mach_checkpoint::{
     Checkpoint, CheckpointError, Dtype, ExpertBiases, ExpertSource, LinearSource, Packing, VectorSource,
 };
 use mach_io::{ReadError, ReadStats, Slot};
-use mach_quant::Order;
+use mach_quant::{Axes, Order};
 
 use crate::eviction::ExpertKey;
 use crate::fetch::Arrival;
@@ -35,6 +35,7 @@ struct MatrixSlices {
     rows: usize,
     cols: usize,
     packing: Packing,
+    axes: Axes,
     /// Weight, scales, biases.
     parts: [Extent; 3],
 }
@@ -194,6 +195,7 @@ impl SliceSource {
                 rows: m.rows,
                 cols: m.cols,
                 packing: m.packing,
+                axes: m.axes,
                 weight: part(3 * i),
                 scales: part(3 * i + 1),
                 biases: part(3 * i + 2),
@@ -269,6 +271,7 @@ fn find(
         rows: matrix.rows,
         cols: matrix.cols,
         packing: matrix.packing,
+        axes: matrix.axes,
         parts: [weight, scales.unwrap_or(nothing), biases.unwrap_or(nothing)],
     })
 }

@@ -66,6 +66,13 @@ fn dense() {
 }
 
 #[test]
+fn gpt_oss() {
+    for form in ["bf16", "mxfp4", "mlx-mxfp4-q4"] {
+        expect_all(&format!("fixtures/gpt_oss/{form}"), COMMON);
+    }
+}
+
+#[test]
 fn demo() {
     expect_all(
         "demo",

@@ -342,13 +342,25 @@ pub fn top_k(scores: &[f32], k: usize, out: &mut Vec<u32>) {
     }
 }
 
+/// Over which experts a router's scores are softmaxed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SoftmaxOver {
+    /// All of them; the chosen ones' weights are then divided by their sum if `norm`.
+    All {
+        /// Whether they are.
+        norm: bool,
+    },
+    /// The chosen ones.
+    Chosen,
+}
+
 /// Routes rows of `scores` `[rows, experts]` (overwritten): softmax, the largest by falling weight into `experts` and
-/// `weights` `[rows, k]`, the weights divided by their sum if `norm`.
+/// `weights` `[rows, k]`.
 pub fn route(
     cores: &mut Cores,
     scores: &mut [f32],
     width: usize,
-    norm: bool,
+    over: SoftmaxOver,
     experts: &mut [u32],
     weights: &mut [f32],
 ) {
@@ -369,12 +381,18 @@ pub fn route(
                     std::slice::from_raw_parts_mut(weights.get().add(row * k), k),
                 )
             };
-            softmax(isa, scores);
+            if over != SoftmaxOver::Chosen {
+                softmax(isa, scores);
+            }
             top_k(scores, k, &mut best);
             experts.copy_from_slice(&best);
+            let norm = over == SoftmaxOver::All { norm: true };
             let total: f32 = if norm { best.iter().map(|&e| scores[e as usize]).sum() } else { 1.0 };
             for (w, &e) in weights.iter_mut().zip(&best) {
                 *w = scores[e as usize] / total;
+            }
+            if over == SoftmaxOver::Chosen {
+                softmax(isa, weights);
             }
         }
     });
@@ -428,6 +446,45 @@ impl Kernel for Lead<'_> {
 #[derive(Debug, Clone)]
 pub struct Rope {
     frequencies: Vec<f32>,
+    /// Multiplies cosines and sines.
+    magnitude: f32,
+}
+
+/// How a rotary embedding is stretched over a longer context (Peng et al., "YaRN", 2023).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stretch {
+    /// By how much.
+    pub factor: f64,
+    /// Positions before it.
+    pub original: usize,
+    /// Rotations over those positions above which a frequency stays as it is.
+    pub beta_fast: f64,
+    /// Rotations below which it is divided in full.
+    pub beta_slow: f64,
+    /// Whether the bounds between these are whole pairs.
+    pub truncate: bool,
+    /// Multiplies cosines and sines.
+    pub magnitude: f64,
+}
+
+impl Stretch {
+    /// How much of pair `i` of `dim / 2` is divided, for each pair: 0 nothing, 1 all of it.
+    fn ramp(&self, theta: f64, dim: usize) -> impl Fn(usize) -> f64 {
+        // The pair that turns `rotations` times over the original positions.
+        let pair = |rotations: f64| {
+            dim as f64 * ln64(self.original as f64 / (std::f64::consts::TAU * rotations))
+                / (2.0 * ln64(theta))
+        };
+        let (mut low, mut high) = (pair(self.beta_fast), pair(self.beta_slow));
+        if self.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0)
+    }
 }
 
 impl Rope {
@@ -435,12 +492,23 @@ impl Rope {
     pub fn new(theta: f64, dim: usize) -> Rope {
         let log = ln64(theta);
         let frequency = |i: usize| exp64(-2.0 * i as f64 / dim as f64 * log) as f32;
-        Rope { frequencies: (0..dim / 2).map(frequency).collect() }
+        Rope { frequencies: (0..dim / 2).map(frequency).collect(), magnitude: 1.0 }
+    }
+
+    /// As [`new`](Self::new), low frequencies divided.
+    pub fn stretched(theta: f64, dim: usize, stretch: &Stretch) -> Rope {
+        let (log, ramp) = (ln64(theta), stretch.ramp(theta, dim));
+        let frequency = |i: usize| {
+            let (plain, share) = (exp64(-2.0 * i as f64 / dim as f64 * log), ramp(i));
+            (plain / stretch.factor * share + plain * (1.0 - share)) as f32
+        };
+        let frequencies = (0..dim / 2).map(frequency).collect();
+        Rope { frequencies, magnitude: stretch.magnitude as f32 }
     }
 
     /// By the frequencies of the pairs.
     pub fn of(frequencies: Vec<f32>) -> Rope {
-        Rope { frequencies }
+        Rope { frequencies, magnitude: 1.0 }
     }
 
     /// Rotated elements of a head.
@@ -448,15 +516,15 @@ impl Rope {
         2 * self.frequencies.len()
     }
 
-    /// Appends `cos` then `sin` of every pair at `position`: `dim` values.
+    /// Appends `cos` then `sin` of every pair at `position`, times the magnitude: `dim` values.
     pub fn angles(&self, position: usize, out: &mut Vec<f32>) {
         let at = out.len();
         let half = self.frequencies.len();
         out.resize(at + 2 * half, 0.0);
         for (i, f) in self.frequencies.iter().enumerate() {
             let (sin, cos) = sin_cos(f64::from(position as f32 * f));
-            out[at + i] = cos as f32;
-            out[at + half + i] = sin as f32;
+            out[at + i] = cos as f32 * self.magnitude;
+            out[at + half + i] = sin as f32 * self.magnitude;
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn sloped_silu<S: Simd>(s: S, x: S::F, alpha: f32) -> S::F {
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     // 2 sqrt(2 / pi).
-    const SLOPE: f32 = 1.595_769_1;
+    const SLOPE: f32 = 1.595_769;
     let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
     let z = s.mul(s.mul(x, s.splat(SLOPE)), cubic);
     let one = s.splat(1.0);

@@ -1,6 +1,6 @@
 //! Blocks of tokens that are cut short, and attention over ranges: bit by bit as if the rest had never been.
 
-use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend, attend_ranges};
+use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, Scores, attend, attend_ranges};
 use mach_kernels::delta::{
     DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta, rewind,
 };
@@ -101,10 +101,13 @@ proptest! {
     }
 
     #[test]
-    fn ranges_are_softmax(len in 1usize..700, rows in 1usize..7, forget: bool, seed: u64) {
+    fn ranges_are_softmax(len in 1usize..700, rows in 1usize..7, forget: bool, with_sinks: bool, seed: u64) {
         let (dim, heads, kv_heads) = (32, 4, 2);
         let (k, v) = (floats(seed, len * kv_heads * dim), floats(seed ^ 1, len * kv_heads * dim));
         let q = floats(seed ^ 2, rows * heads * dim);
+        // Some above every score, some far below.
+        let sinks: Vec<f32> = floats(seed ^ 3, heads).into_iter().map(|x| 12.0 * x).collect();
+        let scores = Scores { scale: 0.5, sinks: with_sinks.then_some(&sinks) };
         let ranges: Vec<(usize, usize)> = (0..rows)
             .map(|i| {
                 let first = (seed as usize).wrapping_add(i * 97) % len;
@@ -119,7 +122,7 @@ proptest! {
             }
             let mut out = vec![f32::NAN; ranges.len() * heads * dim];
             let scratch = &mut AttentionScratch::default();
-            attend_ranges(&mut Cores::new(threads, isa), scratch, &cache, q, heads, ranges, 0.5, &mut out);
+            attend_ranges(&mut Cores::new(threads, isa), scratch, &cache, q, heads, ranges, scores, &mut out);
             out
         };
         let got = run(Isa::SCALAR, 1, &ranges, &q);
@@ -135,7 +138,8 @@ proptest! {
                 let weight: Vec<f64> = (first..end)
                     .map(|j| (0.5 * qh.iter().zip(&k[at(j)..]).map(|(a, b)| f64::from(a * b)).sum::<f64>()).exp())
                     .collect();
-                let total: f64 = weight.iter().sum();
+                let sink = if with_sinks { f64::from(sinks[h]).exp() } else { 0.0 };
+                let total: f64 = weight.iter().sum::<f64>() + sink;
                 for d in 0..dim {
                     let sum: f64 = (first..end).zip(&weight).map(|(j, w)| w / total * f64::from(v[at(j) + d])).sum();
                     prop_assert!((f64::from(got[(row * heads + h) * dim + d]) - sum).abs() < 1e-4);

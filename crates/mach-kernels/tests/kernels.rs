@@ -6,7 +6,7 @@ mod common;
 use common::{Weights, bits, everywhere, int8_definition, product, random};
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, attend};
 use mach_kernels::delta::{DeltaInputs, DeltaScratch, DeltaShape, DeltaState, DeltaWeights, gated_delta};
-use mach_kernels::elementwise::{self, Activation, Gating};
+use mach_kernels::elementwise::{self, Activation, Gating, Rope, SoftmaxOver, Stretch};
 use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, combine, expert_ffn};
 use mach_kernels::{Cores, Isa};
 use mach_quant::{Bits, Codec, FloatType, Order};
@@ -330,6 +330,76 @@ fn what_is_no_number_stays_so_in_a_clamp() {
             assert!(out[0].is_nan() && out[1].is_nan(), "{isa} {activation:?}: {out:?}");
             assert!((f64::from(out[2]) - by_definition(gating, 100.0, -100.0)).abs() < 1e-4, "{out:?}");
         }
+    }
+}
+
+/// architectures.md section 1.2, for the sizes of gpt-oss and for others that meet every bound.
+#[test]
+fn stretched_rotations_are_those_of_yarn() {
+    for (dim, theta, factor, original, truncate, magnitude) in [
+        (64usize, 150_000.0f64, 32.0f64, 4096usize, false, 1.346_573_59f64),
+        (64, 150_000.0, 32.0, 4096, true, 1.0),
+        (32, 10_000.0, 16.0, 65_536, true, 1.0),
+        (16, 10_000.0, 4.0, 16, false, 1.2),
+    ] {
+        let (beta_fast, beta_slow) = (32.0f64, 1.0f64);
+        let stretch = Stretch { factor, original, beta_fast, beta_slow, truncate, magnitude };
+        let rope = Rope::stretched(theta, dim, &stretch);
+        let bound = |b: f64| {
+            dim as f64 * (original as f64 / (2.0 * std::f64::consts::PI * b)).ln() / (2.0 * theta.ln())
+        };
+        let (mut low, mut high) = (bound(beta_fast), bound(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        for position in [0, 1, 77, 5000] {
+            let mut angles = Vec::new();
+            rope.angles(position, &mut angles);
+            assert_eq!(angles.len(), dim);
+            for i in 0..dim / 2 {
+                let plain = theta.powf(-2.0 * i as f64 / dim as f64);
+                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                let f = plain / factor * ramp + plain * (1.0 - ramp);
+                // The product of position and frequency is rounded to f32.
+                let angle = f64::from(position as f32 * f as f32);
+                let (cos, sin) = (magnitude * angle.cos(), magnitude * angle.sin());
+                let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-3;
+                assert!(close(angles[i], cos) && close(angles[dim / 2 + i], sin), "{dim} {position} {i}");
+            }
+        }
+    }
+    let (mut plain, mut stretched) = (Vec::new(), Vec::new());
+    Rope::new(1e4, 32).angles(9, &mut plain);
+    let none = Stretch {
+        factor: 1.0,
+        original: 4096,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        magnitude: 1.0,
+    };
+    Rope::stretched(1e4, 32, &none).angles(9, &mut stretched);
+    assert!(plain.iter().zip(&stretched).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+#[test]
+fn routing_over_the_chosen_is_their_softmax() {
+    let logits = [0.5f32, 3.0, -1.0, 2.0, 2.5, -200.0, 1.0, 0.0];
+    let (mut experts, mut weights) = (vec![0; 6], vec![0.0; 6]);
+    for isa in Isa::available() {
+        let mut scores = [logits, logits.map(|x| -x)].concat();
+        let over = SoftmaxOver::Chosen;
+        elementwise::route(&mut Cores::new(1, isa), &mut scores, 8, over, &mut experts, &mut weights);
+        assert_eq!(experts, [1, 4, 3, 5, 2, 7]);
+        let total: f32 = [3.0f32, 2.5, 2.0].iter().map(|x| x.exp()).sum();
+        for (weight, logit) in weights.iter().zip([3.0f32, 2.5, 2.0]) {
+            assert!((weight - logit.exp() / total).abs() < 1e-6, "{isa}: {weights:?}");
+        }
+        assert_eq!(weights[3], 1.0, "{weights:?}");
     }
 }
 

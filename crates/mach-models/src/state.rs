@@ -127,6 +127,12 @@ impl SequenceState {
     pub fn can_be_cut(&self) -> bool {
         self.layers.iter().all(|layer| layer.can_be_cut())
     }
+
+    /// Whether a layer forgets what no query can see any more, so that [`can_be_cut`](Self::can_be_cut) may end with more
+    /// tokens.
+    pub fn forgets(&self) -> bool {
+        self.layers.iter().any(|layer| layer.forgets())
+    }
 }
 
 /// The state as bytes, for saving and restoring it.

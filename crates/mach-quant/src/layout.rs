@@ -127,7 +127,7 @@ impl MatrixLayout {
     fn pack_row(&self, source: &Source<'_>, row: usize, out: &mut [u8]) {
         let (weight, rest) = out.split_at_mut(self.cols * self.codec.bits() / 8);
         match source.codec() {
-            Codec::Dense(t) => widen(t, source.weight_row(row), weight),
+            Codec::Dense(t) => source.write_floats(t, row, weight),
             Codec::Affine { scales, .. } => {
                 weight.copy_from_slice(source.weight_row(row));
                 let (s, b) = rest.split_at_mut(rest.len() / 2);

@@ -22,6 +22,6 @@ mod turbo;
 pub use bits::{Bits, UnknownBits};
 pub use codec::{Codec, FloatType};
 pub use layout::{MatrixLayout, Order};
-pub use source::{Source, SourceError};
+pub use source::{Axes, Source, SourceError};
 pub use tile::TILE_ROWS;
 pub use turbo::{TURBOQUANT_VERSION, TurboQuant, Width};

@@ -38,8 +38,31 @@ pub enum SourceError {
     },
 }
 
-/// A row-major matrix `[rows, cols]` in its stored form: floats, or codes packed as MLX packs them with scales
-/// `[rows, cols / group]` and, for the affine mode, biases of the same shape.
+/// How the rows of a matrix lie among other values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axes {
+    /// Row after row; every so-manieth of the rows that are there is the matrix's.
+    Rows {
+        /// 1 where all are.
+        every: usize,
+    },
+    /// Column after column, as where the input axis comes first; every so-manieth value of a column is the matrix's.
+    /// Floats only.
+    Columns {
+        /// Values of a column, others' included.
+        across: usize,
+        /// 1 where all are the matrix's.
+        every: usize,
+    },
+}
+
+impl Axes {
+    /// Row after row and nothing else.
+    pub const PLAIN: Axes = Axes::Rows { every: 1 };
+}
+
+/// A matrix `[rows, cols]` in its stored form: floats, or codes packed as MLX packs them with scales
+/// `[rows, cols / group]` and, for the affine mode, biases of the same shape. Row-major, unless its axes say otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     codec: Codec,
@@ -48,8 +71,11 @@ pub struct Source<'a> {
     weight: &'a [u8],
     scales: &'a [u8],
     biases: &'a [u8],
+    axes: Axes,
     /// Bytes of a row of weights, scales, biases: kept, because packing asks for them all the time.
-    strides: [usize; 3],
+    lengths: [usize; 3],
+    /// Rows from one to the next.
+    every: usize,
 }
 
 impl<'a> Source<'a> {
@@ -62,22 +88,47 @@ impl<'a> Source<'a> {
         scales: &'a [u8],
         biases: &'a [u8],
     ) -> Result<Self, SourceError> {
+        Self::with_axes(codec, (rows, cols), Axes::PLAIN, [weight, scales, biases])
+    }
+
+    /// As [`new`](Self::new) for a matrix `(rows, cols)` that lies otherwise: weight, scales and biases begin with the
+    /// matrix's first value and end with or after its last.
+    pub fn with_axes(
+        codec: Codec,
+        (rows, cols): (usize, usize),
+        axes: Axes,
+        [weight, scales, biases]: [&'a [u8]; 3],
+    ) -> Result<Self, SourceError> {
         codec.check(cols)?;
-        let scale_len = |per: usize| codec.group().map_or(0, |g| rows * (cols / g) * per);
+        let every = match (axes, codec) {
+            (Axes::Rows { every }, _) => every.max(1),
+            (Axes::Columns { .. }, Codec::Dense(_)) => 1,
+            (Axes::Columns { .. }, _) => return Err(SourceError::Codec(codec)),
+        };
+        let scale_len = |per: usize| codec.group().map_or(0, |g| (cols / g) * per);
         let (s, b) = match codec {
             Codec::Dense(_) => (0, 0),
             Codec::Affine { scales, .. } => (scale_len(scales.size()), scale_len(scales.size())),
             Codec::Mxfp4 => (scale_len(1), 0),
         };
-        for (what, slice, expected) in
-            [("weight", weight, rows * cols * codec.bits() / 8), ("scales", scales, s), ("biases", biases, b)]
+        let lengths = [cols * codec.bits() / 8, s, b];
+        for ((what, slice), length) in
+            [("weight", weight), ("scales", scales), ("biases", biases)].into_iter().zip(lengths)
         {
-            if slice.len() != expected {
+            let expected = match axes {
+                _ if rows == 0 || cols == 0 || length == 0 => 0,
+                Axes::Rows { .. } => ((rows - 1) * every + 1) * length,
+                Axes::Columns { across, every } => {
+                    ((cols - 1) * across + (rows - 1) * every + 1) * (length / cols)
+                }
+            };
+            // Where others' values lie between, they may also follow.
+            let fits = if axes == Axes::PLAIN { slice.len() == expected } else { slice.len() >= expected };
+            if !fits {
                 return Err(SourceError::Length { what, found: slice.len(), expected });
             }
         }
-        let strides = [weight, scales, biases].map(|s| s.len().checked_div(rows).unwrap_or(0));
-        Ok(Source { codec, rows, cols, weight, scales, biases, strides })
+        Ok(Source { codec, rows, cols, weight, scales, biases, axes, lengths, every })
     }
 
     /// How elements are encoded as stored.
@@ -95,26 +146,46 @@ impl<'a> Source<'a> {
         self.cols
     }
 
-    /// The bytes of one row's elements or codes.
+    fn row(&self, which: usize, data: &'a [u8], row: usize) -> &'a [u8] {
+        let (n, at) = (self.lengths[which], row * self.every * self.lengths[which]);
+        &data[at..at + n]
+    }
+
+    /// The bytes of one row's elements or codes, of a matrix that lies in rows.
     pub fn weight_row(&self, row: usize) -> &'a [u8] {
-        let n = self.strides[0];
-        &self.weight[row * n..(row + 1) * n]
+        self.row(0, self.weight, row)
+    }
+
+    /// Writes a row of floats as little-endian values of the type that `float` is [stored](FloatType::stored) as.
+    pub(crate) fn write_floats(&self, float: FloatType, row: usize, out: &mut [u8]) {
+        let Axes::Columns { across, every } = self.axes else {
+            return widen(float, self.weight_row(row), out);
+        };
+        let (from, to) = (float.size(), float.stored().size());
+        for (j, o) in out.chunks_exact_mut(to).enumerate() {
+            let at = (j * across + row * every) * from;
+            widen(float, &self.weight[at..at + from], o);
+        }
     }
 
     /// The bytes of one row's scales.
     pub fn scale_row(&self, row: usize) -> &'a [u8] {
-        let n = self.strides[1];
-        &self.scales[row * n..(row + 1) * n]
+        self.row(1, self.scales, row)
     }
 
     /// The bytes of one row's biases.
     pub fn bias_row(&self, row: usize) -> &'a [u8] {
-        let n = self.strides[2];
-        &self.biases[row * n..(row + 1) * n]
+        self.row(2, self.biases, row)
     }
 
     /// Decodes one row by the reference decoders.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        if let (Codec::Dense(t), Axes::Columns { across, every }) = (self.codec, self.axes) {
+            for (j, o) in out.iter_mut().enumerate().take(self.cols) {
+                *o = t.read(self.weight, j * across + row * every);
+            }
+            return;
+        }
         let (w, s, b) = (self.weight_row(row), self.scale_row(row), self.bias_row(row));
         match self.codec {
             Codec::Dense(t) => {

@@ -15,6 +15,8 @@ pub enum Family {
     Qwen3_5Moe,
     /// Qwen3 MoE: attention only, no shared expert.
     Qwen3Moe,
+    /// gpt-oss: attention with sinks, full and sliding in turn, experts with biases.
+    GptOss,
     /// Gemma 4 with experts: sliding and full attention layers of different head sizes, a dense network beside the
     /// experts.
     Gemma4,

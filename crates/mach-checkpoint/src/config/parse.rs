@@ -138,7 +138,7 @@ pub(crate) fn parse_config(
             known: Row::known(),
         });
     };
-    let quantization = Quantization::from_config(&root).map_err(fail)?;
+    let quantization = Quantization::from_config(&root, arch.quant_method).map_err(fail)?;
     let (section, value) = match (arch.text_config, envelope.text_config) {
         (true, Some(text)) => ("text_config.", text),
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),

@@ -30,8 +30,9 @@ pub(crate) struct Quantization {
 }
 
 impl Quantization {
-    /// Reads `quantization`, or `quantization_config` where it has the same form.
-    pub(crate) fn from_config(root: &Value) -> Result<Self, String> {
+    /// Reads `quantization`, or `quantization_config` where it has the same form. `published` is the `quant_method` that the
+    /// family's published files may name; the names and types of their tensors say the rest.
+    pub(crate) fn from_config(root: &Value, published: Option<&str>) -> Result<Self, String> {
         let (key, object) = match (root.get("quantization"), root.get("quantization_config")) {
             (Some(Value::Object(object)), _) => ("quantization", object),
             (_, Some(Value::Object(object))) => ("quantization_config", object),
@@ -39,6 +40,9 @@ impl Quantization {
             _ => return Err("`quantization` is not an object".to_owned()),
         };
         if let Some(method) = object.get("quant_method") {
+            if published.is_some_and(|known| method == known) {
+                return Ok(Self::default());
+            }
             return Err(format!("`{key}.quant_method`: {method} weights are not supported"));
         }
         let scheme = |path: &str, value: &Value| {

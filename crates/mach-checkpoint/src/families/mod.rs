@@ -3,6 +3,7 @@
 
 mod gemma;
 mod gemma4;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod qwen3;
@@ -21,6 +22,7 @@ use crate::synth::Shape;
 pub static FAMILIES: &[&Row] = &[
     &qwen3_5_moe::ROW,
     &qwen3_moe::ROW,
+    &gpt_oss::ROW,
     &gemma4::ROW,
     &qwen3::ROW,
     &qwen3_5::ROW,
@@ -46,6 +48,8 @@ const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
 pub enum SwigluVariant {
     /// `silu(gate) * up`.
     PlainSwiglu,
+    /// Gate and up bounded, and combined by a sigmoid linear unit.
+    SiluLimited,
     /// `gelu_tanh(gate) * up`.
     PlainGeglu,
 }
@@ -57,7 +61,7 @@ pub enum KvCacheKind {
     Standard,
     /// Recurrent state in most layers, keys and values in the others.
     HybridGdn,
-    /// Keys and values; most layers those of a window only.
+    /// Keys and values; some layers keep only those of the nearest positions.
     Rotating,
 }
 
@@ -66,7 +70,7 @@ pub enum KvCacheKind {
 pub enum SpecdecKind {
     /// DFlash.
     SpecdecV7,
-    /// None; what needs no draft still works.
+    /// None: there are no drafts for it.
     TargetOnly,
 }
 
@@ -89,6 +93,7 @@ macro_rules! named {
 
 named!(SwigluVariant {
     SwigluVariant::PlainSwiglu => "plain_swiglu",
+    SwigluVariant::SiluLimited => "silu_limited",
     SwigluVariant::PlainGeglu => "plain_geglu",
 });
 named!(KvCacheKind {
@@ -138,6 +143,7 @@ pub enum Yarn {
 
 /// What families without experts and without synthetic checkpoints have in common.
 const DENSE: Row = Row {
+    quant_method: None,
     model_type: "",
     family: Family::Llama,
     text_config: false,
@@ -167,6 +173,12 @@ const DENSE: Row = Row {
         naming: PUBLISHED,
         shapes: &[],
         gated_attention: false,
+        normed_attention: false,
+        between_norms: false,
+        router: "",
+        stack: "",
+        mxfp4_experts: false,
+        biases: false,
         config: |_, _, text, _| text,
     },
 };
@@ -180,6 +192,18 @@ pub struct Synthetic {
     pub shapes: &'static [Shape],
     /// Whether the query projection holds a gate.
     pub gated_attention: bool,
+    /// Whether queries and keys are normed.
+    pub normed_attention: bool,
+    /// Whether both halves of a layer have norms behind them, and a dense network stands beside the experts.
+    pub between_norms: bool,
+    /// Name of the router inside a layer.
+    pub router: &'static str,
+    /// Name of the stacked experts inside a layer.
+    pub stack: &'static str,
+    /// Whether experts are MXFP4 instead of affine.
+    pub mxfp4_experts: bool,
+    /// Whether attention has sinks, and its projections, the router and the experts have biases.
+    pub biases: bool,
     /// From the text settings that all families share, and the rest of `config.json`, to the family's `config.json`.
     pub config: fn(shape: &Shape, layers: usize, text: Value, root: Value) -> Value,
 }
@@ -222,6 +246,8 @@ pub struct Row {
     pub swiglu_limit: bool,
     /// The setting that says how wide a routed expert is.
     pub expert_width: &'static str,
+    /// The `quantization_config.quant_method` of its published files, if they are quantized.
+    pub quant_method: Option<&'static str>,
     /// Whether no model of the family has routed experts.
     pub dense: bool,
     /// Whether the head is the embedding unless the file says otherwise.

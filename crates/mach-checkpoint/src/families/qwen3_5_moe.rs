@@ -26,6 +26,7 @@ pub(super) static ROW: Row = Row {
     yarn: Yarn::Never,
     swiglu_limit: false,
     expert_width: "moe_intermediate_size",
+    quant_method: None,
     dense: false,
     tied_by_default: false,
     shared_expert: true,
@@ -38,7 +39,18 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_5_moe",
-    synthetic: Synthetic { naming: MLX, shapes: SHAPES, gated_attention: true, config },
+    synthetic: Synthetic {
+        naming: MLX,
+        shapes: SHAPES,
+        gated_attention: true,
+        normed_attention: true,
+        between_norms: false,
+        router: "mlp.gate",
+        stack: "mlp.switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[
@@ -49,6 +61,7 @@ static SHAPES: &[Shape] = &[
         layers: 40,
         vocab: 248_320,
         attention: (16, 2, 256),
+        full: None,
         experts: (256, 8, 512),
         shared: 512,
         gdn: (16, 32, 128),
@@ -63,6 +76,7 @@ static SHAPES: &[Shape] = &[
         layers: 4,
         vocab: 16_512,
         attention: (4, 2, 64),
+        full: None,
         experts: (32, 4, 64),
         shared: 64,
         gdn: (2, 4, 64),

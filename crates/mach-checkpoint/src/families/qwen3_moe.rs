@@ -23,6 +23,7 @@ pub(super) static ROW: Row = Row {
     yarn: Yarn::Never,
     swiglu_limit: false,
     expert_width: "moe_intermediate_size",
+    quant_method: None,
     dense: false,
     tied_by_default: false,
     shared_expert: false,
@@ -35,7 +36,18 @@ pub(super) static ROW: Row = Row {
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_moe",
-    synthetic: Synthetic { naming: PUBLISHED, shapes: SHAPES, gated_attention: false, config },
+    synthetic: Synthetic {
+        naming: PUBLISHED,
+        shapes: SHAPES,
+        gated_attention: false,
+        normed_attention: true,
+        between_norms: false,
+        router: "mlp.gate",
+        stack: "mlp.switch_mlp",
+        mxfp4_experts: false,
+        biases: false,
+        config,
+    },
 };
 
 static SHAPES: &[Shape] = &[
@@ -46,6 +58,7 @@ static SHAPES: &[Shape] = &[
         layers: 48,
         vocab: 151_936,
         attention: (32, 4, 128),
+        full: None,
         experts: (128, 8, 768),
         shared: 0,
         gdn: (0, 0, 0),
@@ -60,6 +73,7 @@ static SHAPES: &[Shape] = &[
         layers: 3,
         vocab: 16_512,
         attention: (8, 2, 64),
+        full: None,
         experts: (32, 4, 128),
         shared: 0,
         gdn: (0, 0, 0),

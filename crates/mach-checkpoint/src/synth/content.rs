@@ -80,6 +80,10 @@ pub(super) enum Content {
     /// Random 4-bit codes of rows of `words` u32; the first word of each row is `first`, and rows from `from` on are
     /// `first_after`, then 0x88888888.
     Rows { seed: u64, words: usize, first: Option<u32>, from: usize },
+    /// Random 4-bit codes of matrices of so many rows of `words` u32, the leading rows of each zero.
+    Codes { seed: u64, words: usize, rows: usize, zero_rows: usize },
+    /// One byte over and over.
+    Bytes(u8),
     /// bf16 scales.
     Scales(Grid),
     /// bf16 zero points, for codes whose zero is this.
@@ -123,6 +127,14 @@ impl Content {
                     *word = value.to_le_bytes();
                 }
             }
+            Self::Codes { seed, words, rows, zero_rows } => {
+                for (index, word) in (offset / 4..).zip(out.as_chunks_mut::<4>().0) {
+                    let zero = index / words % rows < *zero_rows;
+                    let value = if zero { 0 } else { random(*seed, index as u64) as u32 };
+                    *word = value.to_le_bytes();
+                }
+            }
+            Self::Bytes(byte) => out.fill(*byte),
             Self::Scales(grid) => fill_halves(offset, out, |i| grid.at(i, 0.0).0),
             Self::Biases(grid, middle) => fill_halves(offset, out, |i| grid.at(i, *middle).1),
             Self::Made(made) => {

@@ -79,7 +79,8 @@ pub fn measure_spread(checkpoint: &Checkpoint, tokens: usize, seed: u64) -> Resu
     }
     let mut layers = Vec::new();
     for layer in 0..config.layers.len() {
-        let gate = format!("{}layers.{layer}.mlp.gate", config.tensor_prefix);
+        let name = checkpoint.family().synthetic.router;
+        let gate = format!("{}layers.{layer}.{name}", config.tensor_prefix);
         let router = checkpoint.linear(&gate, experts, hidden)?;
         let mut weights = Vec::with_capacity(experts * CARRIED);
         for expert in 0..experts {

@@ -120,11 +120,13 @@ impl KvCache {
         self.shape
     }
 
-    /// All that is held, piece by piece in a fixed order: full pages, then the rows in use of each head of the last page,
-    /// keys before values. Depends on shape, start and length alone.
-    pub fn sections(&self) -> Vec<&[u32]> {
+    /// All that is held of `start` and what follows, piece by piece in a fixed order: full pages, then the rows in use of
+    /// each head of the last page, keys before values. Depends on shape, start and length alone.
+    pub fn sections(&self, start: usize) -> Vec<&[u32]> {
         let mut out = Vec::with_capacity(self.pages.len() + 2 * self.shape.heads);
-        for (p, page) in self.pages.iter().enumerate().filter(|(_, page)| !page.words.is_empty()) {
+        let held =
+            self.pages.iter().enumerate().skip(start / PAGE).filter(|(_, page)| !page.words.is_empty());
+        for (p, page) in held {
             let used = (self.len - p * PAGE).min(PAGE);
             if used == PAGE {
                 out.push(page.words.as_slice());
@@ -140,7 +142,7 @@ impl KvCache {
         out
     }
 
-    /// As [`sections`](Self::sections), to be written; shared pages are copied first.
+    /// As [`sections`](Self::sections) of all that is held, to be written; shared pages are copied first.
     pub fn sections_mut(&mut self) -> Vec<&mut [u32]> {
         let mut out = Vec::with_capacity(self.pages.len() + 2 * self.shape.heads);
         let shape = self.shape;

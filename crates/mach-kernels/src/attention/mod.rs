@@ -10,4 +10,4 @@ pub mod turbo;
 mod walk;
 
 pub use cache::{KvCache, KvShape, KvType, PAGE};
-pub use walk::{AttentionScratch, attend, attend_ranges};
+pub use walk::{AttentionScratch, Scores, attend, attend_ranges};

@@ -19,40 +19,57 @@ pub struct AttentionScratch {
     rotated: Vec<f32>,
 }
 
+/// From products of queries and keys to weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Scores<'a> {
+    /// Multiplies products.
+    pub scale: f32,
+    /// `[query_heads]`: for each query head a score without a value, which takes part in the softmax.
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl From<f32> for Scores<'_> {
+    fn from(scale: f32) -> Self {
+        Scores { scale, sinks: None }
+    }
+}
+
 /// Attention of the last `rows` positions of `cache` over all positions up to their own: `q` and `out` are
 /// `[rows, query_heads, head_dim]`; query head `h` reads key/value head `h / (query_heads / heads)`.
 #[allow(clippy::too_many_arguments)]
-pub fn attend(
+pub fn attend<'s>(
     cores: &mut Cores,
     scratch: &mut AttentionScratch,
     cache: &KvCache,
     q: &[f32],
     query_heads: usize,
     rows: usize,
-    scale: f32,
+    scores: impl Into<Scores<'s>>,
     out: &mut [f32],
 ) {
     assert!(rows <= cache.len);
     let mut ranges = std::mem::take(&mut scratch.causal);
     ranges.clear();
     ranges.extend((cache.len - rows..cache.len).map(|position| (0, position + 1)));
-    attend_ranges(cores, scratch, cache, q, query_heads, &ranges, scale, out);
+    attend_ranges(cores, scratch, cache, q, query_heads, &ranges, scores, out);
     scratch.causal = ranges;
 }
 
 /// As [`attend`], each query row over its own range `(first, end)` of positions, which must not be empty.
 #[allow(clippy::too_many_arguments)]
-pub fn attend_ranges(
+pub fn attend_ranges<'s>(
     cores: &mut Cores,
     scratch: &mut AttentionScratch,
     cache: &KvCache,
     q: &[f32],
     query_heads: usize,
     ranges: &[(usize, usize)],
-    scale: f32,
+    scores: impl Into<Scores<'s>>,
     out: &mut [f32],
 ) {
     let isa = cores.isa();
+    let scores = scores.into();
+    assert!(scores.sinks.is_none_or(|sinks| sinks.len() == query_heads));
     let rows = ranges.len();
     let KvShape { heads, head_dim, .. } = cache.shape;
     assert!(query_heads.is_multiple_of(heads) && head_dim.is_multiple_of(16));
@@ -99,7 +116,7 @@ pub fn attend_ranges(
                 out: to.get(),
                 query_heads,
                 ranges,
-                scale,
+                scores,
                 head,
                 first,
                 count,
@@ -133,7 +150,7 @@ struct Attend<'a> {
     out: *mut f32,
     query_heads: usize,
     ranges: &'a [(usize, usize)],
-    scale: f32,
+    scores: Scores<'a>,
     head: usize,
     first: usize,
     count: usize,
@@ -196,7 +213,7 @@ impl Attend<'_> {
             unsafe {
                 let keys = base.add(self.head * PAGE * key_words);
                 let values = base.add(PAGE * (heads * key_words + self.head * value_words));
-                let (scale, into) = (self.scale, &mut scores);
+                let (scale, into) = (self.scores.scale, &mut scores);
                 match kind {
                     KvType::Bf16 => products::<S, true>(s, keys, &queries, head_dim, most, scale, into),
                     KvType::F32 => products::<S, false>(s, keys, &queries, head_dim, most, scale, into),
@@ -261,7 +278,15 @@ impl Attend<'_> {
             }
         }
         for i in 0..self.count {
-            let inverse = s.splat(1.0 / total[i]);
+            let mut inverse = 1.0 / total[i];
+            if let Some(sinks) = self.scores.sinks {
+                // Behind all pages, whatever they were: a query's result depends on nothing else.
+                let sink = sinks[heads_at[i] % self.query_heads];
+                let best = if sink > top[i] { sink } else { top[i] };
+                let factors = exp_pair(s, top[i] - best, sink - best);
+                inverse = factors.0 / (total[i] * factors.0 + factors.1);
+            }
+            let inverse = s.splat(inverse);
             if let Some(rotation) = &self.cache.rotation {
                 rotation.backward(&mut sums[i * width..(i + 1) * width]);
             }

@@ -13,11 +13,13 @@ pub(crate) struct Attention<M, V> {
     /// `None` where values are keys.
     v: Option<M>,
     o: M,
+    /// Of these four, if the spec says biases.
+    biases: Option<[V; 4]>,
     weights: AttentionWeights<V>,
 }
 
 impl<M: Copy, V> Attention<M, V> {
-    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm` and `k_norm` under `layers.{layer}.self_attn`.
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm`, `k_norm` and `sinks` under `layers.{layer}.self_attn`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         layer: usize,
@@ -34,13 +36,31 @@ impl<M: Copy, V> Attention<M, V> {
                 false => Some(from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?),
             },
             o: from.matrix(&format!("{base}.o_proj"), hidden, width)?,
-            weights: match spec.qk_norm {
-                Some(_) => AttentionWeights {
-                    q_norm: Some(from.norm(&format!("{base}.q_norm.weight"), spec.head_dim)?),
-                    k_norm: Some(from.norm(&format!("{base}.k_norm.weight"), spec.head_dim)?),
-                    sinks: None,
+            biases: match spec.bias {
+                true => Some([
+                    from.vector(
+                        &format!("{base}.q_proj.bias"),
+                        &[if spec.gated { 2 * width } else { width }],
+                    )?,
+                    from.vector(&format!("{base}.k_proj.bias"), &[kv_width])?,
+                    from.vector(&format!("{base}.v_proj.bias"), &[kv_width])?,
+                    from.vector(&format!("{base}.o_proj.bias"), &[hidden])?,
+                ]),
+                false => None,
+            },
+            weights: AttentionWeights {
+                q_norm: match spec.qk_norm {
+                    Some(_) => Some(from.norm(&format!("{base}.q_norm.weight"), spec.head_dim)?),
+                    None => None,
                 },
-                None => AttentionWeights { q_norm: None, k_norm: None, sinks: None },
+                k_norm: match spec.qk_norm {
+                    Some(_) => Some(from.norm(&format!("{base}.k_norm.weight"), spec.head_dim)?),
+                    None => None,
+                },
+                sinks: match spec.sinks {
+                    true => Some(from.vector(&format!("{base}.sinks"), &[spec.heads])?),
+                    false => None,
+                },
             },
             spec: spec.clone(),
         })
@@ -54,17 +74,22 @@ impl<M: Copy, V> Attention<M, V> {
         states: &mut [&mut D::LayerState],
     ) {
         let [q, k, v, _] = &mut ws.p;
-        let v = match self.v {
-            Some(value) => {
-                d.linear(&ws.x, &[self.q, self.k, value], &mut [&mut *q, &mut *k, &mut *v]);
-                &*v
+        match self.v {
+            Some(of_v) => d.linear(&ws.x, &[self.q, self.k, of_v], &mut [&mut *q, &mut *k, &mut *v]),
+            None => d.linear(&ws.x, &[self.q, self.k], &mut [&mut *q, &mut *k]),
+        }
+        if let Some([of_q, of_k, of_v, _]) = &self.biases {
+            d.add_bias(q, of_q);
+            d.add_bias(k, of_k);
+            if self.v.is_some() {
+                d.add_bias(v, of_v);
             }
-            None => {
-                d.linear(&ws.x, &[self.q, self.k], &mut [&mut *q, &mut *k]);
-                &*k
-            }
-        };
+        }
+        let v = if self.v.is_some() { &*v } else { &*k };
         d.attention(&self.spec, &self.weights, q, k, v, states, &mut ws.mixed);
         d.linear(&ws.mixed, &[self.o], &mut [&mut ws.y]);
+        if let Some([.., of_o]) = &self.biases {
+            d.add_bias(&mut ws.y, of_o);
+        }
     }
 }

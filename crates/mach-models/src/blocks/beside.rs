@@ -46,7 +46,7 @@ impl<M: Copy, V> Beside<M, V> {
             dense: load_mlp(from, &format!("{base}.mlp"), dense)?,
             dense_behind,
             router: from.float_matrix(&format!("{base}.router.proj"), spec.experts, hidden)?,
-            weights: RouterWeights { expert_scale },
+            weights: RouterWeights { logit_bias: None, expert_scale },
             router_norm: from.scaled(&format!("{base}.router.scale"), &[hidden], root)?,
             spec,
             expert,

@@ -13,6 +13,7 @@ pub(crate) struct Moe<M, V> {
     spec: RouterSpec,
     expert: FfnSpec,
     router: M,
+    weights: RouterWeights<V>,
     shared: Option<(Mlp<M, V>, M)>,
 }
 
@@ -48,10 +49,11 @@ pub(super) fn load_mlp<L: Loader>(
 }
 
 impl<M: Copy, V> FeedForward<M, V> {
-    /// The modules under `layers.{layer}.mlp`.
+    /// The modules under `layers.{layer}.mlp`, the router among them by its name.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         layer: usize,
+        router: &str,
         spec: &FeedForwardSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
@@ -69,7 +71,14 @@ impl<M: Copy, V> FeedForward<M, V> {
                     )),
                     None => None,
                 },
-                router: from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?,
+                router: from.float_matrix(&format!("{base}.{router}"), spec.experts, hidden)?,
+                weights: RouterWeights {
+                    logit_bias: match spec.logit_bias {
+                        true => Some(from.vector(&format!("{base}.{router}.bias"), &[spec.experts])?),
+                        false => None,
+                    },
+                    expert_scale: None,
+                },
                 spec,
                 expert,
             })),
@@ -86,7 +95,7 @@ impl<M: Copy, V> FeedForward<M, V> {
         match self {
             FeedForward::Moe(moe) => {
                 let gate = moe.shared.as_ref().map(|(_, gate)| gate);
-                d.route(&moe.spec, &ws.x, &moe.router, &RouterWeights::NONE, gate, &mut ws.routing);
+                d.route(&moe.spec, &ws.x, &moe.router, &moe.weights, gate, &mut ws.routing);
             }
             FeedForward::Dense(_) => {}
             FeedForward::Beside(both) => both.prepare(d, ws, eps),

@@ -40,10 +40,11 @@ pub(crate) struct Layer<M, V> {
 }
 
 impl<M: Copy, V> Layer<M, V> {
-    /// The modules under `layers.{index}` by the names of the Qwen families.
+    /// The modules under `layers.{index}` by the names of the Qwen families, the router by `router`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         index: usize,
+        router: &str,
         spec: &LayerSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
@@ -51,7 +52,7 @@ impl<M: Copy, V> Layer<M, V> {
             input_norm: from.norm(&format!("layers.{index}.input_layernorm.weight"), hidden)?,
             mixer: Mixer::load(from, index, &spec.mixer)?,
             post_norm: from.norm(&format!("layers.{index}.post_attention_layernorm.weight"), hidden)?,
-            feed_forward: FeedForward::load(from, index, &spec.feed_forward)?,
+            feed_forward: FeedForward::load(from, index, router, &spec.feed_forward)?,
             behind: None,
             scalar: None,
         })
@@ -72,7 +73,7 @@ impl<M: Copy, V> Layer<M, V> {
             input_norm,
             mixer: Mixer::load(from, index, &spec.mixer)?,
             post_norm,
-            feed_forward: FeedForward::load(from, index, &spec.feed_forward)?,
+            feed_forward: FeedForward::load(from, index, "", &spec.feed_forward)?,
             behind: Some(behind),
             scalar: Some(from.scalar(&format!("{base}.layer_scalar"))?),
         })

@@ -56,13 +56,10 @@ pub struct AttentionWeights<V> {
 /// Small weights of a router, each `[experts]`.
 #[derive(Debug, Clone)]
 pub struct RouterWeights<V> {
+    /// What is added to each expert's logit, if the spec says so.
+    pub logit_bias: Option<V>,
     /// What each expert's weight is multiplied by in the end, if the spec says so.
     pub expert_scale: Option<V>,
-}
-
-impl<V> RouterWeights<V> {
-    /// None.
-    pub const NONE: Self = RouterWeights { expert_scale: None };
 }
 
 /// Small weights of Gated DeltaNet.
@@ -217,6 +214,8 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn norm(&mut self, x: &Self::Buf, weight: &Self::Vector, eps: f32, out: &mut Self::Buf);
     /// `x += y`.
     fn add(&mut self, x: &mut Self::Buf, y: &Self::Buf);
+    /// Adds a bias to every row.
+    fn add_bias(&mut self, x: &mut Self::Buf, bias: &Self::Vector);
     /// `out[i] = x weights[i]^T` for each pair; several products of one input share its preparation.
     fn linear(&mut self, x: &Self::Buf, weights: &[Self::Matrix], out: &mut [&mut Self::Buf]);
     /// `gate = act(gate) * up`.
@@ -238,7 +237,9 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn top_k(&mut self, x: &Self::Buf, k: usize, out: &mut Self::Routing);
 
     /// Norms (if there are weights) and rotates queries and keys, appends keys and values to the spans' states, attends,
-    /// applies the gate. `q` is `[rows, heads * head_dim]`, twice as wide if gated; `states` has one state a span.
+    /// applies the gate. `q` is `[rows, heads * head_dim]`, twice as wide if gated; `states` has one state a span. Where a
+    /// window hides keys from every query that can still come, they may be forgotten: what a block that is cut short, or
+    /// a copy that was asked for, goes back to is kept.
     #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,

@@ -18,6 +18,10 @@ pub enum RopeKind {
         beta_fast: f64,
         /// Rotations below which it is divided in full.
         beta_slow: f64,
+        /// Whether the bounds between these are whole pairs.
+        truncate: bool,
+        /// Multiplies cosines and sines, of queries and keys alike.
+        magnitude: f64,
     },
     /// As `Half`, but only the first `turning` of the frequencies turn; the others are zero.
     Proportional {
@@ -163,6 +167,8 @@ pub struct RouterSpec {
     pub score: ScoreFunction,
     /// Whether a learned bias is added to what is chosen by, and not to the weights.
     pub bias: bool,
+    /// Whether a learned bias is added to the logits, and so to both.
+    pub logit_bias: bool,
     /// Whether the chosen weights are divided by their sum.
     pub normalise: bool,
     /// Multiplies the weights in the end.

@@ -40,6 +40,10 @@ pub trait LayerState: std::fmt::Debug + Send + Sync + Any {
     fn cut(&self, position: usize) -> Option<Box<dyn LayerState>>;
     /// Whether [`cut`](Self::cut) works at any position.
     fn can_be_cut(&self) -> bool;
+    /// Whether positions are forgotten that no query can see any more, so that there is no way back to them.
+    fn forgets(&self) -> bool {
+        false
+    }
     /// What recurrent layers carry: the last inputs of the convolution `[channels, taps - 1]` and the matrices
     /// `[value_heads, key_dim, value_dim]`.
     fn recurrent(&self) -> Option<(Vec<f32>, Vec<f32>)> {

@@ -3,6 +3,7 @@
 
 pub mod gemma;
 pub mod gemma4;
+pub mod gpt_oss;
 pub mod llama;
 pub mod mistral;
 pub mod qwen3;
@@ -29,6 +30,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
     match config.family {
         Family::Qwen3Moe => qwen3_moe::spec(config),
         Family::Qwen3_5Moe => qwen3_5_moe::spec(config),
+        Family::GptOss => gpt_oss::spec(config),
         Family::Gemma4 => gemma4::spec(config),
         Family::Qwen3 => qwen3::spec(config),
         Family::Qwen3_5 => qwen3_5::spec(config),
@@ -45,13 +47,14 @@ pub(crate) fn load<L: Loader>(
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
         Family::Gemma4 => gemma4::load(from, spec),
+        Family::GptOss => qwen3_moe::load(from, spec, "router"),
         Family::Qwen3Moe
         | Family::Qwen3_5Moe
         | Family::Qwen3
         | Family::Qwen3_5
         | Family::Llama
         | Family::Mistral
-        | Family::Gemma => qwen3_moe::load(from, spec),
+        | Family::Gemma => qwen3_moe::load(from, spec, "gate"),
     }
 }
 

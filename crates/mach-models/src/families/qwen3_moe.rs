@@ -63,6 +63,7 @@ pub(super) fn feed_forward(c: &ModelConfig, index: usize) -> FeedForwardSpec {
             top_k: c.moe.top_k,
             score: ScoreFunction::Softmax,
             bias: false,
+            logit_bias: false,
             normalise: c.moe.norm_topk_prob,
             scale: 1.0,
             expert_scale: false,
@@ -76,22 +77,16 @@ pub(super) fn feed_forward(c: &ModelConfig, index: usize) -> FeedForwardSpec {
 pub(super) fn load<L: Loader>(
     from: &mut L,
     spec: &ModelSpec,
+    router: &str,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
-    load_layers(from, spec, Layer::load)
+    load_layers(from, spec, |from, index, layer| Layer::load(from, index, router, layer))
 }
-
-/// Loads one layer.
-type LoadLayer<L> = fn(
-    &mut L,
-    usize,
-    &LayerSpec,
-) -> Result<Layer<<L as Loader>::Matrix, <L as Loader>::Vector>, CheckpointError>;
 
 /// A model of layers that `layer` loads.
 pub(super) fn load_layers<L: Loader>(
     from: &mut L,
     spec: &ModelSpec,
-    layer: LoadLayer<L>,
+    layer: impl Fn(&mut L, usize, &LayerSpec) -> Result<Layer<L::Matrix, L::Vector>, CheckpointError>,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     let embedding = from.matrix("embed_tokens", spec.vocab, spec.hidden)?;
     let layers = spec.layers.iter().enumerate();
