@@ -159,6 +159,17 @@ pub(crate) fn prepare(
         (_, true, _) => Some(ResidencyArg::Streaming),
         (.., mode) => mode,
     };
+    let dense = !checkpoint.config().moe_layers.contains(&true);
+    let asked = match wanted {
+        Some(ResidencyArg::Streaming | ResidencyArg::Bf16Streaming) => Some("--streaming"),
+        _ => args.expert_cache_gb.map(|_| "--expert-cache-gb"),
+    };
+    if let (true, Some(flag)) = (dense, asked) {
+        return Err(Exit::input(format!(
+            "{flag}: {} has no routed experts, and nothing else is read from the drive while it runs",
+            checkpoint.dir().display()
+        )));
+    }
     let all = || sizing.resident();
     let wanted = match wanted {
         Some(ResidencyArg::Resident) => {
@@ -171,6 +182,7 @@ pub(crate) fn prepare(
         None => match all()? {
             Ok(budget) if args.expert_cache_gb.is_none() => return Ok(resident(config, budget)),
             Ok(_) => ResidencyArg::Streaming,
+            Err(reason) if dense => return Err(Exit::input(reason)),
             Err(reason) => {
                 info!(reason, "streaming experts from the drive");
                 ResidencyArg::Streaming

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
-use mach_checkpoint::{Checkpoint, OutputConvention};
+use mach_checkpoint::{Checkpoint, OutputConvention, SpecdecKind};
 use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer, Unread};
 use mach_models::{DraftNeeds, LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
@@ -345,10 +345,15 @@ impl DraftFound {
     }
 }
 
+/// Whether there are drafts for the checkpoint's family.
+pub(crate) fn has_drafts(checkpoint: &Checkpoint) -> bool {
+    checkpoint.family().specdec_kind == SpecdecKind::SpecdecV7
+}
+
 /// The draft that loading would use, by its headers.
 pub(crate) fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
     let Some(dir) = draft_dir(config) else { return DraftFound::None };
-    let gate = resolve(config.decode_path, config.policy, true, DraftState::Ready);
+    let gate = resolve(config.decode_path, config.policy, has_drafts(checkpoint), DraftState::Ready);
     if gate.effective != EffectivePath::SpecdecV7 {
         return DraftFound::None;
     }

@@ -10,7 +10,7 @@ use super::Fit;
 use super::fit::Verdict;
 use crate::args::ModelConfig;
 use crate::experts::FallbackArg;
-use crate::loading::DraftFound;
+use crate::loading::{DraftFound, has_drafts};
 
 /// One way of running the checkpoint.
 #[derive(Debug, Serialize)]
@@ -49,7 +49,7 @@ pub(crate) fn of(
     for (device, missing) in DEVICES {
         for (residency, loads) in &residencies {
             for wanted in decode_paths {
-                let decodes = decoding(config, draft, wanted);
+                let decodes = decoding(checkpoint, config, draft, wanted);
                 let why = match (missing, loads, &decodes) {
                     (Some(reason), ..) => Err(reason.to_owned()),
                     (_, Err(reason), _) | (_, _, Err(reason)) => Err(reason.clone()),
@@ -69,12 +69,17 @@ pub(crate) fn of(
 }
 
 /// Whether the gate takes this path when it is asked to.
-fn decoding(config: &ModelConfig, draft: &DraftFound, wanted: EffectivePath) -> Result<String, String> {
+fn decoding(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    draft: &DraftFound,
+    wanted: EffectivePath,
+) -> Result<String, String> {
     let asked = match wanted {
         EffectivePath::TargetOnly => DecodePath::TargetOnly,
         _ => DecodePath::SpecdecV7,
     };
-    let gate = resolve(asked, config.policy, true, draft.state());
+    let gate = resolve(asked, config.policy, has_drafts(checkpoint), draft.state());
     if gate.effective == wanted { Ok(gate.reason) } else { Err(gate.reason) }
 }
 

@@ -77,7 +77,7 @@ impl VectorSource<'_> {
 }
 
 impl Checkpoint {
-    /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp.{gate,up,down}_proj` stacks (MLX),
+    /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp` or `switch_glu.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
     /// expert (`experts.E.gate_proj.weight`); each dense or quantized. Those of gpt_oss: MLX's stacks, or fused ones in which
     /// gate and up lie in turn, as MXFP4 blocks or as floats with the input axis first; all with biases.
@@ -85,13 +85,18 @@ impl Checkpoint {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
-        let base = format!("{}layers.{layer}.mlp", config.tensor_prefix);
-        if config.family == Family::GptOss {
-            return self.biased_experts(&format!("{base}.experts"), count, width, hidden);
-        }
+        let layer = format!("{}layers.{layer}", config.tensor_prefix);
+        let stacks = match config.family {
+            Family::GptOss => {
+                return self.biased_experts(&format!("{layer}.mlp.experts"), count, width, hidden);
+            }
+            Family::Gemma4 => [format!("{layer}.experts.switch_glu"), format!("{layer}.experts")],
+            _ => [format!("{layer}.mlp.switch_mlp"), format!("{layer}.mlp.experts")],
+        };
+        let [_, plain] = &stacks;
         let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
 
-        for stack in [format!("{base}.switch_mlp"), format!("{base}.experts")] {
+        for stack in &stacks {
             if stacked(&format!("{stack}.gate_proj")) {
                 let gates = self.linear_stack(&format!("{stack}.gate_proj"), count, width, hidden)?;
                 let ups = self.linear_stack(&format!("{stack}.up_proj"), count, width, hidden)?;
@@ -102,10 +107,10 @@ impl Checkpoint {
                     .collect());
             }
         }
-        let fused = format!("{base}.experts.gate_up_proj");
+        let fused = format!("{plain}.gate_up_proj");
         if stacked(&fused) {
             let pairs = self.linear_stack(&fused, count, 2 * width, hidden)?;
-            let downs = self.linear_stack(&format!("{base}.experts.down_proj"), count, hidden, width)?;
+            let downs = self.linear_stack(&format!("{plain}.down_proj"), count, hidden, width)?;
             return pairs
                 .into_iter()
                 .zip(downs)
@@ -115,20 +120,20 @@ impl Checkpoint {
                 })
                 .collect();
         }
-        self.single_experts(&base, count, width, hidden)
+        self.single_experts(plain, count, width, hidden)
     }
 
     /// One tensor per expert and matrix.
     fn single_experts(
         &self,
-        base: &str,
+        plain: &str,
         count: usize,
         width: usize,
         hidden: usize,
     ) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         (0..count)
             .map(|e| {
-                let expert = format!("{base}.experts.{e}");
+                let expert = format!("{plain}.{e}");
                 Ok(ExpertSource {
                     gate: self.linear(&format!("{expert}.gate_proj"), width, hidden)?,
                     up: self.linear(&format!("{expert}.up_proj"), width, hidden)?,

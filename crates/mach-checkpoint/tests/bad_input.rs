@@ -184,7 +184,7 @@ fn config_files_that_are_not() {
         ("{", "EOF"),
         ("[]", "not a JSON object"),
         ("{}", "model_type"),
-        (r#"{"model_type": "llama"}"#, "`llama` is not supported; known: qwen3_5_moe, qwen3_moe, gpt_oss"),
+        (r#"{"model_type": "gpt9"}"#, "`gpt9` is not supported; known: qwen3_5_moe, qwen3_moe, gpt_oss"),
         (r#"{"model_type": "qwen3_5_moe"}"#, "text_config"),
         (r#"{"model_type": "qwen3_5_moe", "text_config": [64]}"#, "`text_config` is not a JSON object"),
         (r#"{"model_type": "qwen3_moe"}"#, "hidden_size"),

@@ -21,7 +21,7 @@ fn write(shape: &str, layers: usize, routing: Routing, seed: u64) -> (TempDir, S
 
 #[test]
 fn a_synthetic_checkpoint_reads_like_a_real_one() {
-    for shape in ["tiny-qwen3_5_moe", "tiny-qwen3_moe", "tiny-gpt_oss"] {
+    for shape in ["tiny-qwen3_5_moe", "tiny-qwen3_moe", "tiny-gemma4", "tiny-gpt_oss"] {
         let (dir, report) = write(shape, 3, Routing::Uniform, 1);
         assert!(report.shards >= 2);
         let checkpoint = Checkpoint::open(&dir.path().join("model")).unwrap();

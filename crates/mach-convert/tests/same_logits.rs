@@ -10,7 +10,7 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::{Bits, Order};
 
-const CHECKPOINTS: [&str; 9] = [
+const CHECKPOINTS: [&str; 11] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/gpt_oss/bf16",
     "fixtures/gpt_oss/mlx-mxfp4-q4",
@@ -20,6 +20,8 @@ const CHECKPOINTS: [&str; 9] = [
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/gemma4/bf16",
+    "fixtures/gemma4/mlx-4bit",
 ];
 
 #[test]
@@ -114,6 +116,7 @@ fn quantized_experts_equal_those_of_mlx() {
     for (family, mlx, quantize) in [
         ("qwen3_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
         ("qwen3_5_moe", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
+        ("gemma4", "mlx-4bit", Quantize { bits: Bits::B4, group: 64 }),
         ("qwen3_moe", "mlx-8bit-g32", Quantize { bits: Bits::B8, group: 32 }),
     ] {
         let (ours, theirs) =

@@ -18,7 +18,7 @@ use mach_models::{
     StreamingOptions, StreamingSource,
 };
 
-const CHECKPOINTS: [&str; 8] = [
+const CHECKPOINTS: [&str; 10] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/gpt_oss/bf16",
     "fixtures/qwen3_5_moe/bf16",
@@ -27,6 +27,8 @@ const CHECKPOINTS: [&str; 8] = [
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/gemma4/bf16",
+    "fixtures/gemma4/mlx-4bit",
 ];
 
 fn model(dir: &Path, activations: Activations, experts: ExpertMode) -> Box<dyn Model> {

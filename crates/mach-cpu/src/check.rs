@@ -19,7 +19,9 @@ pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
         mixer?;
         let lacks = match &layer.feed_forward {
             FeedForwardSpec::Dense(_) => None,
-            FeedForwardSpec::Moe { router: spec, .. } => router(spec),
+            FeedForwardSpec::Moe { router: spec, .. } | FeedForwardSpec::Beside { router: spec, .. } => {
+                router(spec)
+            }
         };
         if let Some(what) = lacks {
             return Err(ModelError::Unsupported(format!(
@@ -43,7 +45,6 @@ fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
     whole_vectors("head_dim", spec.head_dim)?;
     let lacks = [
         (spec.softcap.is_some(), "soft cap of attention scores"),
-        (spec.k_as_v, "attention whose values are its keys"),
         (!rotates(&spec.rope.kind), "rotary embedding of this kind"),
     ];
     match lacks.into_iter().find(|(lacking, _)| *lacking) {
@@ -53,7 +54,12 @@ fn attention(spec: &AttentionSpec) -> Result<(), ModelError> {
 }
 
 fn rotates(kind: &RopeKind) -> bool {
-    matches!(kind, RopeKind::Half | RopeKind::Yarn { .. })
+    match kind {
+        RopeKind::Half | RopeKind::Yarn { .. } | RopeKind::Proportional { .. } | RopeKind::Llama3 { .. } => {
+            true
+        }
+        RopeKind::Interleaved => false,
+    }
 }
 
 fn delta(spec: &DeltaSpec) -> Result<(), ModelError> {
@@ -90,6 +96,7 @@ mod tests {
             mask: Mask::CAUSAL,
             gated: false,
             qk_norm: None,
+            v_norm: None,
             scale: None,
             softcap: None,
             sinks: false,
@@ -106,6 +113,7 @@ mod tests {
             normalise: true,
             scale: 1.0,
             hashed: false,
+            expert_scale: false,
         };
         let layer = LayerSpec {
             mixer: MixerSpec::Attention(attention),
@@ -126,10 +134,9 @@ mod tests {
     fn what_kernels_lack_is_refused_by_name() {
         check(&plain()).unwrap();
         type Change<T> = fn(&mut T);
-        let attention: [(Change<AttentionSpec>, &str); 4] = [
+        let attention: [(Change<AttentionSpec>, &str); 3] = [
             (|a| a.head_dim = 24, "`head_dim` is 24"),
             (|a| a.softcap = Some(50.0), "soft cap"),
-            (|a| a.k_as_v = true, "values are its keys"),
             (|a| a.rope.kind = RopeKind::Interleaved, "rotary"),
         ];
         for (change, word) in attention {
@@ -155,13 +162,14 @@ mod tests {
             assert!(error.contains(word) && error.starts_with("layer 0"), "{error}");
         }
         let mut spec = plain();
-        let AttentionSpec { mask, qk_norm, scale, gated, sinks, bias, rope, .. } =
+        let AttentionSpec { mask, qk_norm, scale, gated, sinks, bias, rope, k_as_v, v_norm, .. } =
             match &mut spec.layers[0].mixer {
                 MixerSpec::Attention(a) => a,
                 MixerSpec::GatedDelta(_) => unreachable!(),
             };
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
         (*scale, *gated, *sinks, *bias) = (Some(0.5), true, true, true);
+        (*k_as_v, *v_norm) = (true, Some(1e-6));
         rope.kind = RopeKind::Yarn {
             factor: 32.0,
             original: 4096,
@@ -172,6 +180,7 @@ mod tests {
         };
         let FeedForwardSpec::Moe { router, .. } = &mut spec.layers[0].feed_forward else { unreachable!() };
         (router.score, router.logit_bias) = (ScoreFunction::SoftmaxOfChosen, true);
+        router.expert_scale = true;
         check(&spec).unwrap();
         let gates = [GateFunction::Silu, GateFunction::GeluTanh, GateFunction::SigmoidPlusOne { alpha: 1.7 }];
         for gate in gates {

@@ -9,21 +9,22 @@ use mach_kernels::Cores;
 use mach_kernels::attention::turbo::TurboQuant;
 use mach_kernels::attention::{AttentionScratch, Scores, attend, attend_ranges};
 use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
-use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope, SoftmaxOver, Stretch};
+use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope, SoftmaxOver};
 use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, expert_ffn};
 use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeKind, RopeSpec, RouterSpec,
-    ScoreFunction, Span, Tap,
+    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec,
+    RouterWeights, ScoreFunction, Span, Tap,
 };
 use mach_models::{Activations, DeviceCard, ModelError, Purpose};
 
 use crate::experts::{Experts, RowKind};
 use crate::footprint::state_bytes_of;
 use crate::placement::{CpuPlacement, Matrix, Stores};
+use crate::rope::rope;
 use crate::state::CpuState;
 use crate::{check, fill, kv, numerics_of, order_of, stand_in};
 
@@ -101,6 +102,8 @@ struct Pending {
 pub(crate) struct Scratch {
     operands: Vec<Operand>,
     heads: [Vec<f32>; 3],
+    /// Values, where they are normed; the norm's weights, all 1.
+    values: [Vec<f32>; 2],
     ranges: Vec<(usize, usize)>,
     attention: AttentionScratch,
     delta: DeltaScratch,
@@ -182,6 +185,16 @@ impl Cpu {
         out.resize(x.rows() * heads.heads * heads.head_dim, 0.0);
         elementwise::prepare_heads(&mut self.cores, heads, &x.data, &self.angles[at].angles, out);
     }
+
+    /// Norms the heads of values into scratch, if the layer does.
+    fn prepare_values(&mut self, spec: &AttentionSpec, v: &Buf) {
+        let Some(eps) = spec.v_norm else { return };
+        let [values, ones] = &mut self.scratch.values;
+        ones.resize(spec.head_dim, 1.0);
+        values.resize(v.data.len(), 0.0);
+        let ones = ones.get(..spec.head_dim).unwrap_or_default();
+        elementwise::rms_norm(&mut self.cores, &v.data, ones, eps, values);
+    }
 }
 
 pub(crate) fn view(m: MatrixView<'_>) -> MatRef<'_> {
@@ -206,19 +219,6 @@ fn delta_weights<'a>(spec: &DeltaSpec, weights: &'a DeltaWeights<Vec<f32>>) -> d
         neg_exp_a: &weights.neg_exp_a,
         norm: &weights.norm,
         eps: spec.eps,
-    }
-}
-
-/// The frequencies of a rotation. `check` lets no other kind through.
-fn rope(spec: &RopeSpec) -> Rope {
-    match spec.kind {
-        RopeKind::Yarn { factor, original, beta_fast, beta_slow, truncate, magnitude } => {
-            let stretch = Stretch { factor, original, beta_fast, beta_slow, truncate, magnitude };
-            Rope::stretched(spec.theta, spec.rotary_dim, &stretch)
-        }
-        RopeKind::Half | RopeKind::Interleaved | RopeKind::Proportional => {
-            Rope::new(spec.theta, spec.rotary_dim)
-        }
     }
 }
 
@@ -383,6 +383,11 @@ impl Device for Cpu {
         }
     }
 
+    fn clear(&mut self, x: &Buf, out: &mut Buf) {
+        out.shape(x.rows(), x.width);
+        out.data.fill(0.0);
+    }
+
     fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {
         out.shape(rows.len(), x.width);
         for (to, &row) in out.data.chunks_exact_mut(x.width.max(1)).zip(rows) {
@@ -476,7 +481,9 @@ impl Device for Cpu {
         let head_stride = q.width / spec.heads;
         self.prepare_heads(spec, spec.heads, head_stride, weights.q_norm.as_ref(), q, 0);
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        self.prepare_values(spec, v);
         let [queries, keys, gate] = &mut self.scratch.heads;
+        let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         out.shape(rows, width);
         let scores = Scores {
             scale: spec.scale.unwrap_or(1.0 / (spec.head_dim as f32).sqrt()),
@@ -485,7 +492,7 @@ impl Device for Cpu {
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
             let CpuState::Attention { cache, mask, back_to } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
-            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             let (scratch, queries) = (&mut self.scratch.attention, &queries[at(width)]);
             let out = &mut out.data[at(width)];
             if mask.causal && mask.window.is_none() {
@@ -522,11 +529,13 @@ impl Device for Cpu {
     ) {
         let kv_width = spec.kv_heads * spec.head_dim;
         self.prepare_heads(spec, spec.kv_heads, spec.head_dim, weights.k_norm.as_ref(), k, 1);
+        self.prepare_values(spec, v);
         let keys = &self.scratch.heads[1];
+        let values = if spec.v_norm.is_some() { &self.scratch.values[0] } else { &v.data };
         for (span, state) in self.spans.iter().zip(states.iter_mut()) {
             let CpuState::Attention { cache, mask, .. } = &mut **state else { continue };
             let at = |w: usize| span.start * w..(span.start + span.rows) * w;
-            cache.append(self.cores.isa(), &keys[at(kv_width)], &v.data[at(kv_width)], span.rows);
+            cache.append(self.cores.isa(), &keys[at(kv_width)], &values[at(kv_width)], span.rows);
             cache.forget_before(mask.first_needed(span.position + span.rows));
         }
     }
@@ -575,7 +584,7 @@ impl Device for Cpu {
         spec: &RouterSpec,
         x: &Buf,
         router: &Matrix,
-        bias: Option<&Vec<f32>>,
+        small: &RouterWeights<Vec<f32>>,
         shared_gate: Option<&Matrix>,
         out: &mut Routing,
     ) {
@@ -589,7 +598,7 @@ impl Device for Cpu {
         out.experts.resize(rows * spec.top_k, 0);
         out.weights.clear();
         out.weights.resize(rows * spec.top_k, 0.0);
-        if let Some(bias) = bias {
+        if let Some(bias) = &small.logit_bias {
             elementwise::add_bias(&mut self.cores, &mut scores.data, bias);
         }
         let over = match spec.score {
@@ -599,6 +608,9 @@ impl Device for Cpu {
         };
         let (experts, weights) = (&mut out.experts, &mut out.weights);
         elementwise::route(&mut self.cores, &mut scores.data, scores.width, over, experts, weights);
+        if let Some(scale) = &small.expert_scale {
+            scale_weights(scale, spec.top_k, out);
+        }
         out.shared.clear();
         if shared_gate.is_some() {
             out.shared.resize(rows, 1.0);
@@ -630,6 +642,22 @@ impl Device for Cpu {
         let job = ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair: 0 };
         expert_ffn(&mut self.cores, ffn, &x.data, &[job], pairs);
         elementwise::add(&mut self.cores, &mut h.data, pairs);
+    }
+}
+
+/// Multiplies the weight of each expert by a scale of its own, and puts each row into falling order again.
+fn scale_weights(scale: &[f32], top_k: usize, routing: &mut Routing) {
+    let rows =
+        routing.experts.chunks_exact_mut(top_k.max(1)).zip(routing.weights.chunks_exact_mut(top_k.max(1)));
+    let mut row: Vec<(f32, u32)> = Vec::with_capacity(top_k);
+    for (experts, weights) in rows {
+        let scaled = |(&e, &w): (&u32, &f32)| (w * scale.get(e as usize).copied().unwrap_or(1.0), e);
+        row.clear();
+        row.extend(experts.iter().zip(weights.iter()).map(scaled));
+        row.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for ((expert, weight), &(w, e)) in experts.iter_mut().zip(weights.iter_mut()).zip(&row) {
+            (*expert, *weight) = (e, w);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod kv;
 mod load;
 mod placement;
 mod quantize;
+mod rope;
 mod stand_in;
 mod state;
 

@@ -95,6 +95,12 @@ impl Files {
                 let converted = checkpoint.resident_index().is_some();
                 Files::Resident(if converted { Some(Sidecar::open(checkpoint)?) } else { None }, order)
             }
+            ExpertMode::Streaming(_) if !checkpoint.config().moe_layers.contains(&true) => {
+                return Err(ModelError::Unsupported(format!(
+                    "{}: there are no routed experts to stream",
+                    checkpoint.dir().display()
+                )));
+            }
             ExpertMode::Streaming(options) => {
                 Files::Streaming(Box::new(streaming_bank(checkpoint, options, order)?))
             }

@@ -9,7 +9,7 @@ use mach_experts::{HotExperts, StreamingStats};
 use mach_kernels::{Cores, Isa};
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    LayerSpec, Mlp, ModelSpec, Placed, RouterSpec, Span, Tap,
+    LayerSpec, Mlp, ModelSpec, Placed, RouterSpec, RouterWeights, Span, Tap,
 };
 use mach_models::{
     Activations, Decoder, DeviceCard, ExpertMode, Hidden, LogitRows, Model, ModelError, Observer, Segment,
@@ -116,6 +116,9 @@ impl Device for Halting {
     fn reuse(&mut self, values: Vec<f32>, buf: &mut Buf) {
         self.cpu.reuse(values, buf);
     }
+    fn clear(&mut self, x: &Buf, out: &mut Buf) {
+        self.record(|cpu| cpu.clear(x, out));
+    }
     fn tap(&mut self, tap: Tap, x: &Buf) {
         self.record(|cpu| cpu.tap(tap, x));
     }
@@ -204,11 +207,11 @@ impl Device for Halting {
         spec: &RouterSpec,
         x: &Buf,
         router: &Matrix,
-        bias: Option<&Vector>,
+        weights: &RouterWeights<Vector>,
         shared_gate: Option<&Matrix>,
         out: &mut Routing,
     ) {
-        self.record(|cpu| cpu.route(spec, x, router, bias, shared_gate, out));
+        self.record(|cpu| cpu.route(spec, x, router, weights, shared_gate, out));
     }
     fn experts(
         &mut self,
@@ -287,9 +290,12 @@ fn run(model: &mut dyn Model) -> (Vec<u32>, Seen) {
 
 #[test]
 fn a_pass_that_stops_for_experts_goes_on_to_the_same_bits() {
-    for path in
-        ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gpt_oss/mlx-mxfp4-q4"]
-    {
+    for path in [
+        "fixtures/qwen3_5_moe/mlx-4bit",
+        "fixtures/qwen3_moe/mlx-4bit",
+        "fixtures/gpt_oss/mlx-mxfp4-q4",
+        "fixtures/gemma4/mlx-4bit",
+    ] {
         let mut plain = decoder(path, []);
         let layers = plain.config().layers.len();
         let expected = run(&mut plain);

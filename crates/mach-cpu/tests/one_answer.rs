@@ -7,8 +7,9 @@ use common::{all_logits, model, tokens};
 use mach_kernels::Isa;
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment};
 
-/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, every family.
-const CHECKPOINTS: [&str; 7] = [
+/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, every family
+/// with experts.
+const CHECKPOINTS: [&str; 9] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
@@ -16,6 +17,8 @@ const CHECKPOINTS: [&str; 7] = [
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/gemma4/mlx-4bit",
+    "fixtures/mistral/bf16",
 ];
 
 fn bits(logits: &[f32]) -> Vec<u32> {

@@ -5,8 +5,12 @@ mod common;
 use common::{all_logits, model};
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment, SequenceState};
 
-const CHECKPOINTS: [&str; 3] =
-    ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gpt_oss/mlx-mxfp4-q4"];
+const CHECKPOINTS: [&str; 4] = [
+    "fixtures/qwen3_5_moe/mlx-4bit",
+    "fixtures/qwen3_moe/mlx-4bit",
+    "fixtures/gpt_oss/mlx-mxfp4-q4",
+    "fixtures/gemma4/mlx-4bit",
+];
 
 fn prompt(n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (i * 7919 + 13) % 320).collect()

@@ -50,6 +50,22 @@ fn qwen3_moe() {
 }
 
 #[test]
+fn gemma4() {
+    for form in ["bf16", "mlx-4bit"] {
+        expect_all(&format!("fixtures/gemma4/{form}"), COMMON);
+    }
+}
+
+#[test]
+fn dense() {
+    for family in ["qwen3", "qwen3_5", "llama", "mistral", "gemma"] {
+        let kinds = ["logits", "greedy tokens", "greedy logits"];
+        expect_all(&format!("fixtures/{family}/bf16"), &[&kinds[..], &["hidden", "final"]].concat());
+        expect_all(&format!("fixtures/{family}/mlx-4bit"), &kinds);
+    }
+}
+
+#[test]
 fn gpt_oss() {
     for form in ["bf16", "mxfp4", "mlx-mxfp4-q4"] {
         expect_all(&format!("fixtures/gpt_oss/{form}"), COMMON);

@@ -506,6 +506,11 @@ impl Rope {
         Rope { frequencies, magnitude: stretch.magnitude as f32 }
     }
 
+    /// By the frequencies of the pairs.
+    pub fn of(frequencies: Vec<f32>) -> Rope {
+        Rope { frequencies, magnitude: 1.0 }
+    }
+
     /// Rotated elements of a head.
     pub fn dim(&self) -> usize {
         2 * self.frequencies.len()

@@ -105,7 +105,7 @@ impl<D: Device> Decoder<D> {
                     d.tap_routing(index, &ws.routing);
                 }
             }
-            layer.feed_forward.forward(d, ws, index)?;
+            layer.feed_forward(d, ws, index, spec.eps)?;
             if wants.hidden.wants(index + 1) {
                 d.tap(Tap::Hidden(index + 1), &ws.h);
             }

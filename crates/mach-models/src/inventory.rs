@@ -82,6 +82,15 @@ impl Loader for Inventory<'_> {
         Ok(())
     }
 
+    fn scaled(&mut self, tensor: &str, shape: &[usize], _: f32) -> Result<(), CheckpointError> {
+        self.vector(tensor, shape)
+    }
+
+    fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError> {
+        self.vector(tensor, &[1])?;
+        Ok(self.checkpoint.floats(&self.name(tensor), &[1])?.into_iter().sum())
+    }
+
     fn norm(&mut self, tensor: &str, n: usize) -> Result<(), CheckpointError> {
         self.vector(tensor, &[n])
     }

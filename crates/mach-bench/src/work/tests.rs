@@ -13,7 +13,7 @@ fn config() -> ModelConfig {
         head_dim: 32,
         intermediate_size: 0,
         rms_norm_eps: 1e-6,
-        rope: RopeConfig { theta: 1e6, rotary_dim: 8, yarn: None },
+        rope: RopeConfig { theta: 1e6, rotary_dim: 8, yarn: None, llama3: None },
         layers: vec![LayerKind::LinearAttention, LayerKind::FullAttention],
         moe_layers: vec![true, true],
         moe: MoeConfig {
@@ -28,6 +28,7 @@ fn config() -> ModelConfig {
         },
         attention_bias: false,
         sliding_window: None,
+        gemma4: None,
         gdn: Some(GdnConfig { key_heads: 2, value_heads: 4, key_dim: 16, value_dim: 8, conv_kernel: 4 }),
         tie_word_embeddings: false,
         max_position_embeddings: 1024,

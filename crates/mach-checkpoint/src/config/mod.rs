@@ -1,9 +1,11 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod gemma4;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
+pub use gemma4::Gemma4Config;
 pub(crate) use quantization::{Quantization, Scheme};
 
 /// The model families that mach knows.
@@ -15,6 +17,19 @@ pub enum Family {
     Qwen3Moe,
     /// gpt-oss: attention with sinks, full and sliding in turn, experts with biases.
     GptOss,
+    /// Gemma 4 with experts: sliding and full attention layers of different head sizes, a dense network beside the
+    /// experts.
+    Gemma4,
+    /// Qwen3 without experts.
+    Qwen3,
+    /// Qwen3.5 without experts: gated attention and Gated DeltaNet layers.
+    Qwen3_5,
+    /// Llama, and the many models of its form.
+    Llama,
+    /// Mistral: as Llama, perhaps with a sliding window.
+    Mistral,
+    /// The first Gemma.
+    Gemma,
 }
 
 /// What mixes tokens in a layer.
@@ -37,6 +52,21 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// How the context is stretched, if it is.
     pub yarn: Option<YarnConfig>,
+    /// The same in Llama 3.1's way.
+    pub llama3: Option<Llama3Config>,
+}
+
+/// A rotary embedding stretched over a longer context as in Llama 3.1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Config {
+    /// By how much.
+    pub factor: f64,
+    /// Rotations over the positions of before up to which a frequency is divided in full.
+    pub low: f64,
+    /// Rotations from which it stays as it is; it is blended between the two.
+    pub high: f64,
+    /// Positions that the model was made for at first.
+    pub original: usize,
 }
 
 /// A rotary embedding stretched over a longer context (YaRN).
@@ -127,6 +157,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
+    /// What only Gemma 4 has.
+    pub gemma4: Option<Gemma4Config>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Longest context the model was made for.
@@ -137,6 +169,19 @@ pub struct ModelConfig {
     pub tensor_prefix: String,
     /// Name of the head's module, for instance `lm_head` or `language_model.lm_head`.
     pub head_module: String,
+}
+
+impl ModelConfig {
+    /// Key/value heads and width of a head of the attention layer at `index`.
+    pub fn kv_heads(&self, index: usize) -> (usize, usize) {
+        let own = self.gemma4.as_ref().and_then(|gemma4| gemma4.heads.get(index));
+        own.copied().unwrap_or((self.num_kv_heads, self.head_dim))
+    }
+
+    /// The widest head of any layer.
+    pub fn widest_head(&self) -> usize {
+        (0..self.layers.len()).map(|index| self.kv_heads(index).1).max().unwrap_or(self.head_dim)
+    }
 }
 
 /// `generation_config.json`: sampling defaults and stop ids. Absent fields are `None`.

@@ -5,16 +5,19 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig};
-use crate::families::{Row, Yarn};
+use super::gemma4::{self, Common};
+use super::{
+    Family, GdnConfig, LayerKind, Llama3Config, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig,
+};
+use crate::families::{Row, SwigluVariant, Yarn};
 use crate::{CheckpointError, json};
 
 /// Bounds above any model, small enough that no product of two sizes overflows.
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_VOCAB: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 1 << 12;
-const MAX_HEADS: u64 = 1 << 12;
-const MAX_HEAD_DIM: u64 = 1 << 14;
+pub(super) const MAX_HEADS: u64 = 1 << 12;
+pub(super) const MAX_HEAD_DIM: u64 = 1 << 14;
 const MAX_EXPERTS: u64 = 1 << 16;
 const MAX_CONV: u64 = 64;
 const MAX_POSITIONS: u64 = 1 << 40;
@@ -55,6 +58,8 @@ struct Text {
     experts_per_token: Option<u64>,
     swiglu_limit: Option<f64>,
     swiglu_alpha: Option<f64>,
+    /// Gemma 4's name of the same.
+    top_k_experts: Option<u64>,
     moe_intermediate_size: Option<u64>,
     shared_expert_intermediate_size: Option<u64>,
     norm_topk_prob: Option<bool>,
@@ -68,6 +73,7 @@ struct Text {
     eos_token_id: Option<Ids>,
     hidden_act: Option<String>,
     attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
     attn_output_gate: Option<bool>,
     use_sliding_window: Option<bool>,
 }
@@ -75,6 +81,8 @@ struct Text {
 #[derive(Deserialize)]
 struct Rope {
     rope_type: Option<String>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
     /// Older spelling of `rope_type`; files may have both.
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -136,14 +144,15 @@ pub(crate) fn parse_config(
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),
         (false, _) => ("", root),
     };
-    let text: Text = from_value(value, section).map_err(fail)?;
-    let mut config =
-        Builder { arch, section, text: &text }.build(envelope.tie_word_embeddings).map_err(fail)?;
+    let text: Text = from_value(value.clone(), section).map_err(fail)?;
+    let mut config = Builder { arch, section, text: &text, value: &value }
+        .build(envelope.tie_word_embeddings)
+        .map_err(fail)?;
     config.eos_token_ids = envelope.eos_token_id.or(text.eos_token_id).map_or_else(Vec::new, Ids::into_vec);
     Ok((config, arch, quantization))
 }
 
-fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Result<T, String> {
+pub(super) fn from_value<T: serde::de::DeserializeOwned>(value: Value, section: &str) -> Result<T, String> {
     // Derived readers also take arrays, field by field; a configuration never is one.
     if !value.is_object() {
         let place = section.strip_suffix('.').map_or("the file".to_owned(), |name| format!("`{name}`"));
@@ -159,6 +168,7 @@ struct Builder<'a> {
     arch: &'static Row,
     section: &'a str,
     text: &'a Text,
+    value: &'a Value,
 }
 
 impl Builder<'_> {
@@ -169,7 +179,9 @@ impl Builder<'_> {
         let vocab_size = self.size("vocab_size", t.vocab_size, MAX_VOCAB)?;
         let layer_count = self.size("num_hidden_layers", t.num_hidden_layers, MAX_LAYERS)?;
         let num_heads = self.size("num_attention_heads", t.num_attention_heads, MAX_HEADS)?;
-        let num_kv_heads = self.size("num_key_value_heads", t.num_key_value_heads, MAX_HEADS)?;
+        // Dense models of before grouped heads do not say.
+        let kv_heads = t.num_key_value_heads.or(t.num_attention_heads.filter(|_| self.arch.dense));
+        let num_kv_heads = self.size("num_key_value_heads", kv_heads, MAX_HEADS)?;
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(format!(
                 "`{0}num_attention_heads` ({num_heads}) is not a multiple of `{0}num_key_value_heads` ({num_kv_heads})",
@@ -194,10 +206,20 @@ impl Builder<'_> {
             None
         };
         let (moe, moe_layers) = self.moe(layer_count)?;
-        let intermediate_size = if moe_layers.iter().all(|&m| m) {
+        let beside = self.arch.family == Family::Gemma4;
+        let intermediate_size = if moe_layers.iter().all(|&m| m) && !beside {
             0
         } else {
             self.size("intermediate_size", t.intermediate_size, MAX_HIDDEN)?
+        };
+        let mut rope = self.rope(head_dim)?;
+        let gemma4 = if self.arch.family == Family::Gemma4 {
+            let common = Common { layers: &layers, heads: num_heads, kv_heads: num_kv_heads, head_dim };
+            let (gemma4, theta) = gemma4::parse(self.value.clone(), self.section, &common)?;
+            rope = RopeConfig { theta, rotary_dim: head_dim, yarn: None, llama3: None };
+            Some(gemma4)
+        } else {
+            None
         };
         let naming = self.arch.namings.first().ok_or("family without naming")?;
         Ok(ModelConfig {
@@ -210,14 +232,15 @@ impl Builder<'_> {
             head_dim,
             intermediate_size,
             rms_norm_eps: self.positive("rms_norm_eps", t.rms_norm_eps.unwrap_or(1e-6), 1.0)? as f32,
-            rope: self.rope(head_dim)?,
+            rope,
             layers,
             moe_layers,
             moe,
             attention_bias: self.arch.attention_bias,
             sliding_window,
             gdn,
-            tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(false),
+            gemma4,
+            tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(self.arch.tied_by_default),
             max_position_embeddings: self.size(
                 "max_position_embeddings",
                 t.max_position_embeddings.or(Some(32768)),
@@ -272,9 +295,15 @@ impl Builder<'_> {
         let refuse = |field: &str, value: &str| {
             Err(format!("`{}{field}`: {value} is not supported for {}", self.section, self.arch.model_type))
         };
-        match t.hidden_act.as_deref() {
-            None | Some("silu" | "swish") => {}
-            Some(other) => return refuse("hidden_act", other),
+        // Gemma's files say `gelu` where its authors mean the approximation by tanh.
+        match (self.arch.swiglu_variant, t.hidden_act.as_deref()) {
+            (_, None) | (SwigluVariant::PlainGeglu, Some("gelu" | "gelu_pytorch_tanh")) => {}
+            (SwigluVariant::PlainGeglu, Some(other)) => return refuse("hidden_act", other),
+            (_, Some("silu" | "swish")) => {}
+            (_, Some(other)) => return refuse("hidden_act", other),
+        }
+        if t.mlp_bias == Some(true) {
+            return refuse("mlp_bias", "true");
         }
         if let Some(said) = t.attention_bias.filter(|&said| said != self.arch.attention_bias) {
             return refuse("attention_bias", if said { "true" } else { "false" });
@@ -296,6 +325,7 @@ impl Builder<'_> {
             match rope.as_ref().and_then(|r| r.rope_type.as_deref().or(r.kind.as_deref())) {
                 None | Some("default") => {}
                 Some("yarn") if self.arch.yarn != Yarn::Never => {}
+                Some("llama3") if self.arch.family == Family::Llama => {}
                 Some(other) => return refuse(&format!("{field}.rope_type"), other),
             }
         }
@@ -319,7 +349,35 @@ impl Builder<'_> {
                 self.section
             ));
         }
-        Ok(RopeConfig { theta, rotary_dim, yarn: self.yarn()? })
+        Ok(RopeConfig { theta, rotary_dim, yarn: self.yarn()?, llama3: self.llama3()? })
+    }
+
+    fn llama3(&self) -> Result<Option<Llama3Config>, String> {
+        let (place, rope) = match (&self.text.rope_parameters, &self.text.rope_scaling) {
+            (Some(rope), _) => ("rope_parameters", rope),
+            (None, Some(rope)) => ("rope_scaling", rope),
+            (None, None) => return Ok(None),
+        };
+        if rope.rope_type.as_deref().or(rope.kind.as_deref()) != Some("llama3") {
+            return Ok(None);
+        }
+        let name = |field: &str| format!("{place}.{field}");
+        let positive = |field: &str, value: Option<f64>| match value {
+            Some(value) => self.positive(&name(field), value, 1e6),
+            None => Err(format!("`{}{}` is missing", self.section, name(field))),
+        };
+        let original = name("original_max_position_embeddings");
+        let llama3 = Llama3Config {
+            factor: positive("factor", rope.factor)?,
+            low: positive("low_freq_factor", rope.low_freq_factor)?,
+            high: positive("high_freq_factor", rope.high_freq_factor)?,
+            original: self.size(&original, rope.original_max_position_embeddings, MAX_POSITIONS)?,
+        };
+        if llama3.low >= llama3.high {
+            let (section, low) = (self.section, name("low_freq_factor"));
+            return Err(format!("`{section}{low}` is {}; it must be below `high_freq_factor`", llama3.low));
+        }
+        Ok(Some(llama3))
     }
 
     fn yarn(&self) -> Result<Option<YarnConfig>, String> {
@@ -360,6 +418,14 @@ impl Builder<'_> {
 
     fn layers(&self, count: usize) -> Result<Vec<LayerKind>, String> {
         let t = self.text;
+        if self.arch.family == Family::Mistral && t.layer_types.is_none() {
+            // One window for all layers, or none.
+            let sliding = t.sliding_window.is_some();
+            return Ok(vec![
+                if sliding { LayerKind::SlidingAttention } else { LayerKind::FullAttention };
+                count
+            ]);
+        }
         let (other, default_interval) = match (self.arch.full_attention_interval, self.arch.sliding_interval)
         {
             (Some(interval), _) => (LayerKind::LinearAttention, interval),
@@ -426,11 +492,19 @@ impl Builder<'_> {
         let t = self.text;
         let experts = self
             .spelt(("num_experts", t.num_experts), ("num_local_experts", t.num_local_experts))?
+            .or(self.arch.dense.then_some(0))
             .ok_or_else(|| format!("`{}num_experts` is missing", self.section))?;
+        if self.arch.dense && experts > 0 {
+            return Err(format!(
+                "`{}num_experts`: {experts} is not supported for {}",
+                self.section, self.arch.model_type
+            ));
+        }
         let per_token = self.spelt(
             ("num_experts_per_tok", t.num_experts_per_tok),
             ("experts_per_token", t.experts_per_token),
         )?;
+        let per_token = per_token.or(t.top_k_experts);
         let step = self.size("decoder_sparse_step", t.decoder_sparse_step.or(Some(1)), MAX_LAYERS)?;
         let mut moe_layers: Vec<bool> =
             (1..=layer_count).map(|n| experts > 0 && n.is_multiple_of(step)).collect();

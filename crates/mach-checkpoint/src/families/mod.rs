@@ -1,7 +1,13 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod gemma;
+mod gemma4;
 mod gpt_oss;
+mod llama;
+mod mistral;
+mod qwen3;
+mod qwen3_5;
 mod qwen3_5_moe;
 mod qwen3_moe;
 
@@ -13,7 +19,17 @@ use crate::Family;
 use crate::synth::Shape;
 
 /// All families.
-pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW, &gpt_oss::ROW];
+pub static FAMILIES: &[&Row] = &[
+    &qwen3_5_moe::ROW,
+    &qwen3_moe::ROW,
+    &gpt_oss::ROW,
+    &gemma4::ROW,
+    &qwen3::ROW,
+    &qwen3_5::ROW,
+    &llama::ROW,
+    &mistral::ROW,
+    &gemma::ROW,
+];
 
 /// Where a form of a family keeps the text model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +50,8 @@ pub enum SwigluVariant {
     PlainSwiglu,
     /// Gate and up bounded, and combined by a sigmoid linear unit.
     SiluLimited,
+    /// `gelu_tanh(gate) * up`.
+    PlainGeglu,
 }
 
 /// What a sequence keeps.
@@ -76,13 +94,14 @@ macro_rules! named {
 named!(SwigluVariant {
     SwigluVariant::PlainSwiglu => "plain_swiglu",
     SwigluVariant::SiluLimited => "silu_limited",
+    SwigluVariant::PlainGeglu => "plain_geglu",
 });
 named!(KvCacheKind {
     KvCacheKind::Standard => "standard",
     KvCacheKind::HybridGdn => "hybrid_gdn",
     KvCacheKind::Rotating => "rotating",
 });
-named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::TargetOnly => "target_only" });
+named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::TargetOnly => "target-only" });
 named!(Batching { Batching::Able => "ok", Batching::Unable(reason) => reason });
 
 /// How a family writes calls and reasoning where its chat template does not show it.
@@ -122,6 +141,48 @@ pub enum Yarn {
     Plain,
 }
 
+/// What families without experts and without synthetic checkpoints have in common.
+const DENSE: Row = Row {
+    quant_method: None,
+    model_type: "",
+    family: Family::Llama,
+    text_config: false,
+    namings: &[PUBLISHED],
+    norm_minus_one: false,
+    always_norm_topk: false,
+    partial_rotary_factor: 1.0,
+    full_attention_interval: None,
+    sliding_interval: None,
+    attention_bias: false,
+    yarn: Yarn::Never,
+    swiglu_limit: false,
+    expert_width: "moe_intermediate_size",
+    dense: true,
+    tied_by_default: false,
+    shared_expert: false,
+    swiglu_variant: SwigluVariant::PlainSwiglu,
+    expert_bias: false,
+    stacked: false,
+    default_quantization: (Bits::B4, 64),
+    kv_cache_kind: KvCacheKind::Standard,
+    specdec_kind: SpecdecKind::TargetOnly,
+    batching: Batching::Able,
+    output: OutputConvention::AsTemplate,
+    module: "",
+    synthetic: Synthetic {
+        naming: PUBLISHED,
+        shapes: &[],
+        gated_attention: false,
+        normed_attention: false,
+        between_norms: false,
+        router: "",
+        stack: "",
+        mxfp4_experts: false,
+        biases: false,
+        config: |_, _, text, _| text,
+    },
+};
+
 /// Synthetic checkpoints of a family.
 #[derive(Clone, Copy)]
 pub struct Synthetic {
@@ -133,9 +194,11 @@ pub struct Synthetic {
     pub gated_attention: bool,
     /// Whether queries and keys are normed.
     pub normed_attention: bool,
-    /// Name of the router inside `mlp`.
+    /// Whether both halves of a layer have norms behind them, and a dense network stands beside the experts.
+    pub between_norms: bool,
+    /// Name of the router inside a layer.
     pub router: &'static str,
-    /// Name of the stacked experts inside `mlp`.
+    /// Name of the stacked experts inside a layer.
     pub stack: &'static str,
     /// Whether experts are MXFP4 instead of affine.
     pub mxfp4_experts: bool,
@@ -152,7 +215,7 @@ pub struct Synthetic {
 /// let row = Row::named("qwen3_5_moe").unwrap();
 /// assert_eq!(row.kv_cache_kind, KvCacheKind::HybridGdn);
 /// assert_eq!(row.card().continuous_batching.to_string(), "ok");
-/// assert!(Row::named("llama").is_none());
+/// assert!(Row::named("gpt9").is_none());
 /// ```
 #[derive(Clone, Copy)]
 pub struct Row {
@@ -185,6 +248,10 @@ pub struct Row {
     pub expert_width: &'static str,
     /// The `quantization_config.quant_method` of its published files, if they are quantized.
     pub quant_method: Option<&'static str>,
+    /// Whether no model of the family has routed experts.
+    pub dense: bool,
+    /// Whether the head is the embedding unless the file says otherwise.
+    pub tied_by_default: bool,
     /// Whether layers have a shared expert.
     pub shared_expert: bool,
     /// How experts combine gate and up.

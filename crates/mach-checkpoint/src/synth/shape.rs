@@ -20,9 +20,12 @@ pub struct Shape {
     pub vocab: usize,
     /// Query heads, key/value heads, width of a head.
     pub attention: (usize, usize, usize),
+    /// Key/value heads and width of a head of full attention layers, where they differ; such layers have no values of
+    /// their own.
+    pub full: Option<(usize, usize)>,
     /// Experts, experts per token, width of an expert.
     pub experts: (usize, usize, usize),
-    /// Width of the shared expert, 0 if there is none.
+    /// Width of the shared expert, or of the dense network beside the experts; 0 if there is none.
     pub shared: usize,
     /// Gated DeltaNet key heads, value heads and width of both; zeros if there is none.
     pub gdn: (usize, usize, usize),
@@ -61,14 +64,14 @@ impl Shape {
         quantization.insert("mode".into(), json!("affine"));
         for layer in 0..layers {
             let eight = json!({"group_size": 64, "bits": 8});
-            let mlp = format!("{}layers.{layer}.mlp", form.naming.prefix);
-            quantization.insert(format!("{mlp}.{}", form.router), eight.clone());
+            let base = format!("{}layers.{layer}", form.naming.prefix);
+            quantization.insert(format!("{base}.{}", form.router), eight.clone());
             for matrix in ["gate_proj", "up_proj", "down_proj"].into_iter().filter(|_| form.mxfp4_experts) {
                 let mxfp4 = json!({"group_size": 32, "bits": 4, "mode": "mxfp4"});
-                quantization.insert(format!("{mlp}.{}.{matrix}", form.stack), mxfp4);
+                quantization.insert(format!("{base}.{}.{matrix}", form.stack), mxfp4);
             }
-            if self.shared > 0 {
-                quantization.insert(format!("{mlp}.shared_expert_gate"), eight);
+            if self.shared > 0 && !form.between_norms {
+                quantization.insert(format!("{base}.mlp.shared_expert_gate"), eight);
             }
         }
         let (heads, kv_heads, head_dim) = self.attention;

@@ -80,7 +80,7 @@ pub fn measure_spread(checkpoint: &Checkpoint, tokens: usize, seed: u64) -> Resu
     let mut layers = Vec::new();
     for layer in 0..config.layers.len() {
         let name = checkpoint.family().synthetic.router;
-        let gate = format!("{}layers.{layer}.mlp.{name}", config.tensor_prefix);
+        let gate = format!("{}layers.{layer}.{name}", config.tensor_prefix);
         let router = checkpoint.linear(&gate, experts, hidden)?;
         let mut weights = Vec::with_capacity(experts * CARRIED);
         for expert in 0..experts {

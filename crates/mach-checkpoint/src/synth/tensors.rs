@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::SynthOptions;
 use super::content::{Content, Grid, Made, halves, normal, random, stream};
-use super::routing::{self, CARRIED, EMBEDDING_SCALE};
+use super::routing::{self, CARRIED, CONSTANT, EMBEDDING_SCALE};
 use super::shape::{Shape, TAPS};
 use crate::families::Synthetic;
 
@@ -41,21 +41,29 @@ pub(super) struct Planned {
 pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptions) -> Vec<Planned> {
     let mut plan = TensorPlan { seed: options.seed, tensors: Vec::new() };
     let prefix = form.naming.prefix;
-    plan.embedding(shape, &format!("{prefix}embed_tokens"));
+    plan.embedding(shape, form, &format!("{prefix}embed_tokens"));
     for layer in 0..options.layers {
         let base = format!("{prefix}layers.{layer}.");
         plan.ones(format!("{base}input_layernorm.weight"), shape.hidden);
         // Where there is no recurrence, the other layers are attention over a window.
         if shape.is_full(layer) || shape.gdn == (0, 0, 0) {
-            plan.attention(shape, form, &format!("{base}self_attn."));
+            plan.attention(shape, form, layer, &format!("{base}self_attn."));
         } else {
             plan.gated_delta(shape, &format!("{base}linear_attn."));
         }
         plan.ones(format!("{base}post_attention_layernorm.weight"), shape.hidden);
-        plan.moe(shape, form, &format!("{base}mlp."), options);
+        if form.between_norms {
+            plan.dense_beside(shape, &base);
+        }
+        plan.moe(shape, form, &base, options);
     }
-    plan.ones(format!("{prefix}norm.weight"), shape.hidden);
-    plan.head(shape, form.naming.head);
+    if form.between_norms {
+        // The head is the embedding.
+        plan.signs(format!("{prefix}norm.weight"), shape.hidden);
+    } else {
+        plan.ones(format!("{prefix}norm.weight"), shape.hidden);
+        plan.head(shape, form.naming.head);
+    }
     plan.tensors
 }
 
@@ -96,6 +104,32 @@ impl TensorPlan {
 
     fn ones(&mut self, name: String, length: usize) {
         self.made(name, "BF16", vec![length], Arc::new(move || halves(vec![1.0; length])));
+    }
+
+    /// Small values of either sign, so that a head that is the embedding does not answer each token with itself: the
+    /// constant dimensions keep theirs.
+    fn signs(&mut self, name: String, length: usize) {
+        let seed = stream(self.seed, &name);
+        let size = HEAD_GAIN / (length as f32).sqrt();
+        let sign = move |i: usize| if i < CONSTANT || random(seed, i as u64) & 1 == 0 { size } else { -size };
+        self.made(name, "BF16", vec![length], Arc::new(move || halves((0..length).map(sign))));
+    }
+
+    /// What stands beside the experts of a layer: norms, the router's scales, a dense network.
+    fn dense_beside(&mut self, shape: &Shape, base: &str) {
+        let (hidden, (experts, ..)) = (shape.hidden, shape.experts);
+        for (place, which) in [("pre", ""), ("post", ""), ("post", "_1"), ("pre", "_2"), ("post", "_2")] {
+            self.ones(format!("{base}{place}_feedforward_layernorm{which}.weight"), hidden);
+        }
+        // The router divides by this root.
+        let root = (hidden as f32).sqrt();
+        let scale = move || halves(vec![root; hidden]);
+        self.made(format!("{base}router.scale"), "BF16", vec![hidden], Arc::new(scale));
+        self.ones(format!("{base}router.per_expert_scale"), experts);
+        self.ones(format!("{base}layer_scalar"), 1);
+        self.linear(&format!("{base}mlp.gate_proj"), &[], shape.shared, hidden, Role::In);
+        self.linear(&format!("{base}mlp.up_proj"), &[], shape.shared, hidden, Role::In);
+        self.linear(&format!("{base}mlp.down_proj"), &[], hidden, shape.shared, Role::Out);
     }
 
     /// Random values, the leading `zeros` of each vector 0.
@@ -153,11 +187,13 @@ impl TensorPlan {
         self.push(format!("{module}.biases"), "BF16", of(cols / 64), Content::Biases(grid, 7.5));
     }
 
-    fn embedding(&mut self, shape: &Shape, module: &str) {
+    fn embedding(&mut self, shape: &Shape, form: &Synthetic, module: &str) {
+        // Where it is the head, too, ids without text are never picked.
+        let from = if form.between_norms { TEXT_TOKENS } else { usize::MAX };
         let seed = stream(self.seed, module);
         let words = shape.hidden / 8;
         // The first word's codes are all 15: the constant dimensions.
-        let codes = Content::Rows { seed, words, first: Some(u32::MAX), from: usize::MAX };
+        let codes = Content::Rows { seed, words, first: Some(u32::MAX), from };
         let grid = Grid {
             seed: seed ^ 1,
             exponent: exponent(1.0, 1, DEVIATION_4),
@@ -166,7 +202,7 @@ impl TensorPlan {
             groups: shape.hidden / 64,
             zero_rows: 0,
             fixed: Some((CARRIED / 64, EMBEDDING_SCALE)),
-            suppressed_from: usize::MAX,
+            suppressed_from: from,
         };
         self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
     }
@@ -187,12 +223,16 @@ impl TensorPlan {
         self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
     }
 
-    fn attention(&mut self, shape: &Shape, form: &Synthetic, base: &str) {
+    fn attention(&mut self, shape: &Shape, form: &Synthetic, layer: usize, base: &str) {
         let (heads, kv_heads, dim) = shape.attention;
+        let own = shape.full.filter(|_| shape.is_full(layer));
+        let (kv_heads, dim) = own.unwrap_or((kv_heads, dim));
         let gated = if form.gated_attention { 2 } else { 1 };
         self.linear(&format!("{base}q_proj"), &[], heads * dim * gated, shape.hidden, Role::In);
         self.linear(&format!("{base}k_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
-        self.linear(&format!("{base}v_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
+        if own.is_none() {
+            self.linear(&format!("{base}v_proj"), &[], kv_heads * dim, shape.hidden, Role::In);
+        }
         self.linear(&format!("{base}o_proj"), &[], shape.hidden, heads * dim, Role::Out);
         if form.normed_attention {
             self.ones(format!("{base}q_norm.weight"), dim);
@@ -232,7 +272,8 @@ impl TensorPlan {
     fn moe(&mut self, shape: &'static Shape, form: &Synthetic, base: &str, options: &SynthOptions) {
         let (experts, top_k, width) = shape.experts;
         let hidden = shape.hidden;
-        let (seed, routing) = (stream(self.seed, base), options.routing);
+        let mlp = format!("{base}mlp.");
+        let (seed, routing) = (stream(self.seed, &mlp), options.routing);
         let gate = move || routing::quantize(&routing::router(seed, experts, top_k, routing), hidden);
         let name = format!("{base}{}", form.router);
         let groups = vec![experts, hidden / 64];
@@ -261,14 +302,14 @@ impl TensorPlan {
             // Which experts a token goes to is the weights' to say.
             self.vectors(format!("{base}{}.bias", form.router), &[experts], experts, 0.0);
         }
-        if shape.shared == 0 {
+        if shape.shared == 0 || form.between_norms {
             return;
         }
-        let shared = format!("{base}shared_expert.");
+        let shared = format!("{mlp}shared_expert.");
         self.linear(&format!("{shared}gate_proj"), &[], shape.shared, hidden, Role::In);
         self.linear(&format!("{shared}up_proj"), &[], shape.shared, hidden, Role::In);
         self.linear(&format!("{shared}down_proj"), &[], hidden, shape.shared, Role::Out);
-        let name = format!("{base}shared_expert_gate");
+        let name = format!("{mlp}shared_expert_gate");
         let grid = Grid {
             seed,
             exponent: exponent(1.0, hidden, DEVIATION_8),

@@ -48,7 +48,7 @@ impl Double {
             head_dim: 16,
             intermediate_size: 0,
             rms_norm_eps: 1e-6,
-            rope: RopeConfig { theta: 1e4, rotary_dim: 16, yarn: None },
+            rope: RopeConfig { theta: 1e4, rotary_dim: 16, yarn: None, llama3: None },
             layers: vec![LayerKind::FullAttention],
             moe_layers: vec![true],
             moe: MoeConfig {
@@ -63,6 +63,7 @@ impl Double {
             },
             attention_bias: false,
             sliding_window: None,
+            gemma4: None,
             gdn: None,
             tie_word_embeddings: true,
             max_position_embeddings: context,

@@ -10,7 +10,8 @@ pub(crate) struct Attention<M, V> {
     spec: AttentionSpec,
     q: M,
     k: M,
-    v: M,
+    /// `None` where values are keys.
+    v: Option<M>,
     o: M,
     /// Of these four, if the spec says biases.
     biases: Option<[V; 4]>,
@@ -30,7 +31,10 @@ impl<M: Copy, V> Attention<M, V> {
         Ok(Attention {
             q: from.matrix(&format!("{base}.q_proj"), if spec.gated { 2 * width } else { width }, hidden)?,
             k: from.matrix(&format!("{base}.k_proj"), kv_width, hidden)?,
-            v: from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?,
+            v: match spec.k_as_v {
+                true => None,
+                false => Some(from.matrix(&format!("{base}.v_proj"), kv_width, hidden)?),
+            },
             o: from.matrix(&format!("{base}.o_proj"), hidden, width)?,
             biases: match spec.bias {
                 true => Some([
@@ -70,12 +74,18 @@ impl<M: Copy, V> Attention<M, V> {
         states: &mut [&mut D::LayerState],
     ) {
         let [q, k, v, _] = &mut ws.p;
-        d.linear(&ws.x, &[self.q, self.k, self.v], &mut [&mut *q, &mut *k, &mut *v]);
+        match self.v {
+            Some(of_v) => d.linear(&ws.x, &[self.q, self.k, of_v], &mut [&mut *q, &mut *k, &mut *v]),
+            None => d.linear(&ws.x, &[self.q, self.k], &mut [&mut *q, &mut *k]),
+        }
         if let Some([of_q, of_k, of_v, _]) = &self.biases {
             d.add_bias(q, of_q);
             d.add_bias(k, of_k);
-            d.add_bias(v, of_v);
+            if self.v.is_some() {
+                d.add_bias(v, of_v);
+            }
         }
+        let v = if self.v.is_some() { &*v } else { &*k };
         d.attention(&self.spec, &self.weights, q, k, v, states, &mut ws.mixed);
         d.linear(&ws.mixed, &[self.o], &mut [&mut ws.y]);
         if let Some([.., of_o]) = &self.biases {

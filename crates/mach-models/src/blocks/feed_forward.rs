@@ -3,8 +3,9 @@
 use mach_checkpoint::CheckpointError;
 
 use super::Workspace;
+use super::beside::Beside;
 use crate::ModelError;
-use crate::device::{Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec};
+use crate::device::{Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, RouterWeights};
 
 /// Routed experts, with the expert that every token shares if the family has one.
 #[derive(Debug)]
@@ -12,7 +13,7 @@ pub(crate) struct Moe<M, V> {
     spec: RouterSpec,
     expert: FfnSpec,
     router: M,
-    bias: Option<V>,
+    weights: RouterWeights<V>,
     shared: Option<(Mlp<M, V>, M)>,
 }
 
@@ -21,10 +22,11 @@ pub(crate) struct Moe<M, V> {
 pub(crate) enum FeedForward<M, V> {
     Moe(Moe<M, V>),
     Dense(Mlp<M, V>),
+    Beside(Beside<M, V>),
 }
 
 /// `gate_proj`, `up_proj` and `down_proj` under `base`.
-fn load_mlp<L: Loader>(
+pub(super) fn load_mlp<L: Loader>(
     from: &mut L,
     base: &str,
     spec: FfnSpec,
@@ -57,6 +59,9 @@ impl<M: Copy, V> FeedForward<M, V> {
         let hidden = from.config().hidden_size;
         let base = format!("layers.{layer}.mlp");
         match *spec {
+            FeedForwardSpec::Beside { dense, router, expert } => {
+                Ok(FeedForward::Beside(Beside::load(from, layer, dense, router, expert)?))
+            }
             FeedForwardSpec::Dense(spec) => Ok(FeedForward::Dense(load_mlp(from, &base, spec)?)),
             FeedForwardSpec::Moe { router: spec, expert, shared } => Ok(FeedForward::Moe(Moe {
                 shared: match shared {
@@ -67,9 +72,12 @@ impl<M: Copy, V> FeedForward<M, V> {
                     None => None,
                 },
                 router: from.float_matrix(&format!("{base}.{router}"), spec.experts, hidden)?,
-                bias: match spec.logit_bias {
-                    true => Some(from.vector(&format!("{base}.{router}.bias"), &[spec.experts])?),
-                    false => None,
+                weights: RouterWeights {
+                    logit_bias: match spec.logit_bias {
+                        true => Some(from.vector(&format!("{base}.{router}.bias"), &[spec.experts])?),
+                        false => None,
+                    },
+                    expert_scale: None,
                 },
                 spec,
                 expert,
@@ -77,30 +85,62 @@ impl<M: Copy, V> FeedForward<M, V> {
         }
     }
 
-    /// From `ws.x` to `ws.routing`.
-    pub(crate) fn route<D: Device<Matrix = M, Vector = V>>(&self, d: &mut D, ws: &mut Workspace<D>) {
-        if let FeedForward::Moe(moe) = self {
-            let gate = moe.shared.as_ref().map(|(_, gate)| gate);
-            d.route(&moe.spec, &ws.x, &moe.router, moe.bias.as_ref(), gate, &mut ws.routing);
+    /// What comes before the experts: from `ws.x`, the normed `ws.h`, to `ws.routing` and the experts' input in `ws.x`.
+    pub(crate) fn prepare<D: Device<Matrix = M, Vector = V>>(
+        &self,
+        d: &mut D,
+        ws: &mut Workspace<D>,
+        eps: f32,
+    ) {
+        match self {
+            FeedForward::Moe(moe) => {
+                let gate = moe.shared.as_ref().map(|(_, gate)| gate);
+                d.route(&moe.spec, &ws.x, &moe.router, &moe.weights, gate, &mut ws.routing);
+            }
+            FeedForward::Dense(_) => {}
+            FeedForward::Beside(both) => both.prepare(d, ws, eps),
         }
     }
 
-    /// `ws.h += network(ws.x)`.
+    /// `ws.h += network(ws.x)`; with a norm behind the network, `ws.h += norm(network(ws.x))`.
     pub(crate) fn forward<D: Device<Matrix = M, Vector = V>>(
         &self,
         d: &mut D,
         ws: &mut Workspace<D>,
         index: usize,
+        behind: Option<&V>,
+        eps: f32,
     ) -> Result<(), ModelError> {
+        let Some(norm) = behind else {
+            return self.add_to(d, ws, index, false, eps);
+        };
+        d.clear(&ws.x, &mut ws.y);
+        self.add_to(d, ws, index, true, eps)?;
+        d.norm(&ws.y, norm, eps, &mut ws.x);
+        d.add(&mut ws.h, &ws.x);
+        Ok(())
+    }
+
+    /// Adds to `ws.y` if `aside`, else to `ws.h`.
+    fn add_to<D: Device<Matrix = M, Vector = V>>(
+        &self,
+        d: &mut D,
+        ws: &mut Workspace<D>,
+        index: usize,
+        aside: bool,
+        eps: f32,
+    ) -> Result<(), ModelError> {
+        let (to, x) = (if aside { &mut ws.y } else { &mut ws.h }, &ws.x);
         match self {
             FeedForward::Moe(moe) => {
                 let shared = moe.shared.as_ref().map(|(mlp, _)| mlp);
-                d.experts(index, &moe.expert, &ws.x, &ws.routing, shared, &mut ws.h)
+                d.experts(index, &moe.expert, x, &ws.routing, shared, to)
             }
             FeedForward::Dense(mlp) => {
-                d.mlp(mlp, &ws.x, &mut ws.h);
+                d.mlp(mlp, x, to);
                 Ok(())
             }
+            FeedForward::Beside(both) => both.forward(d, ws, index, aside, eps),
         }
     }
 }

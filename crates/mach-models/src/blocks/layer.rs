@@ -3,6 +3,7 @@
 use mach_checkpoint::CheckpointError;
 
 use super::{Attention, FeedForward, GatedDelta, Workspace};
+use crate::ModelError;
 use crate::device::{Device, LayerSpec, Loader, MixerSpec};
 
 /// What mixes tokens.
@@ -12,13 +13,30 @@ pub(crate) enum Mixer<M, V> {
     GatedDelta(GatedDelta<M, V>),
 }
 
-/// A pre-norm layer: `h += mix(norm h)`, `h += feed_forward(norm h)`.
+impl<M: Copy, V> Mixer<M, V> {
+    fn load(
+        from: &mut impl Loader<Matrix = M, Vector = V>,
+        index: usize,
+        spec: &MixerSpec,
+    ) -> Result<Self, CheckpointError> {
+        Ok(match spec {
+            MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(from, index, spec)?),
+            MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(GatedDelta::load(from, index, spec)?),
+        })
+    }
+}
+
+/// A pre-norm layer: `h += mix(norm h)`, `h += feed_forward(norm h)`. A family may norm what is added, too.
 #[derive(Debug)]
 pub(crate) struct Layer<M, V> {
     pub(crate) input_norm: V,
     pub(crate) mixer: Mixer<M, V>,
     pub(crate) post_norm: V,
     pub(crate) feed_forward: FeedForward<M, V>,
+    /// Norms behind the mixer and behind the network.
+    pub(crate) behind: Option<[V; 2]>,
+    /// Multiplies the residual stream in the end.
+    pub(crate) scalar: Option<f32>,
 }
 
 impl<M: Copy, V> Layer<M, V> {
@@ -32,12 +50,32 @@ impl<M: Copy, V> Layer<M, V> {
         let hidden = from.config().hidden_size;
         Ok(Layer {
             input_norm: from.norm(&format!("layers.{index}.input_layernorm.weight"), hidden)?,
-            mixer: match &spec.mixer {
-                MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(from, index, spec)?),
-                MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(GatedDelta::load(from, index, spec)?),
-            },
+            mixer: Mixer::load(from, index, &spec.mixer)?,
             post_norm: from.norm(&format!("layers.{index}.post_attention_layernorm.weight"), hidden)?,
             feed_forward: FeedForward::load(from, index, router, &spec.feed_forward)?,
+            behind: None,
+            scalar: None,
+        })
+    }
+
+    /// The modules under `layers.{index}` by the names of Gemma 4, with norms behind both halves and a scalar.
+    pub(crate) fn load_between_norms(
+        from: &mut impl Loader<Matrix = M, Vector = V>,
+        index: usize,
+        spec: &LayerSpec,
+    ) -> Result<Self, CheckpointError> {
+        let hidden = from.config().hidden_size;
+        let base = format!("layers.{index}");
+        let mut norm = |name: &str| from.norm(&format!("{base}.{name}.weight"), hidden);
+        let (input_norm, post_norm) = (norm("input_layernorm")?, norm("pre_feedforward_layernorm")?);
+        let behind = [norm("post_attention_layernorm")?, norm("post_feedforward_layernorm")?];
+        Ok(Layer {
+            input_norm,
+            mixer: Mixer::load(from, index, &spec.mixer)?,
+            post_norm,
+            feed_forward: FeedForward::load(from, index, "", &spec.feed_forward)?,
+            behind: Some(behind),
+            scalar: Some(from.scalar(&format!("{base}.layer_scalar"))?),
         })
     }
 
@@ -54,8 +92,30 @@ impl<M: Copy, V> Layer<M, V> {
             Mixer::Attention(attention) => attention.forward(d, ws, states),
             Mixer::GatedDelta(delta) => delta.forward(d, ws, states),
         }
-        d.add(&mut ws.h, &ws.y);
+        match &self.behind {
+            Some([behind, _]) => {
+                d.norm(&ws.y, behind, eps, &mut ws.x);
+                d.add(&mut ws.h, &ws.x);
+            }
+            None => d.add(&mut ws.h, &ws.y),
+        }
         d.norm(&ws.h, &self.post_norm, eps, &mut ws.x);
-        self.feed_forward.route(d, ws);
+        self.feed_forward.prepare(d, ws, eps);
+    }
+
+    /// The second half, from its experts on.
+    pub(crate) fn feed_forward<D: Device<Matrix = M, Vector = V>>(
+        &self,
+        d: &mut D,
+        ws: &mut Workspace<D>,
+        index: usize,
+        eps: f32,
+    ) -> Result<(), ModelError> {
+        let behind = self.behind.as_ref().map(|[_, behind]| behind);
+        self.feed_forward.forward(d, ws, index, behind, eps)?;
+        if let Some(scalar) = self.scalar {
+            d.cap(&mut ws.h, scalar, None);
+        }
+        Ok(())
     }
 }

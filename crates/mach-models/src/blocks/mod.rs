@@ -1,6 +1,7 @@
 //! The blocks that families are put together from.
 
 mod attention;
+mod beside;
 mod feed_forward;
 mod gated_delta;
 mod layer;
@@ -21,6 +22,8 @@ pub(crate) struct Workspace<D: Device> {
     pub(crate) x: D::Buf,
     /// Output of a block.
     pub(crate) y: D::Buf,
+    /// What one of two networks side by side has put out.
+    pub(crate) aside: D::Buf,
     /// Up to four projections of one input.
     pub(crate) p: [D::Buf; 4],
     /// What the mixer hands to its output projection.
@@ -36,6 +39,7 @@ impl<D: Device> Default for Workspace<D> {
             h: D::Buf::default(),
             x: D::Buf::default(),
             y: D::Buf::default(),
+            aside: D::Buf::default(),
             p: Default::default(),
             mixed: D::Buf::default(),
             logits: D::Buf::default(),

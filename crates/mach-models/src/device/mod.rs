@@ -53,6 +53,15 @@ pub struct AttentionWeights<V> {
     pub sinks: Option<V>,
 }
 
+/// Small weights of a router, each `[experts]`.
+#[derive(Debug, Clone)]
+pub struct RouterWeights<V> {
+    /// What is added to each expert's logit, if the spec says so.
+    pub logit_bias: Option<V>,
+    /// What each expert's weight is multiplied by in the end, if the spec says so.
+    pub expert_scale: Option<V>,
+}
+
 /// Small weights of Gated DeltaNet.
 #[derive(Debug, Clone)]
 pub struct DeltaWeights<V> {
@@ -197,6 +206,8 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn write(&mut self, rows: &[f32], width: usize, out: &mut Self::Buf);
     /// `out[row] = scale * table[ids[row]]`.
     fn embed(&mut self, table: &Self::Matrix, ids: &[u32], scale: f32, out: &mut Self::Buf);
+    /// `out = 0`, in the shape of `x`.
+    fn clear(&mut self, x: &Self::Buf, out: &mut Self::Buf);
     /// Copies the listed rows.
     fn select(&mut self, x: &Self::Buf, rows: &[usize], out: &mut Self::Buf);
     /// Row-wise RMS norm.
@@ -269,13 +280,14 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     );
 
     /// Chooses experts (float arithmetic whatever the activation mode), and the sigmoid of the shared expert's gate if
-    /// there is one. `bias` is there if the spec says one.
+    /// there is one.
+    #[allow(clippy::too_many_arguments)]
     fn route(
         &mut self,
         spec: &RouterSpec,
         x: &Self::Buf,
         router: &Self::Matrix,
-        bias: Option<&Self::Vector>,
+        weights: &RouterWeights<Self::Vector>,
         shared_gate: Option<&Self::Matrix>,
         out: &mut Self::Routing,
     );

@@ -54,6 +54,11 @@ pub trait Loader {
     fn head(&mut self, embedding: &Self::Matrix) -> Result<Self::Matrix, CheckpointError>;
     /// A float tensor.
     fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<Self::Vector, CheckpointError>;
+    /// A float tensor times a factor.
+    fn scaled(&mut self, tensor: &str, shape: &[usize], factor: f32)
+    -> Result<Self::Vector, CheckpointError>;
+    /// The one value of a float tensor `[1]`, for the host.
+    fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError>;
     /// A norm weight `[n]` that the family may store minus one.
     fn norm(&mut self, tensor: &str, n: usize) -> Result<Self::Vector, CheckpointError>;
     /// `-e^x` of a float tensor.
@@ -118,6 +123,15 @@ where
 
     fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<P::Vector, CheckpointError> {
         Ok(self.placement.vector(self.checkpoint.floats(&self.name(tensor), shape)?))
+    }
+
+    fn scaled(&mut self, tensor: &str, shape: &[usize], factor: f32) -> Result<P::Vector, CheckpointError> {
+        let stored = self.checkpoint.floats(&self.name(tensor), shape)?;
+        Ok(self.placement.vector(stored.into_iter().map(|w| w * factor).collect()))
+    }
+
+    fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError> {
+        Ok(self.checkpoint.floats(&self.name(tensor), &[1])?.into_iter().sum())
     }
 
     fn norm(&mut self, tensor: &str, n: usize) -> Result<P::Vector, CheckpointError> {

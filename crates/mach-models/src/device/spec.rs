@@ -23,8 +23,22 @@ pub enum RopeKind {
         /// Multiplies cosines and sines, of queries and keys alike.
         magnitude: f64,
     },
-    /// As `Half` over the whole head, but only the leading `rotary_dim` of the frequencies turn.
-    Proportional,
+    /// As `Half`, but only the first `turning` of the frequencies turn; the others are zero.
+    Proportional {
+        /// Frequencies that turn.
+        turning: usize,
+    },
+    /// As `Half`, low frequencies divided by `factor` (Llama 3.1).
+    Llama3 {
+        /// By how much the context is stretched.
+        factor: f64,
+        /// Rotations over `original` positions up to which a frequency is divided in full.
+        low: f64,
+        /// Rotations from which it stays as it is; between the two it is blended.
+        high: f64,
+        /// Positions that the model was made for at first.
+        original: usize,
+    },
 }
 
 /// Rotary embedding of queries and keys.
@@ -89,6 +103,8 @@ pub struct AttentionSpec {
     pub gated: bool,
     /// Epsilon of the RMS norms of queries and keys, if they are normed.
     pub qk_norm: Option<f32>,
+    /// Epsilon of the RMS norm of values, which has no weight, if they are normed.
+    pub v_norm: Option<f32>,
     /// Multiplies scores; `head_dim^(-1/2)` if not given.
     pub scale: Option<f32>,
     /// Caps scores: `cap * tanh(score / cap)`.
@@ -157,6 +173,8 @@ pub struct RouterSpec {
     pub normalise: bool,
     /// Multiplies the weights in the end.
     pub scale: f32,
+    /// Whether the weight of each expert is multiplied by a learned scale of its own in the end.
+    pub expert_scale: bool,
     /// Whether experts follow from the token's id alone, by a table.
     pub hashed: bool,
 }
@@ -218,6 +236,15 @@ pub enum FeedForwardSpec {
         /// The expert that every token shares, times the sigmoid of a gate.
         shared: Option<FfnSpec>,
     },
+    /// Routed experts, and one network for all tokens beside them.
+    Beside {
+        /// For all tokens.
+        dense: FfnSpec,
+        /// How experts are chosen.
+        router: RouterSpec,
+        /// Each of them.
+        expert: FfnSpec,
+    },
 }
 
 /// One layer; layers of a model may differ in every size but the hidden one.
@@ -255,7 +282,7 @@ impl ModelSpec {
     /// The router of the layer at `index`, if it has one.
     pub fn router(&self, index: usize) -> Option<&RouterSpec> {
         match &self.layers.get(index)?.feed_forward {
-            FeedForwardSpec::Moe { router, .. } => Some(router),
+            FeedForwardSpec::Moe { router, .. } | FeedForwardSpec::Beside { router, .. } => Some(router),
             FeedForwardSpec::Dense(_) => None,
         }
     }

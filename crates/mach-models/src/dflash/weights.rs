@@ -86,6 +86,7 @@ fn attention_spec(c: &DraftConfig, mask: Mask) -> AttentionSpec {
         mask,
         gated: false,
         qk_norm: Some(c.eps),
+        v_norm: None,
         scale: None,
         softcap: None,
         sinks: false,

@@ -52,6 +52,7 @@ fn feed_forward(c: &ModelConfig) -> FeedForwardSpec {
             score: ScoreFunction::SoftmaxOfChosen,
             bias: false,
             logit_bias: true,
+            expert_scale: false,
             normalise: false,
             scale: 1.0,
             hashed: false,

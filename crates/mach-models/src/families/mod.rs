@@ -1,7 +1,13 @@
 //! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
 //! [`mach_checkpoint::FAMILIES`].
 
+pub mod gemma;
+pub mod gemma4;
 pub mod gpt_oss;
+pub mod llama;
+pub mod mistral;
+pub mod qwen3;
+pub mod qwen3_5;
 pub mod qwen3_5_moe;
 pub mod qwen3_moe;
 
@@ -25,6 +31,12 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
         Family::Qwen3Moe => qwen3_moe::spec(config),
         Family::Qwen3_5Moe => qwen3_5_moe::spec(config),
         Family::GptOss => gpt_oss::spec(config),
+        Family::Gemma4 => gemma4::spec(config),
+        Family::Qwen3 => qwen3::spec(config),
+        Family::Qwen3_5 => qwen3_5::spec(config),
+        Family::Llama => llama::spec(config),
+        Family::Mistral => mistral::spec(config),
+        Family::Gemma => gemma::spec(config),
     }
 }
 
@@ -34,8 +46,15 @@ pub(crate) fn load<L: Loader>(
     spec: &ModelSpec,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
+        Family::Gemma4 => gemma4::load(from, spec),
         Family::GptOss => qwen3_moe::load(from, spec, "router"),
-        Family::Qwen3Moe | Family::Qwen3_5Moe => qwen3_moe::load(from, spec, "gate"),
+        Family::Qwen3Moe
+        | Family::Qwen3_5Moe
+        | Family::Qwen3
+        | Family::Qwen3_5
+        | Family::Llama
+        | Family::Mistral
+        | Family::Gemma => qwen3_moe::load(from, spec, "gate"),
     }
 }
 

@@ -42,6 +42,7 @@ pub(super) fn attention(c: &ModelConfig, gated: bool) -> AttentionSpec {
         mask: Mask::CAUSAL,
         gated,
         qk_norm: Some(c.rms_norm_eps),
+        v_norm: None,
         scale: None,
         softcap: None,
         sinks: false,
@@ -65,6 +66,7 @@ pub(super) fn feed_forward(c: &ModelConfig, index: usize) -> FeedForwardSpec {
             logit_bias: false,
             normalise: c.moe.norm_topk_prob,
             scale: 1.0,
+            expert_scale: false,
             hashed: false,
         },
         expert: FfnSpec::swiglu(c.moe.intermediate_size),
@@ -77,12 +79,19 @@ pub(super) fn load<L: Loader>(
     spec: &ModelSpec,
     router: &str,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
+    load_layers(from, spec, |from, index, layer| Layer::load(from, index, router, layer))
+}
+
+/// A model of layers that `layer` loads.
+pub(super) fn load_layers<L: Loader>(
+    from: &mut L,
+    spec: &ModelSpec,
+    layer: impl Fn(&mut L, usize, &LayerSpec) -> Result<Layer<L::Matrix, L::Vector>, CheckpointError>,
+) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     let embedding = from.matrix("embed_tokens", spec.vocab, spec.hidden)?;
     let layers = spec.layers.iter().enumerate();
     Ok(Parts {
-        layers: layers
-            .map(|(index, layer)| Layer::load(from, index, router, layer))
-            .collect::<Result<_, _>>()?,
+        layers: layers.map(|(index, spec)| layer(from, index, spec)).collect::<Result<_, _>>()?,
         final_norm: from.norm("norm.weight", spec.hidden)?,
         head: from.head(&embedding)?,
         embedding,
