@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mach_quant::FloatType;
 
-use crate::{Checkpoint, CheckpointError, Dtype, LinearSource};
+use crate::{Checkpoint, CheckpointError, Dtype, Family, LinearSource};
 
 /// One routed expert, borrowed from the mapped shards.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +79,15 @@ impl VectorSource<'_> {
 impl Checkpoint {
     /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
-    /// expert (`experts.E.gate_proj.weight`); each dense or quantized.
+    /// expert (`experts.E.gate_proj.weight`, or `w1`, `w3`, `w2` for gate, up and down); each dense or quantized.
     pub fn experts(&self, layer: usize) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
-        let base = format!("{}layers.{layer}.mlp", config.tensor_prefix);
+        let base = match config.family {
+            Family::DeepseekV4 => self.full_name(&format!("layers.{layer}.ffn")),
+            _ => format!("{}layers.{layer}.mlp", config.tensor_prefix),
+        };
         let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
 
         for stack in [format!("{base}.switch_mlp"), format!("{base}.experts")] {
@@ -111,13 +114,17 @@ impl Checkpoint {
                 })
                 .collect();
         }
+        let [gate, up, down] = match self.has(&format!("{base}.experts.0.w1.weight")) {
+            true => ["w1", "w3", "w2"],
+            false => ["gate_proj", "up_proj", "down_proj"],
+        };
         (0..count)
             .map(|e| {
                 let expert = format!("{base}.experts.{e}");
                 Ok(ExpertSource {
-                    gate: self.linear(&format!("{expert}.gate_proj"), width, hidden)?,
-                    up: self.linear(&format!("{expert}.up_proj"), width, hidden)?,
-                    down: self.linear(&format!("{expert}.down_proj"), hidden, width)?,
+                    gate: self.linear(&format!("{expert}.{gate}"), width, hidden)?,
+                    up: self.linear(&format!("{expert}.{up}"), width, hidden)?,
+                    down: self.linear(&format!("{expert}.{down}"), hidden, width)?,
                     biases: None,
                 })
             })

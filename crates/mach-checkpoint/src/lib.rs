@@ -23,7 +23,8 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{
-    Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig, YarnConfig,
+    CompressedConfig, Family, GdnConfig, GenerationConfig, LayerKind, ModelConfig, MoeConfig, RopeConfig,
+    YarnConfig,
 };
 pub use error::CheckpointError;
 pub use experts::{ExpertBiases, ExpertSource, VectorSource};

@@ -187,7 +187,7 @@ impl Cpu {
             }
             if shared.is_some() {
                 places.push((first_pair + row) as u32);
-                weights.push(routing.shared[row]);
+                weights.push(routing.shared.get(row).copied().unwrap_or(1.0));
             }
         }
         pairs.resize(rows * ranks * hidden, 0.0);

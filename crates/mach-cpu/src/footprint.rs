@@ -9,7 +9,7 @@ use mach_models::{Activations, KvFormat, ModelError, StreamingSource, TurboQuant
 use crate::device::delta_shape;
 use crate::load::{expert_bytes, slices};
 use crate::placement::CpuPlacement;
-use crate::{kv, order_of};
+use crate::{compressed, kv, order_of};
 
 /// Sizes that follow from a checkpoint and an activation path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,7 @@ pub(crate) fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) 
     let bytes = spec.layers.iter().map(|layer| match &layer.mixer {
         MixerSpec::GatedDelta(spec) => delta_shape(spec).state_bytes(),
         MixerSpec::Attention(spec) => kv::shape(spec, format).page_bytes() * pages,
+        MixerSpec::Compressed(spec) => compressed::state_bytes(spec, format, tokens),
     });
     bytes.sum()
 }

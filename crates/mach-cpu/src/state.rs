@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 
 use mach_kernels::attention::{KvCache, KvShape};
+use mach_kernels::compressed::{CompressedShape, CompressedState};
 use mach_kernels::delta::{DeltaShape, DeltaState};
 use mach_models::ModelError;
 use mach_models::device::{LayerState, Mask, StateSink, StateSource};
@@ -25,12 +26,19 @@ pub enum CpuState {
         /// Sizes of the layer.
         shape: DeltaShape,
     },
+    /// Keys of a window and entries of compressed attention.
+    Compressed(CompressedState),
 }
 
 impl CpuState {
     /// No keys and values yet.
     pub fn attention(shape: KvShape, mask: Mask) -> Self {
         CpuState::Attention { cache: KvCache::new(shape), mask }
+    }
+
+    /// No keys and entries yet.
+    pub fn compressed(shape: CompressedShape) -> Self {
+        CpuState::Compressed(CompressedState::new(shape))
     }
 
     /// The state of a sequence without tokens: all zeros.
@@ -60,6 +68,7 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { cache, .. } => cache.bytes(),
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.bytes(),
         }
     }
 
@@ -67,30 +76,39 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { .. } => 0,
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.own_bytes(),
         }
     }
 
     fn pages(&self, tell: &mut dyn FnMut(usize, usize)) {
-        if let CpuState::Attention { cache, .. } = self {
-            cache.pages().for_each(|(page, bytes)| tell(page, bytes));
+        match self {
+            CpuState::Attention { cache, .. } => cache.pages().for_each(|(page, bytes)| tell(page, bytes)),
+            CpuState::Compressed(state) => state.pages().for_each(|(page, bytes)| tell(page, bytes)),
+            CpuState::Delta { .. } => {}
         }
     }
 
     fn begin_block(&mut self) {
-        if let CpuState::Delta { state, .. } = self {
-            state.begin_block();
+        match self {
+            CpuState::Delta { state, .. } => state.begin_block(),
+            CpuState::Compressed(state) => state.begin_block(),
+            CpuState::Attention { .. } => {}
         }
     }
 
     fn truncate(&mut self, position: usize) {
-        if let CpuState::Attention { cache, .. } = self {
-            cache.truncate(position);
+        match self {
+            CpuState::Attention { cache, .. } => cache.truncate(position),
+            CpuState::Compressed(state) => state.truncate(position),
+            CpuState::Delta { .. } => {}
         }
     }
 
     fn copy_after(&mut self, rows: &[usize]) {
-        if let CpuState::Delta { state, .. } = self {
-            state.copy_after(rows);
+        match self {
+            CpuState::Delta { state, .. } => state.copy_after(rows),
+            CpuState::Compressed(state) => state.copy_after(rows),
+            CpuState::Attention { .. } => {}
         }
     }
 
@@ -109,6 +127,10 @@ impl LayerState for CpuState {
                 let boxed = |state| Box::new(CpuState::Delta { state, shape }) as Box<dyn LayerState>;
                 state.take_copies().into_iter().map(boxed).collect()
             }
+            CpuState::Compressed(state) => {
+                let boxed = |state| Box::new(CpuState::Compressed(state)) as Box<dyn LayerState>;
+                state.take_copies(positions).into_iter().map(boxed).collect()
+            }
         }
     }
 
@@ -119,6 +141,7 @@ impl LayerState for CpuState {
                 cache.truncate(position);
                 Some(Box::new(CpuState::Attention { cache, mask: *mask }))
             }
+            CpuState::Compressed(state) => Some(Box::new(CpuState::Compressed(state.cut(position)?))),
             _ => None,
         }
     }
@@ -141,6 +164,9 @@ impl LayerState for CpuState {
                 CpuState::Attention { cache, mask: *mask }
             }
             CpuState::Delta { .. } => self.clone(),
+            CpuState::Compressed(state) => {
+                CpuState::Compressed(CompressedState::with_len(*state.shape(), position))
+            }
         })
     }
 
@@ -148,6 +174,7 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { cache, .. } => cache.sections().iter().map(|part| 4 * part.len()).sum(),
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.sections().iter().map(|part| 4 * part.len()).sum(),
         }
     }
 
@@ -159,6 +186,9 @@ impl LayerState for CpuState {
             CpuState::Delta { state, .. } => {
                 sink(Cow::Borrowed(bytemuck::cast_slice(&state.conv)));
                 sink(Cow::Borrowed(bytemuck::cast_slice(&state.state)));
+            }
+            CpuState::Compressed(state) => {
+                state.sections().into_iter().for_each(|part| sink(Cow::Borrowed(bytemuck::cast_slice(part))));
             }
         }
         Ok(())
@@ -172,6 +202,9 @@ impl LayerState for CpuState {
             CpuState::Delta { state, .. } => {
                 source(bytemuck::cast_slice_mut(&mut state.conv));
                 source(bytemuck::cast_slice_mut(&mut state.state));
+            }
+            CpuState::Compressed(state) => {
+                state.sections_mut().into_iter().for_each(|part| source(bytemuck::cast_slice_mut(part)));
             }
         }
     }

@@ -438,6 +438,11 @@ impl Rope {
         Rope { frequencies: (0..dim / 2).map(frequency).collect() }
     }
 
+    /// With the frequency of every pair given.
+    pub fn with_frequencies(frequencies: Vec<f32>) -> Rope {
+        Rope { frequencies }
+    }
+
     /// Rotated elements of a head.
     pub fn dim(&self) -> usize {
         2 * self.frequencies.len()

@@ -93,6 +93,9 @@ impl<D: Device> Decoder<D> {
             if wants.hidden.wants(0) {
                 d.tap(Tap::Hidden(0), &ws.h);
             }
+            if let Some(streams) = &spec.streams {
+                d.spread(&ws.h, streams.streams, &mut ws.streams); // [rows, streams * hidden]
+            }
         }
         for (index, layer) in parts.layers.iter().enumerate().skip(from.unwrap_or(0)) {
             if from != Some(index) {
@@ -105,13 +108,20 @@ impl<D: Device> Decoder<D> {
                     d.tap_routing(index, &ws.routing);
                 }
             }
-            layer.feed_forward.forward(d, ws, index)?;
+            layer.feed_forward(d, ws, index)?;
             if wants.hidden.wants(index + 1) {
-                d.tap(Tap::Hidden(index + 1), &ws.h);
+                let residual = if spec.streams.is_some() { &ws.streams } else { &ws.h };
+                d.tap(Tap::Hidden(index + 1), residual);
             }
         }
         if !batch.wanted.is_empty() {
-            d.select(&ws.h, &batch.wanted, &mut ws.y);
+            match (&spec.streams, &parts.collapse) {
+                (Some(streams), Some(weights)) => {
+                    d.select(&ws.streams, &batch.wanted, &mut ws.x);
+                    d.collapse(streams, weights, &ws.x, &mut ws.mixing, &mut ws.y);
+                }
+                _ => d.select(&ws.h, &batch.wanted, &mut ws.y),
+            }
             d.norm(&ws.y, &parts.final_norm, spec.eps, &mut ws.x);
             if wants.last_norm {
                 d.tap(Tap::LastNorm, &ws.x);
@@ -133,6 +143,7 @@ impl<D: Device> Decoder<D> {
         observer: &dyn Observer,
     ) -> Result<Readback, ModelError> {
         self.device.begin(&batch.spans);
+        self.device.tokens(&batch.ids);
         let mut from = None;
         loop {
             if let Err(error) = self.record(batch, segments, from, observer) {
@@ -233,7 +244,7 @@ impl<D: Device> Model for Decoder<D> {
     }
 
     fn can_be_drafted_for(&self) -> bool {
-        true
+        self.spec.streams.is_none()
     }
 
     fn load_draft(&mut self, dir: &Path, options: DraftOptions) -> Result<DFlash, DraftError> {

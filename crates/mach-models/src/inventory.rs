@@ -20,7 +20,7 @@ pub enum ResidentWeight {
         /// Always met by float activations (routers, gates): wants [`Order::Rows`] and full precision.
         float: bool,
     },
-    /// A vector or convolution, read as floats: full tensor name.
+    /// A vector, convolution or table, kept as it is: full tensor name.
     Floats {
         /// Full tensor name.
         tensor: String,
@@ -41,7 +41,7 @@ struct Inventory<'a> {
 
 impl Inventory<'_> {
     fn name(&self, relative: &str) -> String {
-        format!("{}{relative}", self.checkpoint.config().tensor_prefix)
+        self.checkpoint.full_name(relative)
     }
 
     fn add(&mut self, module: String, rows: usize, cols: usize, float: bool) -> Result<(), CheckpointError> {
@@ -78,6 +78,13 @@ impl Loader for Inventory<'_> {
     fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<(), CheckpointError> {
         let tensor = self.name(tensor);
         self.checkpoint.floats(&tensor, shape)?;
+        self.weights.push(ResidentWeight::Floats { tensor });
+        Ok(())
+    }
+
+    fn integers(&mut self, tensor: &str, shape: &[usize], below: u32) -> Result<(), CheckpointError> {
+        let tensor = self.name(tensor);
+        self.checkpoint.integers(&tensor, shape, below)?;
         self.weights.push(ResidentWeight::Floats { tensor });
         Ok(())
     }

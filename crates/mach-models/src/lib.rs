@@ -24,7 +24,7 @@ mod state;
 pub use card::{DeviceCard, ExpertsCard, KvFormat, ModelCard};
 pub use decoder::Decoder;
 pub use dflash::{DFlash, DraftConfig, DraftError, DraftHost, DraftOptions, DraftRows};
-pub use families::{place, qwen3_5_moe, qwen3_moe, spec};
+pub use families::{deepseek_v4, place, qwen3_5_moe, qwen3_moe, spec};
 pub use inventory::{ResidentWeight, resident_weights};
 pub use mach_quant::{Bits, TURBOQUANT_VERSION, TurboQuant};
 pub use model::{

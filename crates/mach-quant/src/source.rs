@@ -1,6 +1,6 @@
 //! A matrix as a checkpoint stores it.
 
-use crate::codec::{Codec, FloatType};
+use crate::codec::{Codec, FP8_BLOCK, FloatType};
 use crate::decode;
 
 /// Why a [`Source`] is not what it says.
@@ -39,7 +39,7 @@ pub enum SourceError {
 }
 
 /// A row-major matrix `[rows, cols]` in its stored form: floats, or codes packed as MLX packs them with scales
-/// `[rows, cols / group]` and, for the affine mode, biases of the same shape.
+/// `[rows, cols / group]` (FP8: one for each block) and, for the affine mode, biases of the same shape.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     codec: Codec,
@@ -67,7 +67,11 @@ impl<'a> Source<'a> {
         let (s, b) = match codec {
             Codec::Dense(_) => (0, 0),
             Codec::Affine { scales, .. } => (scale_len(scales.size()), scale_len(scales.size())),
-            Codec::Mxfp4 => (scale_len(1), 0),
+            Codec::Mxfp4 | Codec::Mxfp8 | Codec::Nvfp4 => (scale_len(1), 0),
+            Codec::Fp8 { scales } => {
+                let blocks = rows.div_ceil(FP8_BLOCK) * cols.div_ceil(FP8_BLOCK);
+                (blocks * scales.map_or(1, FloatType::size), 0)
+            }
         };
         for (what, slice, expected) in
             [("weight", weight, rows * cols * codec.bits() / 8), ("scales", scales, s), ("biases", biases, b)]
@@ -76,7 +80,10 @@ impl<'a> Source<'a> {
                 return Err(SourceError::Length { what, found: slice.len(), expected });
             }
         }
-        let strides = [weight, scales, biases].map(|s| s.len().checked_div(rows).unwrap_or(0));
+        let mut strides = [weight, scales, biases].map(|s| s.len().checked_div(rows).unwrap_or(0));
+        if let Codec::Fp8 { scales } = codec {
+            strides[1] = cols.div_ceil(FP8_BLOCK) * scales.map_or(1, FloatType::size);
+        }
         Ok(Source { codec, rows, cols, weight, scales, biases, strides })
     }
 
@@ -101,9 +108,10 @@ impl<'a> Source<'a> {
         &self.weight[row * n..(row + 1) * n]
     }
 
-    /// The bytes of one row's scales.
+    /// The bytes of one row's scales, which rows of a block share.
     pub fn scale_row(&self, row: usize) -> &'a [u8] {
         let n = self.strides[1];
+        let row = if matches!(self.codec, Codec::Fp8 { .. }) { row / FP8_BLOCK } else { row };
         &self.scales[row * n..(row + 1) * n]
     }
 
@@ -124,6 +132,9 @@ impl<'a> Source<'a> {
             }
             Codec::Affine { bits, group, scales } => decode::affine_row(bits, group, scales, w, s, b, out),
             Codec::Mxfp4 => decode::mxfp4_row(w, s, out),
+            Codec::Fp8 { scales } => decode::fp8_row(scales, w, s, out),
+            Codec::Mxfp8 => decode::mxfp8_row(w, s, out),
+            Codec::Nvfp4 => decode::nvfp4_row(w, s, None, out),
         }
     }
 
@@ -132,7 +143,7 @@ impl<'a> Source<'a> {
         match self.codec {
             Codec::Affine { scales, .. } => scales.read(self.scale_row(row), group),
             Codec::Mxfp4 => decode::e8m0(self.scale_row(row)[group]),
-            Codec::Dense(_) => 1.0,
+            Codec::Dense(_) | Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => 1.0,
         }
     }
 

@@ -1,9 +1,11 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod compressed;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
+pub use compressed::CompressedConfig;
 pub(crate) use quantization::{Quantization, Scheme};
 
 /// The model families that mach knows.
@@ -13,6 +15,8 @@ pub enum Family {
     Qwen3_5Moe,
     /// Qwen3 MoE: attention only, no shared expert.
     Qwen3Moe,
+    /// DeepSeek-V4: attention over a window and compressed entries, several residual streams, shared expert.
+    DeepseekV4,
 }
 
 /// What mixes tokens in a layer.
@@ -24,6 +28,8 @@ pub enum LayerKind {
     SlidingAttention,
     /// Gated DeltaNet recurrence.
     LinearAttention,
+    /// Attention over a window, and over compressed entries if the layer has any.
+    CompressedAttention,
 }
 
 /// Rotary embedding (split half).
@@ -125,6 +131,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
+    /// Compressed attention and what comes with it, if the family has it.
+    pub compressed: Option<CompressedConfig>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Longest context the model was made for.

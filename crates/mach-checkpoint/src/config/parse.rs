@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig};
+use super::{GdnConfig, LayerKind, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig, compressed};
+use crate::Family;
 use crate::families::{Row, Yarn};
 use crate::{CheckpointError, json};
 
@@ -136,9 +137,19 @@ pub(crate) fn parse_config(
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),
         (false, _) => ("", root),
     };
+    let (value, compressed) = match arch.family {
+        Family::DeepseekV4 => {
+            compressed::split(value).map(|(value, own)| (value, Some(own))).map_err(fail)?
+        }
+        _ => (value, None),
+    };
     let text: Text = from_value(value, section).map_err(fail)?;
     let mut config =
         Builder { arch, section, text: &text }.build(envelope.tie_word_embeddings).map_err(fail)?;
+    if compressed.is_some() {
+        config.layers.fill(LayerKind::CompressedAttention);
+    }
+    config.compressed = compressed;
     config.eos_token_ids = envelope.eos_token_id.or(text.eos_token_id).map_or_else(Vec::new, Ids::into_vec);
     Ok((config, arch, quantization))
 }
@@ -217,6 +228,7 @@ impl Builder<'_> {
             attention_bias: self.arch.attention_bias,
             sliding_window,
             gdn,
+            compressed: None,
             tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(false),
             max_position_embeddings: self.size(
                 "max_position_embeddings",

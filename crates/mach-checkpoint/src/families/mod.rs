@@ -1,6 +1,7 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod deepseek_v4;
 mod qwen3_5_moe;
 mod qwen3_moe;
 
@@ -11,8 +12,10 @@ use serde_json::Value;
 use crate::Family;
 use crate::synth::Shape;
 
+pub(crate) use deepseek_v4::Names;
+
 /// All families.
-pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW];
+pub static FAMILIES: &[&Row] = &[&qwen3_5_moe::ROW, &qwen3_moe::ROW, &deepseek_v4::ROW];
 
 /// Where a form of a family keeps the text model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
 pub enum SwigluVariant {
     /// `silu(gate) * up`.
     PlainSwiglu,
+    /// The same, gate bounded from above and up from both sides before.
+    SiluLimited,
 }
 
 /// What a sequence keeps.
@@ -40,6 +45,8 @@ pub enum KvCacheKind {
     Standard,
     /// Recurrent state in most layers, keys and values in the others.
     HybridGdn,
+    /// Keys of a window, and entries that many tokens share.
+    Compressed,
 }
 
 /// The generation of drafts that a family can be sped up by.
@@ -47,6 +54,8 @@ pub enum KvCacheKind {
 pub enum SpecdecKind {
     /// DFlash.
     SpecdecV7,
+    /// The model's own block for the token after the next.
+    V4Mtp,
 }
 
 /// Names as the API writes them.
@@ -66,9 +75,16 @@ macro_rules! named {
     };
 }
 
-named!(SwigluVariant { SwigluVariant::PlainSwiglu => "plain_swiglu" });
-named!(KvCacheKind { KvCacheKind::Standard => "standard", KvCacheKind::HybridGdn => "hybrid_gdn" });
-named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7" });
+named!(SwigluVariant {
+    SwigluVariant::PlainSwiglu => "plain_swiglu",
+    SwigluVariant::SiluLimited => "silu_limited",
+});
+named!(KvCacheKind {
+    KvCacheKind::Standard => "standard",
+    KvCacheKind::HybridGdn => "hybrid_gdn",
+    KvCacheKind::Compressed => "compressed",
+});
+named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::V4Mtp => "v4_mtp" });
 named!(Batching { Batching::Able => "ok", Batching::Unable(reason) => reason });
 
 /// How a family writes calls and reasoning where its chat template does not show it.
@@ -220,6 +236,22 @@ impl Row {
     /// The row of a `model_type`.
     pub fn named(model_type: &str) -> Option<&'static Row> {
         FAMILIES.iter().copied().find(|row| row.model_type == model_type)
+    }
+
+    /// Module of the embedding table in a form of the family, without the prefix.
+    pub(crate) fn embedding(&self, naming: &Naming) -> &'static str {
+        match self.family {
+            Family::DeepseekV4 => deepseek_v4::embedding(naming),
+            _ => "embed_tokens",
+        }
+    }
+
+    /// In which words a file of this naming names its tensors.
+    pub(crate) fn names(&self, naming: &Naming, has: impl Fn(&str) -> bool) -> Names {
+        match self.family {
+            Family::DeepseekV4 => Names::of(naming, has),
+            _ => Names::default(),
+        }
     }
 
     /// The known `model_type`s, comma separated.

@@ -64,6 +64,7 @@ impl Double {
             attention_bias: false,
             sliding_window: None,
             gdn: None,
+            compressed: None,
             tie_word_embeddings: true,
             max_position_embeddings: context,
             eos_token_ids: vec![],

@@ -4,7 +4,7 @@ use mach_checkpoint::CheckpointError;
 
 use super::Workspace;
 use crate::ModelError;
-use crate::device::{Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec};
+use crate::device::{ChoiceWeights, Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, ScoreFunction};
 
 /// Routed experts, with the expert that every token shares if the family has one.
 #[derive(Debug)]
@@ -12,7 +12,10 @@ pub(crate) struct Moe<M, V> {
     spec: RouterSpec,
     expert: FfnSpec,
     router: M,
-    shared: Option<(Mlp<M, V>, M)>,
+    /// With its gate, if it has one.
+    shared: Option<(Mlp<M, V>, Option<M>)>,
+    /// What chooses beside the scores, where they do not depend on each other.
+    choice: ChoiceWeights<V>,
 }
 
 /// What works on each token by itself.
@@ -60,21 +63,66 @@ impl<M: Copy, V> FeedForward<M, V> {
                 shared: match shared {
                     Some(shared) => Some((
                         load_mlp(from, &format!("{base}.shared_expert"), shared)?,
-                        from.float_matrix(&format!("{base}.shared_expert_gate"), 1, hidden)?,
+                        Some(from.float_matrix(&format!("{base}.shared_expert_gate"), 1, hidden)?),
                     )),
                     None => None,
                 },
                 router: from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?,
                 spec,
                 expert,
+                choice: ChoiceWeights { bias: None, table: None },
             })),
         }
+    }
+
+    /// The modules under `{layer}.ffn` by the names of DeepSeek: `gate`, `shared_experts`, and what chooses beside the
+    /// scores.
+    pub(crate) fn load_by_score(
+        from: &mut impl Loader<Matrix = M, Vector = V>,
+        layer: &str,
+        spec: &FeedForwardSpec,
+    ) -> Result<Self, CheckpointError> {
+        let (hidden, vocab) = (from.config().hidden_size, from.config().vocab_size);
+        let base = format!("{layer}.ffn");
+        let mut network = |name: &str, spec: FfnSpec| -> Result<Mlp<M, V>, CheckpointError> {
+            Ok(Mlp {
+                spec,
+                gate: from.matrix(&format!("{base}.{name}.w1"), spec.width, hidden)?,
+                up: from.matrix(&format!("{base}.{name}.w3"), spec.width, hidden)?,
+                down: from.matrix(&format!("{base}.{name}.w2"), hidden, spec.width)?,
+                biases: None,
+            })
+        };
+        let (spec, expert, shared) = match *spec {
+            FeedForwardSpec::Dense(spec) => return network("mlp", spec).map(FeedForward::Dense),
+            FeedForwardSpec::Moe { router, expert, shared } => (router, expert, shared),
+        };
+        let shared = match shared {
+            Some(shared) => Some((network("shared_experts", shared)?, None)),
+            None => None,
+        };
+        let table = match spec.hashed {
+            true => {
+                let shape = [vocab, spec.top_k];
+                Some(from.integers(&format!("{base}.gate.tid2eid"), &shape, spec.experts as u32)?)
+            }
+            false => None,
+        };
+        let bias = match spec.bias {
+            true => Some(from.vector(&format!("{base}.gate.bias"), &[spec.experts])?),
+            false => None,
+        };
+        let router = from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?;
+        Ok(FeedForward::Moe(Moe { spec, expert, router, shared, choice: ChoiceWeights { bias, table } }))
     }
 
     /// From `ws.x` to `ws.routing`.
     pub(crate) fn route<D: Device<Matrix = M, Vector = V>>(&self, d: &mut D, ws: &mut Workspace<D>) {
         if let FeedForward::Moe(moe) = self {
-            let gate = moe.shared.as_ref().map(|(_, gate)| gate);
+            if moe.spec.score == ScoreFunction::SqrtSoftplus {
+                return d.route_by_score(&moe.spec, &ws.x, &moe.router, &moe.choice, &mut ws.routing);
+            }
+            let gate = moe.shared.as_ref().and_then(|(_, gate)| gate.as_ref());
             d.route(&moe.spec, &ws.x, &moe.router, gate, &mut ws.routing);
         }
     }

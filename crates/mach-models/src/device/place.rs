@@ -54,6 +54,13 @@ pub trait Loader {
     fn head(&mut self, embedding: &Self::Matrix) -> Result<Self::Matrix, CheckpointError>;
     /// A float tensor.
     fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<Self::Vector, CheckpointError>;
+    /// A tensor of whole numbers from 0 to below `below`.
+    fn integers(
+        &mut self,
+        tensor: &str,
+        shape: &[usize],
+        below: u32,
+    ) -> Result<Self::Vector, CheckpointError>;
     /// A norm weight `[n]` that the family may store minus one.
     fn norm(&mut self, tensor: &str, n: usize) -> Result<Self::Vector, CheckpointError>;
     /// `-e^x` of a float tensor.
@@ -82,7 +89,7 @@ impl<'a, P: Placement<'a>> CheckpointLoader<'a, P> {
     }
 
     fn name(&self, relative: &str) -> String {
-        format!("{}{relative}", self.checkpoint.config().tensor_prefix)
+        self.checkpoint.full_name(relative)
     }
 }
 
@@ -118,6 +125,12 @@ where
 
     fn vector(&mut self, tensor: &str, shape: &[usize]) -> Result<P::Vector, CheckpointError> {
         Ok(self.placement.vector(self.checkpoint.floats(&self.name(tensor), shape)?))
+    }
+
+    fn integers(&mut self, tensor: &str, shape: &[usize], below: u32) -> Result<P::Vector, CheckpointError> {
+        let numbers = self.checkpoint.integers(&self.name(tensor), shape, below)?;
+        // Exact up to 2^24, which is more than there are experts.
+        Ok(self.placement.vector(numbers.into_iter().map(|n| n as f32).collect()))
     }
 
     fn norm(&mut self, tensor: &str, n: usize) -> Result<P::Vector, CheckpointError> {

@@ -1,19 +1,22 @@
 //! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
 //! [`mach_checkpoint::FAMILIES`].
 
+pub mod deepseek_v4;
 pub mod qwen3_5_moe;
 pub mod qwen3_moe;
 
 use mach_checkpoint::{CheckpointError, Family, ModelConfig};
 
 use crate::blocks::Layer;
-use crate::device::{Loader, ModelSpec};
+use crate::device::{Loader, ModelSpec, StreamWeights};
 
 /// A family's weights.
 #[derive(Debug)]
 pub(crate) struct Parts<M, V> {
     pub(crate) embedding: M,
     pub(crate) layers: Vec<Layer<M, V>>,
+    /// What makes one of several residual streams at the end.
+    pub(crate) collapse: Option<StreamWeights<V>>,
     pub(crate) final_norm: V,
     pub(crate) head: M,
 }
@@ -23,6 +26,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
     match config.family {
         Family::Qwen3Moe => qwen3_moe::spec(config),
         Family::Qwen3_5Moe => qwen3_5_moe::spec(config),
+        Family::DeepseekV4 => deepseek_v4::spec(config),
     }
 }
 
@@ -33,6 +37,7 @@ pub(crate) fn load<L: Loader>(
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
         Family::Qwen3Moe | Family::Qwen3_5Moe => qwen3_moe::load(from, spec),
+        Family::DeepseekV4 => deepseek_v4::load(from, spec),
     }
 }
 
