@@ -10,13 +10,16 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::{Bits, Order};
 
-const CHECKPOINTS: [&str; 6] = [
+const CHECKPOINTS: [&str; 9] = [
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/deepseek_v4/bf16",
+    "fixtures/deepseek_v4/fp8",
+    "fixtures/deepseek_v4/mlx-mixed",
 ];
 
 #[test]

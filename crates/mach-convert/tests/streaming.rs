@@ -18,13 +18,15 @@ use mach_models::{
     StreamingOptions, StreamingSource,
 };
 
-const CHECKPOINTS: [&str; 6] = [
+const CHECKPOINTS: [&str; 8] = [
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/deepseek_v4/bf16",
+    "fixtures/deepseek_v4/fp8",
 ];
 
 fn model(dir: &Path, activations: Activations, experts: ExpertMode) -> Box<dyn Model> {

@@ -3,7 +3,8 @@
 use mach_kernels::streams::MOST as MOST_STREAMS;
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, CompressedSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
+    AttentionSpec, CompressedSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec,
+    ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.

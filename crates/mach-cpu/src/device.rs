@@ -16,8 +16,8 @@ use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ChoiceWeights, CompressedInputs, CompressedSpec, CompressedWeights,
-    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec,
-    Placed, Readback, RopeSpec, RouterSpec, Span, StreamSpec, StreamWeights, Tap,
+    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, GateFunction, LayerSpec, MixerSpec,
+    Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, Span, StreamSpec, StreamWeights, Tap,
 };
 use mach_models::{Activations, DeviceCard, ModelError};
 

@@ -3,18 +3,20 @@
 
 mod common;
 
-use common::{all_logits, model, tokens};
+use common::{all_logits, model, tokens, vocab};
 use mach_kernels::Isa;
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment};
 
-/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, both families.
-const CHECKPOINTS: [&str; 6] = [
+/// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, all families.
+const CHECKPOINTS: [&str; 8] = [
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/bf16",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-8bit-g32",
     "fixtures/qwen3_moe/mlx-mxfp4",
+    "fixtures/deepseek_v4/fp8",
+    "fixtures/deepseek_v4/mlx-mixed",
 ];
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -39,7 +41,7 @@ fn reference(path: &str, activations: Activations, prompt: &[u32]) -> Vec<u32> {
 fn threads_chunks_and_instruction_sets_change_nothing() {
     for path in CHECKPOINTS {
         for activations in [Activations::Int8, Activations::F32] {
-            let prompt = tokens(1, 275, 320);
+            let prompt = tokens(1, 275, vocab(path));
             let expected = reference(path, activations, &prompt);
             for isa in names() {
                 // The scalar twin is slow: it is the reference, and runs once more, split differently.
@@ -66,8 +68,10 @@ fn a_batch_of_mixed_sequences_changes_nothing() {
     for path in CHECKPOINTS {
         for activations in [Activations::Int8, Activations::F32] {
             let mut m = model(path, activations, 2, None);
-            let prompts: Vec<Vec<u32>> =
-                [(2, 261), (3, 1), (4, 40), (5, 97)].iter().map(|&(seed, n)| tokens(seed, n, 320)).collect();
+            let prompts: Vec<Vec<u32>> = [(2, 261), (3, 1), (4, 40), (5, 97)]
+                .iter()
+                .map(|&(seed, n)| tokens(seed, n, vocab(path)))
+                .collect();
             let alone: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut *m, p, 64)).collect();
 
             // First everything but the last two tokens in one call of four sequences, then two steps of one row each.

@@ -50,6 +50,13 @@ fn qwen3_moe() {
 }
 
 #[test]
+fn deepseek_v4() {
+    for form in ["bf16", "fp8", "mlx-4bit", "mlx-mixed"] {
+        expect_all(&format!("fixtures/deepseek_v4/{form}"), COMMON);
+    }
+}
+
+#[test]
 fn demo() {
     expect_all(
         "demo",

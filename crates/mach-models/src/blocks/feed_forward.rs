@@ -4,7 +4,9 @@ use mach_checkpoint::CheckpointError;
 
 use super::Workspace;
 use crate::ModelError;
-use crate::device::{ChoiceWeights, Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, ScoreFunction};
+use crate::device::{
+    ChoiceWeights, Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, ScoreFunction,
+};
 
 /// Routed experts, with the expert that every token shares if the family has one.
 #[derive(Debug)]
