@@ -77,6 +77,25 @@ impl VectorSource<'_> {
 }
 
 impl Checkpoint {
+    /// Whether the first layer with experts has them as stacks. False where the tensors hold none.
+    pub fn stacks_experts(&self) -> bool {
+        let Some(layer) = self.config().moe_layers.iter().position(|&moe| moe) else { return false };
+        let base = self.experts_base(layer);
+        let stacks = ["switch_mlp.gate_proj", "experts.gate_proj", "experts.gate_up_proj"];
+        stacks.iter().any(|stack| {
+            let module = format!("{base}.{stack}");
+            self.has(&format!("{module}.weight")) || self.has(&module)
+        })
+    }
+
+    /// The module that holds the experts of a layer.
+    fn experts_base(&self, layer: usize) -> String {
+        match self.config().family {
+            Family::DeepseekV4 => self.full_name(&format!("layers.{layer}.ffn")),
+            _ => format!("{}layers.{layer}.mlp", self.config().tensor_prefix),
+        }
+    }
+
     /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
     /// expert (`experts.E.gate_proj.weight`, or `w1`, `w3`, `w2` for gate, up and down); each dense or quantized.
@@ -84,10 +103,7 @@ impl Checkpoint {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
-        let base = match config.family {
-            Family::DeepseekV4 => self.full_name(&format!("layers.{layer}.ffn")),
-            _ => format!("{}layers.{layer}.mlp", config.tensor_prefix),
-        };
+        let base = self.experts_base(layer);
         let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
 
         for stack in [format!("{base}.switch_mlp"), format!("{base}.experts")] {

@@ -22,7 +22,7 @@ use mach_models::device::{
 use mach_models::{Activations, DeviceCard, ModelError};
 
 use crate::compressed::{self, Compressing};
-use crate::experts::{Experts, RowKind};
+use crate::experts::{self, Experts, RowKind};
 use crate::footprint::state_bytes_of;
 use crate::placement::{CpuPlacement, Matrix, Stores};
 use crate::state::CpuState;
@@ -642,6 +642,19 @@ impl Device for Cpu {
         let ran = self.run_experts(layer, spec, x, routing, shared, h);
         self.readback.experts_took += started.elapsed();
         ran
+    }
+
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Matrix, Vec<f32>>],
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
+        h: &mut Buf,
+    ) {
+        let Some(first) = experts.first() else { return };
+        // Nothing that could fail: they are in memory.
+        let _ = self.run_experts_of(experts::Place::Placed(experts), &first.spec, x, routing, shared, h);
     }
 
     fn mlp(&mut self, mlp: &Mlp<Matrix, Vec<f32>>, x: &Buf, h: &mut Buf) {

@@ -270,6 +270,16 @@ impl Device for Halting {
         }
         self.cpu.experts(layer, spec, x, routing, shared, h)
     }
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Matrix, Vector>],
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix, Vector>>,
+        h: &mut Buf,
+    ) {
+        self.record(|cpu| cpu.placed_experts(experts, x, routing, shared, h));
+    }
     fn mlp(&mut self, mlp: &Mlp<Matrix, Vector>, x: &Buf, h: &mut Buf) {
         self.record(|cpu| cpu.mlp(mlp, x, h));
     }

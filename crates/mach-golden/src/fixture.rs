@@ -31,7 +31,7 @@ impl Golden<'_> {
         Ok(self.bytes(name, Dtype::F32)?.0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
-    fn ids(&self, name: &str) -> Result<Vec<u32>> {
+    pub(crate) fn ids(&self, name: &str) -> Result<Vec<u32>> {
         let (bytes, _) = self.bytes(name, Dtype::I32)?;
         bytes
             .iter()
@@ -42,7 +42,7 @@ impl Golden<'_> {
     }
 
     /// `p0`, `p1`, ... as far as there are any.
-    fn prompts(&self) -> BTreeSet<usize> {
+    pub(crate) fn prompts(&self) -> BTreeSet<usize> {
         let number = |name: &str| name.strip_prefix('p')?.split('.').next()?.parse().ok();
         self.tensors.names().into_iter().filter_map(number).collect()
     }

@@ -13,6 +13,7 @@ use crate::device::{CheckpointLoader, Device, Finish, LayerState, ModelSpec, Rea
 use crate::dflash::{DFlash, DraftHost, DraftOptions, DraftWeights};
 use crate::families::{self, Parts};
 use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment};
+use crate::mtp::{Mtp, MtpHost, MtpWeights};
 use crate::state::SequenceState;
 
 /// A model on a device, with the draft that was loaded for it.
@@ -24,6 +25,7 @@ pub struct Decoder<D: Device> {
     pub(crate) device: D,
     pub(crate) workspace: Workspace<D>,
     pub(crate) draft: Option<DraftWeights<D>>,
+    pub(crate) mtp: Option<MtpWeights<D>>,
 }
 
 /// What a pass is over.
@@ -64,7 +66,7 @@ impl<D: Device> Decoder<D> {
         let mut loader = CheckpointLoader::new(checkpoint, device.placement(checkpoint.tensors()));
         let parts = families::load(&mut loader, &spec)?;
         device.fill(loader.placement, progress)?;
-        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None })
+        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None, mtp: None })
     }
 
     /// What runs the model.
@@ -259,6 +261,18 @@ impl<D: Device> Model for Decoder<D> {
 
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
         self.draft.is_some().then_some(self as &mut dyn DraftHost)
+    }
+
+    fn feature_width(&self) -> usize {
+        self.spec.hidden * self.spec.streams.map_or(1, |streams| streams.streams)
+    }
+
+    fn load_mtp(&mut self, checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
+        self.load_block(checkpoint)
+    }
+
+    fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {
+        self.mtp.is_some().then_some(self as &mut dyn MtpHost)
     }
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {

@@ -4,7 +4,7 @@ use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
 use mach_quant::Order;
 
 use crate::device::Loader;
-use crate::families;
+use crate::{families, mtp};
 
 /// A weight outside the experts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,11 @@ pub enum ResidentWeight {
 /// Lists them in the order in which they are asked for. Reads the vectors, which are small, and checks them.
 pub fn resident_weights(checkpoint: &Checkpoint) -> Result<Vec<ResidentWeight>, CheckpointError> {
     let mut inventory = Inventory { checkpoint, weights: Vec::new() };
-    families::load(&mut inventory, &families::spec(checkpoint.config()))?;
+    let spec = families::spec(checkpoint.config());
+    families::load(&mut inventory, &spec)?;
+    if mtp::present(checkpoint) {
+        mtp::place(&mut inventory, &spec)?;
+    }
     Ok(inventory.weights)
 }
 

@@ -18,6 +18,7 @@ pub mod dflash;
 mod families;
 mod inventory;
 mod model;
+pub mod mtp;
 mod options;
 mod state;
 

@@ -18,6 +18,8 @@ pub(crate) struct Moe<M, V> {
     shared: Option<(Mlp<M, V>, Option<M>)>,
     /// What chooses beside the scores, where they do not depend on each other.
     choice: ChoiceWeights<V>,
+    /// The experts themselves, where no bank has them.
+    placed: Vec<Mlp<M, V>>,
 }
 
 /// What works on each token by itself.
@@ -73,16 +75,18 @@ impl<M: Copy, V> FeedForward<M, V> {
                 spec,
                 expert,
                 choice: ChoiceWeights { bias: None, table: None },
+                placed: Vec::new(),
             })),
         }
     }
 
     /// The modules under `{layer}.ffn` by the names of DeepSeek: `gate`, `shared_experts`, and what chooses beside the
-    /// scores.
+    /// scores; if they are to be `placed`, the experts too.
     pub(crate) fn load_by_score(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         layer: &str,
         spec: &FeedForwardSpec,
+        placed: bool,
     ) -> Result<Self, CheckpointError> {
         let (hidden, vocab) = (from.config().hidden_size, from.config().vocab_size);
         let base = format!("{layer}.ffn");
@@ -103,6 +107,9 @@ impl<M: Copy, V> FeedForward<M, V> {
             Some(shared) => Some((network("shared_experts", shared)?, None)),
             None => None,
         };
+        let experts = if placed { spec.experts } else { 0 };
+        let placed =
+            (0..experts).map(|e| network(&format!("experts.{e}"), expert)).collect::<Result<_, _>>()?;
         let table = match spec.hashed {
             true => {
                 let shape = [vocab, spec.top_k];
@@ -115,7 +122,8 @@ impl<M: Copy, V> FeedForward<M, V> {
             false => None,
         };
         let router = from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?;
-        Ok(FeedForward::Moe(Moe { spec, expert, router, shared, choice: ChoiceWeights { bias, table } }))
+        let choice = ChoiceWeights { bias, table };
+        Ok(FeedForward::Moe(Moe { spec, expert, router, shared, choice, placed }))
     }
 
     /// From `ws.x` to `ws.routing`.
@@ -139,6 +147,10 @@ impl<M: Copy, V> FeedForward<M, V> {
         match self {
             FeedForward::Moe(moe) => {
                 let shared = moe.shared.as_ref().map(|(mlp, _)| mlp);
+                if !moe.placed.is_empty() {
+                    d.placed_experts(&moe.placed, &ws.x, &ws.routing, shared, &mut ws.h);
+                    return Ok(());
+                }
                 d.experts(index, &moe.expert, &ws.x, &ws.routing, shared, &mut ws.h)
             }
             FeedForward::Dense(mlp) => {

@@ -389,6 +389,15 @@ pub trait Device: std::fmt::Debug + Send + 'static {
         shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
         h: &mut Self::Buf,
     ) -> Result<(), ModelError>;
+    /// As [`experts`](Self::experts) where the experts are weights of their own, one after the other, and in no bank.
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Self::Matrix, Self::Vector>],
+        x: &Self::Buf,
+        routing: &Self::Routing,
+        shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
+        h: &mut Self::Buf,
+    );
     /// `h += mlp(x)`.
     fn mlp(&mut self, mlp: &Mlp<Self::Matrix, Self::Vector>, x: &Self::Buf, h: &mut Self::Buf);
 }

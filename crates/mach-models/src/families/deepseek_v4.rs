@@ -86,7 +86,8 @@ pub(super) fn load<L: Loader>(
     let embedding = from.matrix("embed", spec.vocab, spec.hidden)?;
     let mut layers = Vec::with_capacity(spec.layers.len());
     for (index, layer) in spec.layers.iter().enumerate() {
-        layers.push(load_layer(from, spec, &format!("layers.{index}"), layer)?);
+        let base = format!("layers.{index}");
+        layers.push(load_layer(from, spec.hidden, spec.streams.as_ref(), &base, layer, false)?);
     }
     Ok(Parts {
         layers,
@@ -100,19 +101,31 @@ pub(super) fn load<L: Loader>(
     })
 }
 
-fn load_layer<L: Loader>(
+/// The layer of the block that predicts the token after the next, if the model has one.
+pub(crate) fn mtp_layer(c: &ModelConfig) -> Option<LayerSpec> {
+    let own = c.compressed.as_ref().filter(|own| own.mtp_layers > 0)?;
+    Some(LayerSpec {
+        mixer: MixerSpec::Compressed(attention(c, own, 0)),
+        feed_forward: feed_forward(c, own, false),
+    })
+}
+
+/// The modules under `base`; its experts among them if they are `placed` like other weights.
+pub(crate) fn load_layer<L: Loader>(
     from: &mut L,
-    spec: &ModelSpec,
+    hidden: usize,
+    streams: Option<&StreamSpec>,
     base: &str,
     layer: &LayerSpec,
+    placed: bool,
 ) -> Result<Layer<L::Matrix, L::Vector>, CheckpointError> {
     let MixerSpec::Compressed(mixer) = &layer.mixer else { return Layer::load(from, 0, layer) };
     Ok(Layer {
-        input_norm: from.norm(&format!("{base}.attn_norm.weight"), spec.hidden)?,
+        input_norm: from.norm(&format!("{base}.attn_norm.weight"), hidden)?,
         mixer: Mixer::Compressed(Compressed::load(from, base, mixer)?),
-        post_norm: from.norm(&format!("{base}.ffn_norm.weight"), spec.hidden)?,
-        feed_forward: FeedForward::load_by_score(from, base, &layer.feed_forward)?,
-        streams: match &spec.streams {
+        post_norm: from.norm(&format!("{base}.ffn_norm.weight"), hidden)?,
+        feed_forward: FeedForward::load_by_score(from, base, &layer.feed_forward, placed)?,
+        streams: match streams {
             Some(streams) => Some(Streams::load(from, base, streams)?),
             None => None,
         },
