@@ -151,6 +151,7 @@ pub(crate) fn prepare(
     config: &ModelConfig,
     beside: Beside,
 ) -> Result<Prepared, Exit> {
+    refuse_stacks(checkpoint)?;
     let args = &config.experts;
     let sizing = Sizing::new(checkpoint, config, beside);
     let bounds = sizing.bounds;
@@ -213,6 +214,19 @@ pub(crate) fn prepare(
     signals.push(memory_signal(&budget, bounds));
     let load = LoadOptions { experts: ExpertMode::Streaming(options), ..config.load.clone() };
     Ok(Prepared { load, budget, residency, signals })
+}
+
+/// A family whose experts are served one by one is not served from stacks; `mach convert` makes records of them.
+fn refuse_stacks(checkpoint: &Checkpoint) -> Result<(), Exit> {
+    let family = checkpoint.family();
+    if family.stacked || !checkpoint.stacks_experts() {
+        return Ok(());
+    }
+    Err(Exit::input(format!(
+        "{0}: {1} is served with sliced experts, and this checkpoint stacks them; `mach convert {0} --out DIR` slices them",
+        checkpoint.dir().display(),
+        family.model_type,
+    )))
 }
 
 fn resident(config: &ModelConfig, budget: Budget) -> Prepared {

@@ -105,7 +105,7 @@ impl TokenWork {
             else {
                 continue;
             };
-            let table = in_module(inner, "embed_tokens");
+            let table = in_module(inner, "embed_tokens") || in_module(inner, "embed");
             if table && !config.tie_word_embeddings {
                 work.embedding_bytes += tensor.bytes / config.vocab_size.max(1) as u64;
             } else if head || table {
@@ -176,7 +176,7 @@ struct StateBytes {
 
 fn state_bytes(config: &ModelConfig, context: usize) -> StateBytes {
     let mut state = StateBytes { kv: 0, recurrent: 0 };
-    for layer in &config.layers {
+    for (index, layer) in config.layers.iter().enumerate() {
         match (layer, &config.gdn) {
             (LayerKind::FullAttention, _) => {
                 state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * context) as u64;
@@ -189,9 +189,25 @@ fn state_bytes(config: &ModelConfig, context: usize) -> StateBytes {
                 state.recurrent += 4 * (gdn.value_heads * gdn.key_dim * gdn.value_dim) as u64;
             }
             (LayerKind::LinearAttention, None) => {}
+            (LayerKind::CompressedAttention, _) => {
+                state.kv += compressed_bytes(config, index, context);
+            }
         }
     }
     state
+}
+
+/// What a token reads of a layer's window and entries: all entries, or those that the index keeps and all of the index.
+fn compressed_bytes(config: &ModelConfig, layer: usize, context: usize) -> u64 {
+    let Some(own) = &config.compressed else { return 0 };
+    let entries = |ratio: &usize| context.checked_div(*ratio).unwrap_or(0);
+    let entries = own.ratios.get(layer).map_or(0, entries);
+    let window = own.window.min(context);
+    let (seen, indexed) = match own.ratios.get(layer) {
+        Some(4) => (entries.min(own.index_top_k), entries * own.index_head_dim),
+        _ => (entries, 0),
+    };
+    2 * ((window + seen) * config.head_dim + indexed) as u64
 }
 
 fn in_module(name: &str, module: &str) -> bool {

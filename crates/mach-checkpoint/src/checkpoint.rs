@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use crate::config::parse::parse_config;
-use crate::families::Row;
+use crate::families::{Names, Row};
 use crate::identity::WeightFile;
 use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
 use crate::tensors::{Tensors, finite_floats};
-use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, json};
+use crate::{CheckpointError, Dtype, GenerationConfig, ModelConfig, Naming, json};
 
 /// A tensor as it lies in its mapped shard. `data` may be unaligned for its type.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +39,7 @@ pub struct Checkpoint {
     config: ModelConfig,
     generation: GenerationConfig,
     row: &'static Row,
+    names: Names,
     tensors: Tensors,
 }
 
@@ -54,16 +55,17 @@ impl Checkpoint {
         let (mut config, row, quantization) = parse_config(&config_file, &config_bytes)?;
         let generation = GenerationConfig::read(dir, &config)?;
         let shards = Shards::open(dir)?;
-        let embedding = |prefix: &str| format!("{prefix}embed_tokens.weight");
-        let naming = row.namings.iter().find(|n| shards.tensors.contains_key(&embedding(n.prefix)));
+        let embedding = |n: &Naming| format!("{}{}.weight", n.prefix, row.embedding(n));
+        let naming = row.namings.iter().find(|n| shards.tensors.contains_key(&embedding(n)));
         let Some(naming) = naming else {
-            let tried: Vec<String> = row.namings.iter().map(|n| embedding(n.prefix)).collect();
+            let tried: Vec<String> = row.namings.iter().map(embedding).collect();
             return Err(CheckpointError::tensor(dir, &tried.join("` or `"), "missing from every shard"));
         };
         config.tensor_prefix = naming.prefix.to_owned();
         config.head_module = naming.head.to_owned();
+        let names = row.names(naming, |name| shards.tensors.contains_key(name));
         let tensors = Tensors { dir: dir.to_owned(), quantization, shards };
-        Ok(Self { config_bytes, config, generation, row, tensors })
+        Ok(Self { config_bytes, config, generation, row, names, tensors })
     }
 
     /// The directory that was opened.
@@ -91,6 +93,11 @@ impl Checkpoint {
     /// The registry's row.
     pub fn family(&self) -> &'static Row {
         self.row
+    }
+
+    /// The full name of a module or tensor of the text model, in this file's words.
+    pub fn full_name(&self, relative: &str) -> String {
+        format!("{}{}", self.config.tensor_prefix, self.names.rename(relative))
     }
 
     /// Whether the directory was written by [`synth`](crate::synth): random weights, meaningless text.
@@ -157,6 +164,27 @@ impl Checkpoint {
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
         self.check_sum(&self.tensor(name)?)?;
         self.tensors.floats(name, shape)
+    }
+
+    /// The tensor, as whole numbers from 0 to below `below` (I32, I64), its shape checked.
+    pub fn integers(&self, name: &str, shape: &[usize], below: u32) -> Result<Vec<u32>, CheckpointError> {
+        let view = self.tensor(name)?;
+        self.check_sum(&view)?;
+        if view.shape != shape {
+            return Err(view.error(format!("shape {:?}, but config.json implies {shape:?}", view.shape)));
+        }
+        let wide: Vec<i64> = match view.dtype {
+            Dtype::I64 => view.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            Dtype::I32 => {
+                view.data.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect()
+            }
+            other => return Err(view.error(format!("type {other:?} where integers are needed"))),
+        };
+        let number = |(at, value): (usize, i64)| match u32::try_from(value) {
+            Ok(number) if number < below => Ok(number),
+            _ => Err(view.error(format!("element {at} is {value}; it must be below {below}"))),
+        };
+        wide.into_iter().enumerate().map(number).collect()
     }
 
     /// Weights of a Gated DeltaNet layer's causal convolution, `[channels * taps]`, taps of a channel adjacent, oldest

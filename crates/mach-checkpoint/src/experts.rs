@@ -77,18 +77,42 @@ impl VectorSource<'_> {
 }
 
 impl Checkpoint {
+    /// Whether the first layer with experts has them as stacks. False where the tensors hold none.
+    pub fn stacks_experts(&self) -> bool {
+        let Some(layer) = self.config().moe_layers.iter().position(|&moe| moe) else { return false };
+        let base = self.experts_base(layer);
+        let stacks = ["switch_mlp.gate_proj", "experts.gate_proj", "experts.gate_up_proj"];
+        stacks.iter().any(|stack| {
+            let module = format!("{base}.{stack}");
+            self.has(&format!("{module}.weight")) || self.has(&module)
+        })
+    }
+
+    /// The module that holds the experts of a layer.
+    fn experts_base(&self, layer: usize) -> String {
+        match self.config().family {
+            Family::DeepseekV4 => self.full_name(&format!("layers.{layer}.ffn")),
+            _ => format!("{}layers.{layer}.mlp", self.config().tensor_prefix),
+        }
+    }
+
     /// The routed experts of MoE layer `layer`, in order. Known layouts: `switch_mlp` or `switch_glu.{gate,up,down}_proj` stacks (MLX),
     /// `experts.gate_up_proj` (gate rows first) and `experts.down_proj` stacks, `experts.{gate,up,down}_proj` stacks, and one tensor per
-    /// expert (`experts.E.gate_proj.weight`); each dense or quantized. Those of gpt_oss: MLX's stacks, or fused ones in which
+    /// expert (`experts.E.gate_proj.weight`, or `w1`, `w3`, `w2` for gate, up and down); each dense or quantized. Those of gpt_oss: MLX's stacks, or fused ones in which
     /// gate and up lie in turn, as MXFP4 blocks or as floats with the input axis first; all with biases.
     pub fn experts(&self, layer: usize) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
         let config = self.config();
         let moe = &config.moe;
         let (hidden, width, count) = (config.hidden_size, moe.intermediate_size, moe.num_experts);
+        let index = layer;
         let layer = format!("{}layers.{layer}", config.tensor_prefix);
         let stacks = match config.family {
             Family::GptOss => {
                 return self.biased_experts(&format!("{layer}.mlp.experts"), count, width, hidden);
+            }
+            Family::DeepseekV4 => {
+                let base = self.experts_base(index);
+                [format!("{base}.switch_mlp"), format!("{base}.experts")]
             }
             Family::Gemma4 => [format!("{layer}.experts.switch_glu"), format!("{layer}.experts")],
             _ => [format!("{layer}.mlp.switch_mlp"), format!("{layer}.mlp.experts")],
@@ -131,13 +155,17 @@ impl Checkpoint {
         width: usize,
         hidden: usize,
     ) -> Result<Vec<ExpertSource<'_>>, CheckpointError> {
+        let [gate, up, down] = match self.has(&format!("{plain}.0.w1.weight")) {
+            true => ["w1", "w3", "w2"],
+            false => ["gate_proj", "up_proj", "down_proj"],
+        };
         (0..count)
             .map(|e| {
                 let expert = format!("{plain}.{e}");
                 Ok(ExpertSource {
-                    gate: self.linear(&format!("{expert}.gate_proj"), width, hidden)?,
-                    up: self.linear(&format!("{expert}.up_proj"), width, hidden)?,
-                    down: self.linear(&format!("{expert}.down_proj"), hidden, width)?,
+                    gate: self.linear(&format!("{expert}.{gate}"), width, hidden)?,
+                    up: self.linear(&format!("{expert}.{up}"), width, hidden)?,
+                    down: self.linear(&format!("{expert}.{down}"), hidden, width)?,
                     biases: None,
                 })
             })

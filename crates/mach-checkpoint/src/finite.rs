@@ -15,14 +15,15 @@ pub(crate) fn widen(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
     }
 }
 
-/// Index of the first element that is infinite or NaN. For F8E8M0 and U8 scales that is the code 255; other integer
-/// types are always finite.
+/// Index of the first element that is infinite or NaN. For F8E8M0 and U8 scales that is the code 255, for F8E4M3 127
+/// and 255; other integer types are always finite.
 pub(crate) fn first_not_finite(dtype: Dtype, data: &[u8]) -> Option<usize> {
     match dtype {
         Dtype::F32 => scan(data, |b: [u8; 4]| (u32::from_le_bytes(b) & 0x7f80_0000) as i32, 0x7f80_0000),
         Dtype::BF16 => scan(data, |b: [u8; 2]| (u16::from_le_bytes(b) & 0x7f80) as i16, 0x7f80),
         Dtype::F16 => scan(data, |b: [u8; 2]| (u16::from_le_bytes(b) & 0x7c00) as i16, 0x7c00),
         Dtype::U8 | Dtype::F8E8M0 => scan(data, |b: [u8; 1]| b[0], 255),
+        Dtype::F8E4M3 => scan(data, |b: [u8; 1]| b[0] & 0x7f, 0x7f),
         _ => None,
     }
 }
@@ -63,6 +64,7 @@ mod tests {
         assert_eq!(first_not_finite(Dtype::BF16, &bf16s[..2 * 17_001]), None);
         assert_eq!(first_not_finite(Dtype::U8, &[0, 254, 255]), Some(2));
         assert_eq!(first_not_finite(Dtype::U32, &[255; 8]), None);
+        assert_eq!(first_not_finite(Dtype::F8E4M3, &[0, 126, 128, 255]), Some(3));
         assert_eq!(widen(Dtype::BF16, &bf16s[..4]), Some(vec![1.0, 1.0]));
         assert_eq!(widen(Dtype::U8, &[1]), None);
     }

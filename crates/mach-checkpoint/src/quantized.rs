@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mach_quant::{Axes, Bits};
+use mach_quant::{Axes, Bits, FP8_BLOCK};
 
 use crate::checkpoint::TensorView;
 use crate::config::Scheme;
@@ -24,10 +24,19 @@ pub enum Packing {
     },
     /// e2m1 codes, one e8m0 scale for 32 columns.
     Mxfp4,
+    /// e4m3 values, one scale for a block of 128 rows and columns.
+    Fp8 {
+        /// F8E8M0, U8 (the same bytes), F32 or BF16.
+        scales: Dtype,
+    },
+    /// e4m3 values, one e8m0 scale for 32 columns.
+    Mxfp8,
+    /// e2m1 codes, one e4m3 scale for 16 columns.
+    Nvfp4,
 }
 
 impl Packing {
-    /// Bytes of weight, scales and biases of one row of `cols` columns.
+    /// Bytes of weight, scales and biases of one row of `cols` columns. Rows of a block share its scales.
     fn row_bytes(self, cols: usize) -> (usize, usize, usize) {
         match self {
             Self::Dense(dtype) => (cols * dtype.size(), 0, 0),
@@ -36,6 +45,9 @@ impl Packing {
                 (cols * bits.get() / 8, scale_bytes, scale_bytes)
             }
             Self::Mxfp4 => (cols / 2, cols / 32, 0),
+            Self::Fp8 { scales } => (cols, cols.div_ceil(FP8_BLOCK) * scales.size(), 0),
+            Self::Mxfp8 => (cols, cols / 32, 0),
+            Self::Nvfp4 => (cols / 2, cols / 16, 0),
         }
     }
 }
@@ -65,7 +77,8 @@ pub struct LinearSource<'a> {
 }
 
 impl<'a> LinearSource<'a> {
-    /// Rows `start..start + rows` as a matrix of their own; `None` if there are not so many, or if they are not adjacent.
+    /// Rows `start..start + rows` as a matrix of their own; `None` if there are not so many, if they are not adjacent, or if a block
+    /// of scales would be cut.
     pub fn slice_rows(&self, start: usize, rows: usize) -> Option<Self> {
         if self.axes != Axes::PLAIN {
             return None;
@@ -74,10 +87,18 @@ impl<'a> LinearSource<'a> {
         let cut = |data: &'a [u8], row: usize| {
             data.get(start.checked_mul(row)?..start.checked_add(rows)?.checked_mul(row)?)
         };
+        let scales = match self.packing {
+            Packing::Fp8 { .. } if !start.is_multiple_of(FP8_BLOCK) => return None,
+            Packing::Fp8 { .. } => {
+                let last = start.checked_add(rows)?.div_ceil(FP8_BLOCK);
+                self.scales.get(start / FP8_BLOCK * scales..last.checked_mul(scales)?)?
+            }
+            _ => cut(self.scales, scales)?,
+        };
         Some(Self {
             rows,
             weight: cut(self.weight, weight)?,
-            scales: cut(self.scales, scales)?,
+            scales,
             biases: cut(self.biases, biases)?,
             ..*self
         })
@@ -116,6 +137,15 @@ impl<'a> LinearSource<'a> {
                 check("biases", scales, self.biases)
             }
             Packing::Mxfp4 => check("scales", Dtype::F8E8M0, self.scales),
+            Packing::Fp8 { scales } => {
+                check("weight", Dtype::F8E4M3, self.weight)?;
+                check("scale", scales, self.scales)
+            }
+            Packing::Mxfp8 => {
+                check("weight", Dtype::F8E4M3, self.weight)?;
+                check("scales", Dtype::F8E8M0, self.scales)
+            }
+            Packing::Nvfp4 => check("scales", Dtype::F8E4M3, self.scales),
         }
     }
 
@@ -149,7 +179,8 @@ impl Checkpoint {
 }
 
 impl Tensors {
-    /// The weight of a linear layer or embedding table: module path without `.weight`, logical shape `[rows, cols]`.
+    /// The weight of a linear layer or embedding table: module path without `.weight`, logical shape `[rows, cols]`; the
+    /// rows may lie in groups `[groups, rows / groups, cols]`.
     /// The shapes in the file settle bits, group and mode; a contradiction with `config.json` is an error.
     pub fn linear(
         &self,
@@ -158,7 +189,13 @@ impl Tensors {
         cols: usize,
     ) -> Result<LinearSource<'_>, CheckpointError> {
         let weight = self.tensor(&format!("{module}.weight"))?;
-        self.matrix(module, weight, &[], rows, cols)
+        match *weight.shape {
+            // Rows in groups of their own axis, one after the other.
+            [groups, each, _] if groups.checked_mul(each) == Some(rows) => {
+                self.matrix(module, weight, &[groups], each, cols)
+            }
+            _ => self.matrix(module, weight, &[], rows, cols),
+        }
     }
 
     /// A matrix whose tensor has no `.weight` suffix.
@@ -282,6 +319,9 @@ impl Tensors {
         };
         let shape = |last: usize| [lead, &[rows, last]].concat();
         if !self.has(&scales_name) {
+            if let Some(scale) = self.block_scale(module)? {
+                return blocks(source, &weight, &scale, lead, rows);
+            }
             if !weight.dtype.is_float() {
                 let reason = format!("type {:?} without `{scales_name}`", weight.dtype);
                 return Err(weight.error(reason));
@@ -308,9 +348,21 @@ impl Tensors {
             )));
         };
         let group = cols / groups;
-        let mode = if scales.dtype == Dtype::U8 { "mxfp4" } else { "affine" };
+        let mode = match (scales.dtype, bits, group) {
+            (Dtype::U8, 4, 16) => "nvfp4",
+            (Dtype::U8, 8, _) => "mxfp8",
+            (Dtype::U8, ..) => "mxfp4",
+            _ => "affine",
+        };
         match mode {
             "mxfp4" if (bits, group) == (4, 32) => source.packing = Packing::Mxfp4,
+            "mxfp8" if (bits, group) == (8, 32) => source.packing = Packing::Mxfp8,
+            "nvfp4" => {
+                if self.has(&format!("{module}.global_scale")) {
+                    return Err(weight.error(format!("nvfp4 with `{module}.global_scale` is not supported")));
+                }
+                source.packing = Packing::Nvfp4;
+            }
             "affine" if matches!(group, 32 | 64 | 128) && scales.dtype.is_float() => {
                 let bits = Bits::try_from(bits as u64).map_err(|e| weight.error(e.to_string()))?;
                 source.packing = Packing::Affine { bits, group, scales: scales.dtype };
@@ -322,7 +374,7 @@ impl Tensors {
             }
             _ => {
                 return Err(weight.error(format!(
-                    "{bits} bits in groups of {group} with {:?} scales is not supported for {cols} columns; known: affine 2, 3, 4, 5, 6 and 8 bit in groups of 32, 64, 128, and mxfp4",
+                    "{bits} bits in groups of {group} with {:?} scales is not supported for {cols} columns; known: affine 2, 3, 4, 5, 6 and 8 bit in groups of 32, 64, 128, mxfp4, mxfp8 and nvfp4",
                     scales.dtype
                 )));
             }
@@ -330,6 +382,16 @@ impl Tensors {
         source.scales = scales.data;
         self.check_scheme(module, &weight, bits, group, mode)?;
         Ok(source)
+    }
+
+    /// The scales that a published file keeps beside a matrix: factors, or their exponents.
+    fn block_scale(&self, module: &str) -> Result<Option<TensorView<'_>>, CheckpointError> {
+        for name in [format!("{module}.scale"), format!("{module}.weight_scale_inv")] {
+            if self.has(&name) {
+                return self.tensor(&name).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     fn check_scheme(
@@ -354,6 +416,42 @@ impl Tensors {
         }
         Ok(())
     }
+}
+
+/// A matrix of bytes with published scales: e4m3 with one scale a block, or pairs of e2m1 codes with one for 32 columns.
+fn blocks<'a>(
+    source: LinearSource<'a>,
+    weight: &TensorView<'a>,
+    scale: &TensorView<'a>,
+    lead: &[usize],
+    rows: usize,
+) -> Result<LinearSource<'a>, CheckpointError> {
+    let cols = source.cols;
+    let exponents = matches!(scale.dtype, Dtype::F8E8M0 | Dtype::U8);
+    let (packing, columns, scales) = match weight.dtype {
+        Dtype::F8E4M3 if exponents || matches!(scale.dtype, Dtype::F32 | Dtype::BF16) => {
+            // A stack's blocks would begin anew with every expert.
+            if !lead.is_empty() && !rows.is_multiple_of(FP8_BLOCK) {
+                return Err(
+                    weight.error(format!("a stack of {rows} rows each, no whole blocks of {FP8_BLOCK}"))
+                );
+            }
+            let shape = [lead, &[rows.div_ceil(FP8_BLOCK), cols.div_ceil(FP8_BLOCK)]].concat();
+            (Packing::Fp8 { scales: scale.dtype }, cols, shape)
+        }
+        Dtype::I8 | Dtype::U8 if exponents && cols.is_multiple_of(32) => {
+            (Packing::Mxfp4, cols / 2, [lead, &[rows, cols / 32]].concat())
+        }
+        other => {
+            return Err(weight.error(format!(
+                "type {other:?} with a scale of type {:?} for {cols} columns is not supported; known: F8E4M3 in blocks, and I8 (two e2m1 codes a byte) with F8E8M0 for 32 columns",
+                scale.dtype
+            )));
+        }
+    };
+    expect_shape(weight, &[lead, &[rows, columns]].concat())?;
+    expect_shape(scale, &scales)?;
+    Ok(LinearSource { packing, scales: scale.data, ..source })
 }
 
 fn expect_shape(view: &TensorView<'_>, shape: &[usize]) -> Result<(), CheckpointError> {

@@ -17,6 +17,10 @@ impl<'a> LinearSource<'a> {
             Packing::Dense(dtype) => Codec::Dense(float(dtype)?),
             Packing::Affine { bits, group, scales } => Codec::Affine { bits, group, scales: float(scales)? },
             Packing::Mxfp4 => Codec::Mxfp4,
+            Packing::Fp8 { scales: Dtype::F8E8M0 | Dtype::U8 } => Codec::Fp8 { scales: None },
+            Packing::Fp8 { scales } => Codec::Fp8 { scales: Some(float(scales)?) },
+            Packing::Mxfp8 => Codec::Mxfp8,
+            Packing::Nvfp4 => Codec::Nvfp4,
         };
         Source::with_axes(codec, (self.rows, self.cols), self.axes, [self.weight, self.scales, self.biases])
             .map_err(|e| self.unusable(e.to_string()))

@@ -201,9 +201,9 @@ fn config_files_that_are_not() {
 fn foreign_quantization_is_named() {
     let copy = copy_of("qwen3_moe/bf16");
     edit_json(&copy.path().join("config.json"), |c| {
-        c["quantization_config"] = json!({"quant_method": "fp8"});
+        c["quantization_config"] = json!({"quant_method": "gptq"});
     });
-    expect(Checkpoint::open(copy.path()), &["config.json", "quant_method", "fp8"]);
+    expect(Checkpoint::open(copy.path()), &["config.json", "quant_method", "gptq"]);
 }
 
 #[test]
@@ -468,4 +468,43 @@ fn generation_settings_out_of_range() {
     std::fs::write(&file, r#"{"top_k": null}"#).unwrap();
     let checkpoint = Checkpoint::open(copy.path()).unwrap();
     assert_eq!(checkpoint.generation().eos_token_ids, [1], "falls back to config.json");
+}
+
+#[test]
+fn deepseek_v4_settings_and_scales_are_named() {
+    let cases: [(&str, serde_json::Value, &str); 8] = [
+        ("compress_ratios", json!(null), "`compress_ratios` is missing"),
+        ("compress_ratios", json!([4]), "1 entries for 2 layers"),
+        ("compress_ratios", json!([8, 128, 0]), "`compress_ratios[0]` is 8"),
+        ("o_groups", json!(3), "o_groups"),
+        ("scoring_func", json!("softmax"), "scoring_func"),
+        ("hc_mult", json!(0), "hc_mult"),
+        ("qk_rope_head_dim", json!(33), "qk_rope_head_dim"),
+        (
+            "quantization_config",
+            json!({"quant_method": "fp8", "weight_block_size": [64, 64]}),
+            "weight_block_size",
+        ),
+    ];
+    for (field, value, part) in cases {
+        let copy = copy_of("deepseek_v4/fp8");
+        edit_json(&copy.path().join("config.json"), |c| c[field] = value);
+        expect(Checkpoint::open(copy.path()), &["config.json", part]);
+    }
+    // A scale of another shape, or none at all.
+    let name = "layers.0.attn.wq_b";
+    for (renamed, shape, part) in [
+        ("layers.0.attn.wq_b.other", json!([4, 1]), "without"),
+        ("layers.0.attn.wq_b.scale", json!([2, 2]), "shape"),
+    ] {
+        let copy = copy_of("deepseek_v4/fp8");
+        let shard = copy.path().join("model.safetensors");
+        let (mut header, data) = read_shard(&shard);
+        let mut entry = header.as_object_mut().unwrap().remove(&format!("{name}.scale")).unwrap();
+        entry["shape"] = shape;
+        header[renamed] = entry;
+        write_shard(&shard, &header, &data);
+        let checkpoint = Checkpoint::open(copy.path()).unwrap();
+        expect(checkpoint.linear(name, 512, 128), &["model.safetensors", name, part]);
+    }
 }

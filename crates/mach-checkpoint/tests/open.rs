@@ -145,3 +145,42 @@ fn fingerprint_sees_the_data_and_not_the_place() {
     std::fs::write(&shard, bytes).unwrap();
     assert_ne!(Checkpoint::open(copy.path()).unwrap().fingerprint(), original);
 }
+
+/// DeepSeek's own form, its fp8 and fp4 mix, and MLX's: other prefixes and words, the same modules.
+#[test]
+fn every_form_of_deepseek_v4_opens_with_all_its_experts() {
+    let forms = [
+        ("bf16", "", "head", Packing::Dense(Dtype::BF16), Packing::Dense(Dtype::BF16), 8, false),
+        ("fp8", "", "head", Packing::Mxfp4, Packing::Fp8 { scales: Dtype::F8E8M0 }, 5, false),
+        ("mlx-4bit", "model.", "lm_head", affine(Bits::B4, 32), affine(Bits::B4, 32), 8, true),
+        ("mlx-mixed", "model.", "lm_head", Packing::Mxfp4, Packing::Mxfp8, 8, true),
+    ];
+    for (form, prefix, head, experts, attention, count, stacked) in forms {
+        let checkpoint = Checkpoint::open(&fixture(&format!("deepseek_v4/{form}"))).unwrap();
+        let config = checkpoint.config();
+        assert_eq!(config.family, Family::DeepseekV4);
+        assert_eq!((config.tensor_prefix.as_str(), config.head_module.as_str()), (prefix, head), "{form}");
+        assert_eq!((checkpoint.stacks_experts(), checkpoint.family().stacked), (stacked, false), "{form}");
+        let own = config.compressed.as_ref().unwrap();
+        assert_eq!((own.ratios.len(), own.streams, own.window), (config.layers.len(), 4, 16), "{form}");
+        for layer in 0..config.layers.len() {
+            let found = checkpoint.experts(layer).unwrap();
+            assert_eq!(found.len(), count, "{form}");
+            for part in found.iter().flat_map(|e| [e.gate, e.up, e.down]) {
+                assert_eq!(part.packing, experts, "{form}");
+                part.check_finite().unwrap();
+            }
+            // Its rows lie in groups in MLX's form.
+            let module = checkpoint.full_name(&format!("layers.{layer}.attn.wo_a"));
+            let width = config.num_heads * config.head_dim / own.out_groups;
+            let out = checkpoint.linear(&module, own.out_groups * own.out_rank, width).unwrap();
+            assert_eq!(out.packing, attention, "{form}");
+            out.check_finite().unwrap();
+        }
+        let table = checkpoint.full_name("layers.0.ffn.gate.tid2eid");
+        let shape = [config.vocab_size, config.moe.top_k];
+        assert_eq!(checkpoint.integers(&table, &shape, count as u32).unwrap().len(), shape[0] * shape[1]);
+        assert!(checkpoint.integers(&table, &shape, 1).is_err(), "experts that there are not");
+        assert!(checkpoint.floats(&checkpoint.full_name("hc_head_fn"), &[4, 4 * config.hidden_size]).is_ok());
+    }
+}

@@ -1,6 +1,6 @@
 //! One matrix on its way from the source's form to its layout.
 
-use mach_checkpoint::{CheckpointError, LinearSource, Packing};
+use mach_checkpoint::{CheckpointError, LinearSource};
 use mach_quant::{Bits, Codec, MatrixLayout, Order, Source, TILE_ROWS, affine};
 
 use crate::ConvertError;
@@ -43,7 +43,7 @@ impl<'a> Conversion<'a> {
     ) -> Result<Self, ConvertError> {
         let stored = source.source()?;
         let quantize = match (quantize, stored.codec()) {
-            (Some(q), Codec::Dense(_)) if source.cols.is_multiple_of(q.group) => Some(q),
+            (Some(q), codec) if codec.float().is_some() && source.cols.is_multiple_of(q.group) => Some(q),
             (Some(_), Codec::Affine { .. } | Codec::Mxfp4) => {
                 return Err(CheckpointError::Tensor {
                     file: source.file.to_owned(),
@@ -55,7 +55,7 @@ impl<'a> Conversion<'a> {
             _ => None,
         };
         let mut layout = MatrixLayout::of(&stored, order);
-        if let (Some(Quantize { bits, group }), Codec::Dense(float)) = (quantize, stored.codec()) {
+        if let (Some(Quantize { bits, group }), Some(float)) = (quantize, stored.codec().float()) {
             layout.codec = Codec::Affine { bits, group, scales: float }.stored();
             layout.order = order;
         }
@@ -74,8 +74,7 @@ impl<'a> Conversion<'a> {
 
     /// Writes units `first..` of the layout into `out`, as many as it holds.
     pub(crate) fn write(&self, first: usize, out: &mut [u8]) -> Result<(), ConvertError> {
-        let (Some(Quantize { bits, group }), Packing::Dense(_), Codec::Dense(float)) =
-            (self.quantize, self.source.packing, self.stored.codec())
+        let (Some(Quantize { bits, group }), Some(float)) = (self.quantize, self.stored.codec().float())
         else {
             self.layout.pack(&self.stored, first, out);
             return Ok(());

@@ -166,6 +166,8 @@ fn floats(view: TensorView<'_>) -> Result<Tensor<'_>, ConvertError> {
         Dtype::BF16 => "BF16",
         Dtype::F16 => "F16",
         Dtype::F32 => "F32",
+        Dtype::I64 => "I64",
+        Dtype::I32 => "I32",
         other => return Err(ConvertError::Input(format!("tensor `{}` of type {other:?}", view.name))),
     };
     Ok(Tensor {

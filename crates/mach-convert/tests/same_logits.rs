@@ -10,7 +10,7 @@ use mach_io::{Caching, ReaderOptions, Submission};
 use mach_models::Activations;
 use mach_quant::{Bits, Order};
 
-const CHECKPOINTS: [&str; 11] = [
+const CHECKPOINTS: [&str; 14] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/gpt_oss/bf16",
     "fixtures/gpt_oss/mlx-mxfp4-q4",
@@ -22,6 +22,9 @@ const CHECKPOINTS: [&str; 11] = [
     "fixtures/qwen3_moe/mlx-mxfp4",
     "fixtures/gemma4/bf16",
     "fixtures/gemma4/mlx-4bit",
+    "fixtures/deepseek_v4/bf16",
+    "fixtures/deepseek_v4/fp8",
+    "fixtures/deepseek_v4/mlx-mixed",
 ];
 
 #[test]

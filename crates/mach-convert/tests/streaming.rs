@@ -18,7 +18,7 @@ use mach_models::{
     StreamingOptions, StreamingSource,
 };
 
-const CHECKPOINTS: [&str; 10] = [
+const CHECKPOINTS: [&str; 12] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/gpt_oss/bf16",
     "fixtures/qwen3_5_moe/bf16",
@@ -29,6 +29,8 @@ const CHECKPOINTS: [&str; 10] = [
     "fixtures/qwen3_moe/mlx-mxfp4",
     "fixtures/gemma4/bf16",
     "fixtures/gemma4/mlx-4bit",
+    "fixtures/deepseek_v4/bf16",
+    "fixtures/deepseek_v4/fp8",
 ];
 
 fn model(dir: &Path, activations: Activations, experts: ExpertMode) -> Box<dyn Model> {

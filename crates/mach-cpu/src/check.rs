@@ -1,8 +1,10 @@
 //! What the kernels ask of a model, before anything is loaded.
 
+use mach_kernels::streams::MOST as MOST_STREAMS;
 use mach_models::ModelError;
 use mach_models::device::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec, ScoreFunction,
+    AttentionSpec, CompressedSpec, DeltaSpec, FeedForwardSpec, MixerSpec, ModelSpec, RopeKind, RouterSpec,
+    ScoreFunction,
 };
 
 /// Lanes of the kernels' vectors: attention heads and the heads of linear attention are whole vectors.
@@ -11,10 +13,20 @@ const LANES: usize = 16;
 /// Refuses a model that the kernels cannot run, naming what they lack. Its configuration is valid, so the checkpoint is not at
 /// fault; sizes are named by the field of `config.json`.
 pub(crate) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
+    if let Some(streams) = &spec.streams {
+        whole_vectors("hidden_size", spec.hidden)?;
+        if streams.streams > MOST_STREAMS {
+            return Err(ModelError::Unsupported(format!(
+                "config.json: `hc_mult` is {}; this build has at most {MOST_STREAMS} streams",
+                streams.streams
+            )));
+        }
+    }
     for (index, layer) in spec.layers.iter().enumerate() {
         let mixer = match &layer.mixer {
             MixerSpec::Attention(spec) => attention(spec),
             MixerSpec::GatedDelta(spec) => delta(spec),
+            MixerSpec::Compressed(spec) => compressed(spec),
         };
         mixer?;
         let lacks = match &layer.feed_forward {
@@ -62,6 +74,20 @@ fn rotates(kind: &RopeKind) -> bool {
     }
 }
 
+fn compressed(spec: &CompressedSpec) -> Result<(), ModelError> {
+    whole_vectors("head_dim", spec.head_dim)?;
+    // Groups of rows must be whole tiles.
+    whole_vectors("o_lora_rank", spec.out_rank)?;
+    match spec.pool.and_then(|pool| pool.index) {
+        Some(index) if index.head_dim < spec.rotary_dim => Err(ModelError::Unsupported(format!(
+            "config.json: `index_head_dim` is {}; this build needs at least `qk_rope_head_dim`, {}",
+            index.head_dim, spec.rotary_dim
+        ))),
+        Some(index) => whole_vectors("index_head_dim", index.head_dim),
+        None => Ok(()),
+    }
+}
+
 fn delta(spec: &DeltaSpec) -> Result<(), ModelError> {
     whole_vectors("linear_key_head_dim", spec.key_dim)?;
     whole_vectors("linear_value_head_dim", spec.value_dim)
@@ -72,6 +98,9 @@ fn scores(function: ScoreFunction) -> bool {
 }
 
 fn router(spec: &RouterSpec) -> Option<&'static str> {
+    if spec.score == ScoreFunction::SqrtSoftplus {
+        return None;
+    }
     let lacks = [
         (!scores(spec.score), "router with scores of this kind"),
         (spec.bias, "bias in routers"),
@@ -120,6 +149,7 @@ mod tests {
             feed_forward: FeedForwardSpec::Moe { router, expert: FfnSpec::swiglu(64), shared: None },
         };
         ModelSpec {
+            streams: None,
             hidden: 64,
             vocab: 32,
             eps: 1e-6,
@@ -165,7 +195,7 @@ mod tests {
         let AttentionSpec { mask, qk_norm, scale, gated, sinks, bias, rope, k_as_v, v_norm, .. } =
             match &mut spec.layers[0].mixer {
                 MixerSpec::Attention(a) => a,
-                MixerSpec::GatedDelta(_) => unreachable!(),
+                _ => unreachable!(),
             };
         (*mask, *qk_norm) = (Mask { window: Some(8), causal: true }, Some(1e-6));
         (*scale, *gated, *sinks, *bias) = (Some(0.5), true, true, true);

@@ -15,13 +15,15 @@ use mach_kernels::linear::{MatRef, Product, multiply};
 use mach_kernels::math::exp64;
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
-    AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    GateFunction, LayerSpec, MixerSpec, Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec,
-    RouterWeights, ScoreFunction, Span, Tap,
+    AttentionSpec, AttentionWeights, ChoiceWeights, CompressedInputs, CompressedSpec, CompressedWeights,
+    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, GateFunction, LayerSpec, MixerSpec,
+    Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, RouterWeights, ScoreFunction, Span, StreamSpec,
+    StreamWeights, Tap,
 };
 use mach_models::{Activations, DeviceCard, ModelError, Purpose};
 
-use crate::experts::{Experts, RowKind};
+use crate::compressed::{self, Compressing};
+use crate::experts::{self, Experts, RowKind};
 use crate::footprint::state_bytes_of;
 use crate::placement::{CpuPlacement, Matrix, Stores};
 use crate::rope::rope;
@@ -36,7 +38,7 @@ pub struct Buf {
 }
 
 impl Buf {
-    fn shape(&mut self, rows: usize, width: usize) {
+    pub(crate) fn shape(&mut self, rows: usize, width: usize) {
         self.width = width;
         self.data.resize(rows * width, 0.0);
     }
@@ -69,13 +71,14 @@ pub struct Cpu {
     pub(crate) experts: Experts,
     /// What each row of the pass is, for streaming.
     pub(crate) rows: Vec<RowKind>,
-    spans: Vec<Span>,
+    pub(crate) spans: Vec<Span>,
     /// Angles of the rows of this pass, for each kind of rotation that it has met.
     angles: Vec<Angles>,
     readback: Pending,
     pub(crate) scratch: Scratch,
     /// Whether matrices share values; see [`stand_in`](crate::stand_in()).
     stands_in: bool,
+    pub(crate) compressing: Compressing,
 }
 
 /// A rotation, and its angles at the rows of a pass.
@@ -132,6 +135,7 @@ impl Cpu {
             readback: Pending::default(),
             scratch: Scratch::default(),
             stands_in: false,
+            compressing: Compressing::default(),
         }
     }
 
@@ -324,6 +328,10 @@ impl Device for Cpu {
                 CpuState::attention(kv::shape(spec, format), spec.mask)
             }
             MixerSpec::GatedDelta(spec) => CpuState::delta(delta_shape(spec)),
+            MixerSpec::Compressed(spec) => {
+                let format = kv::format(self.activations, self.turboquant_kv);
+                CpuState::compressed(compressed::shape(spec, format))
+            }
         }
     }
 
@@ -337,6 +345,11 @@ impl Device for Cpu {
         self.angles.iter_mut().for_each(|rotation| rotation.fresh = false);
         self.readback = Pending::default();
         self.begin_pass(spans);
+    }
+
+    fn tokens(&mut self, ids: &[u32]) {
+        self.compressing.tokens.clear();
+        self.compressing.tokens.extend_from_slice(ids);
     }
 
     fn finish(&mut self) -> Result<Finish, ModelError> {
@@ -579,6 +592,57 @@ impl Device for Cpu {
         delta::rewind(&mut self.cores, shape, &weights, state, scratch, keep);
     }
 
+    fn grouped_linear(&mut self, x: &Buf, weight: &Matrix, groups: usize, out: &mut Buf) {
+        self.experts.pump();
+        self.run_grouped(x, weight, groups, out);
+    }
+
+    fn compressed_attention(
+        &mut self,
+        spec: &CompressedSpec,
+        weights: &CompressedWeights<Vec<f32>>,
+        inputs: &CompressedInputs<'_, Buf>,
+        states: &mut [&mut CpuState],
+        out: &mut Buf,
+    ) {
+        self.experts.pump();
+        self.run_compressed(spec, weights, inputs, states, out);
+    }
+
+    fn spread(&mut self, x: &Buf, streams: usize, out: &mut Buf) {
+        out.shape(x.rows(), streams * x.width);
+        let width = x.width.max(1);
+        for (to, row) in out.data.chunks_exact_mut(streams * width).zip(x.data.chunks_exact(width)) {
+            to.chunks_exact_mut(width).for_each(|stream| stream.copy_from_slice(row));
+        }
+    }
+
+    fn collapse(
+        &mut self,
+        spec: &StreamSpec,
+        weights: &StreamWeights<Vec<f32>>,
+        streams: &Buf,
+        mixing: &mut Buf,
+        out: &mut Buf,
+    ) {
+        self.run_collapse(spec, weights, streams, mixing, out);
+    }
+
+    fn mix(&mut self, spec: &StreamSpec, mixing: &Buf, y: &Buf, streams: &mut Buf) {
+        self.run_mix(spec, mixing, y, streams);
+    }
+
+    fn route_by_score(
+        &mut self,
+        spec: &RouterSpec,
+        x: &Buf,
+        router: &Matrix,
+        choice: &ChoiceWeights<Vec<f32>>,
+        out: &mut Routing,
+    ) {
+        self.run_route_by_score(spec, x, router, choice, out);
+    }
+
     fn route(
         &mut self,
         spec: &RouterSpec,
@@ -632,6 +696,19 @@ impl Device for Cpu {
         let ran = self.run_experts(layer, spec, x, routing, shared, h);
         self.readback.experts_took += started.elapsed();
         ran
+    }
+
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Matrix, Vec<f32>>],
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
+        h: &mut Buf,
+    ) {
+        let Some(first) = experts.first() else { return };
+        // Nothing that could fail: they are in memory.
+        let _ = self.run_experts_of(experts::Place::Placed(experts), &first.spec, x, routing, shared, h);
     }
 
     fn mlp(&mut self, mlp: &Mlp<Matrix, Vec<f32>>, x: &Buf, h: &mut Buf) {

@@ -154,6 +154,19 @@ impl Cpu {
         shared: Option<&Mlp<Matrix, Vec<f32>>>,
         h: &mut Buf,
     ) -> Result<(), ModelError> {
+        self.run_experts_of(Place::Layer(layer), spec, x, routing, shared, h)
+    }
+
+    /// As [`run_experts`](Self::run_experts), wherever they are.
+    pub(crate) fn run_experts_of(
+        &mut self,
+        from: Place<'_>,
+        spec: &FfnSpec,
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix, Vec<f32>>>,
+        h: &mut Buf,
+    ) -> Result<(), ModelError> {
         let (rows, hidden) = (x.rows(), x.width);
         let top_k = routing.experts.len() / rows.max(1);
         let ranks = top_k + usize::from(shared.is_some());
@@ -187,7 +200,7 @@ impl Cpu {
             }
             if shared.is_some() {
                 places.push((first_pair + row) as u32);
-                weights.push(routing.shared[row]);
+                weights.push(routing.shared.get(row).copied().unwrap_or(1.0));
             }
         }
         pairs.resize(rows * ranks * hidden, 0.0);
@@ -195,6 +208,19 @@ impl Cpu {
         let shared =
             shared.map(|mlp| ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair });
         let used = || (0..count).filter(|&e| !groups.lists[e].is_empty());
+        let layer = match from {
+            Place::Layer(layer) => layer,
+            Place::Placed(experts) => {
+                let job = |e: usize| {
+                    let (mlp, rows, &first) = (experts.get(e)?, groups.lists.get(e)?, groups.starts.get(e)?);
+                    Some(ExpertJob { expert: network(&self.stores, mlp), rows, first_pair: first as usize })
+                };
+                let jobs: Vec<_> = used().filter_map(job).chain(shared).collect();
+                expert_ffn(&mut self.cores, ffn, &x.data, &jobs, pairs);
+                combine(&mut self.cores, pairs, weights, places, ranks, hidden, &mut h.data);
+                return Ok(());
+            }
+        };
         match &mut self.experts {
             Experts::None => return Err(ModelError::Device("no experts were loaded".into())),
             Experts::Resident(bank) => {
@@ -222,6 +248,15 @@ impl Cpu {
         combine(&mut self.cores, pairs, weights, places, ranks, hidden, &mut h.data);
         Ok(())
     }
+}
+
+/// Where experts are.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// In the bank, those of this layer.
+    Layer(usize),
+    /// Among the other weights.
+    Placed(&'a [Mlp<Matrix, Vec<f32>>]),
 }
 
 /// What computing a layer's experts takes.

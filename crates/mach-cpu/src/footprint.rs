@@ -1,6 +1,6 @@
 //! What a model needs of memory, before anything is allocated.
 
-use mach_checkpoint::{Checkpoint, ModelConfig};
+use mach_checkpoint::{Checkpoint, CompressedConfig, ModelConfig};
 use mach_experts::{RecordLayout, Sidecar};
 use mach_kernels::attention::PAGE;
 use mach_models::device::{CheckpointLoader, MixerSpec, ModelSpec};
@@ -9,7 +9,7 @@ use mach_models::{Activations, KvFormat, ModelError, StreamingSource, TurboQuant
 use crate::device::delta_shape;
 use crate::load::{expert_bytes, slices};
 use crate::placement::CpuPlacement;
-use crate::{kv, order_of};
+use crate::{compressed, kv, order_of};
 
 /// At least as many rows as a block of speculation has.
 const BLOCK: usize = 64;
@@ -108,8 +108,20 @@ pub(crate) fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) 
     let bytes = spec.layers.iter().map(|layer| match &layer.mixer {
         MixerSpec::GatedDelta(spec) => delta_shape(spec).state_bytes(),
         MixerSpec::Attention(spec) => kv::shape(spec, format).page_bytes() * pages(spec.mask.window),
+        MixerSpec::Compressed(spec) => compressed::state_bytes(spec, format, tokens),
     });
     bytes.sum()
+}
+
+/// Floats that a row of compressed attention and of several streams takes beside what all families have.
+fn compressed_floats(config: &ModelConfig, c: &CompressedConfig) -> usize {
+    let streams = c.streams * config.hidden_size + (1 + c.streams) * c.streams;
+    // The last norm reads the streams of the rows whose logits are wanted once more; projections of pools are twice as wide
+    // where windows overlap.
+    let pools = 4 * (config.head_dim + c.index_head_dim);
+    let index = 2 * c.index_heads.next_multiple_of(16) * c.index_head_dim;
+    // What waits to be pooled holds a pass's projections until it ends.
+    2 * streams + 2 * pools + index + 2 * c.q_rank + c.out_groups * c.out_rank
 }
 
 /// Bytes of working memory of passes over `rows` rows: activations, what experts read and write, logits of one row. The
@@ -131,9 +143,10 @@ pub fn scratch_bytes(config: &ModelConfig, rows: usize, threads: usize) -> usize
     // Queries once more, where they are rotated.
     let prepared = 3 * heads + kv + delta_in;
     let pairs = ranks * (hidden + width);
+    let compressed = config.compressed.as_ref().map_or(0, |c| compressed_floats(config, c));
     // Activations quantized for the widest product, and each thread's gathered rows.
     let widest = hidden.max(heads).max(delta_out);
     let operands = 2 * widest + threads * (hidden + width);
-    let floats = rows * (activations + prepared + pairs + operands) + 4 * config.vocab_size;
+    let floats = rows * (activations + prepared + pairs + operands + compressed) + 4 * config.vocab_size;
     4 * floats
 }

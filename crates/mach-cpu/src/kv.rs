@@ -43,7 +43,7 @@ pub(crate) fn check(
     }
     let mut attention = spec.layers.iter().filter_map(|layer| match &layer.mixer {
         MixerSpec::Attention(spec) => Some(spec),
-        MixerSpec::GatedDelta(_) => None,
+        MixerSpec::GatedDelta(_) | MixerSpec::Compressed(_) => None,
     });
     if !attention.clone().any(worth_quantizing) {
         let head_dim = attention.next().map_or(0, |spec| spec.head_dim);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod compressed;
 mod device;
 mod experts;
 mod fill;

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::borrow::Cow;
 
 use mach_kernels::attention::{KvCache, KvShape};
+use mach_kernels::compressed::{CompressedShape, CompressedState};
 use mach_kernels::delta::{DeltaShape, DeltaState};
 use mach_models::ModelError;
 use mach_models::device::{LayerState, Mask, StateSink, StateSource};
@@ -27,6 +28,8 @@ pub enum CpuState {
         /// Sizes of the layer.
         shape: DeltaShape,
     },
+    /// Keys of a window and entries of compressed attention.
+    Compressed(CompressedState),
 }
 
 impl CpuState {
@@ -43,6 +46,11 @@ impl CpuState {
         CpuState::Attention { cache, mask, back_to: None }
     }
 
+    /// No keys and entries yet.
+    pub fn compressed(shape: CompressedShape) -> Self {
+        CpuState::Compressed(CompressedState::new(shape))
+    }
+
     /// The state of a sequence without tokens: all zeros.
     pub fn delta(shape: DeltaShape) -> Self {
         CpuState::Delta { state: DeltaState::new(&shape), shape }
@@ -57,7 +65,7 @@ impl LayerState for CpuState {
     fn copy(&self) -> Box<dyn LayerState> {
         Box::new(match self {
             CpuState::Attention { cache, mask, .. } => Self::attention_at(cache, *mask, cache.len()),
-            CpuState::Delta { .. } => self.clone(),
+            CpuState::Delta { .. } | CpuState::Compressed(_) => self.clone(),
         })
     }
 
@@ -73,6 +81,7 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { cache, .. } => cache.bytes(),
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.bytes(),
         }
     }
 
@@ -80,12 +89,15 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { .. } => 0,
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.own_bytes(),
         }
     }
 
     fn pages(&self, tell: &mut dyn FnMut(usize, usize)) {
-        if let CpuState::Attention { cache, .. } = self {
-            cache.pages().for_each(|(page, bytes)| tell(page, bytes));
+        match self {
+            CpuState::Attention { cache, .. } => cache.pages().for_each(|(page, bytes)| tell(page, bytes)),
+            CpuState::Compressed(state) => state.pages().for_each(|(page, bytes)| tell(page, bytes)),
+            CpuState::Delta { .. } => {}
         }
     }
 
@@ -93,12 +105,15 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { cache, back_to, .. } => *back_to = Some(cache.len()),
             CpuState::Delta { state, .. } => state.begin_block(),
+            CpuState::Compressed(state) => state.begin_block(),
         }
     }
 
     fn truncate(&mut self, position: usize) {
-        if let CpuState::Attention { cache, .. } = self {
-            cache.truncate(position);
+        match self {
+            CpuState::Attention { cache, .. } => cache.truncate(position),
+            CpuState::Compressed(state) => state.truncate(position),
+            CpuState::Delta { .. } => {}
         }
     }
 
@@ -109,6 +124,7 @@ impl LayerState for CpuState {
                 *back_to = back_to.iter().copied().chain(copied).min();
             }
             CpuState::Delta { state, .. } => state.copy_after(rows),
+            CpuState::Compressed(state) => state.copy_after(rows),
         }
     }
 
@@ -126,6 +142,10 @@ impl LayerState for CpuState {
                 let boxed = |state| Box::new(CpuState::Delta { state, shape }) as Box<dyn LayerState>;
                 state.take_copies().into_iter().map(boxed).collect()
             }
+            CpuState::Compressed(state) => {
+                let boxed = |state| Box::new(CpuState::Compressed(state)) as Box<dyn LayerState>;
+                state.take_copies(positions).into_iter().map(boxed).collect()
+            }
         }
     }
 
@@ -134,6 +154,7 @@ impl LayerState for CpuState {
             CpuState::Attention { cache, mask, .. } if cache.start() == 0 => {
                 Some(Box::new(Self::attention_at(cache, *mask, position)))
             }
+            CpuState::Compressed(state) => Some(Box::new(CpuState::Compressed(state.cut(position)?))),
             _ => None,
         }
     }
@@ -160,6 +181,9 @@ impl LayerState for CpuState {
                 CpuState::Attention { cache, mask: *mask, back_to: None }
             }
             CpuState::Delta { .. } => self.clone(),
+            CpuState::Compressed(state) => {
+                CpuState::Compressed(CompressedState::with_len(*state.shape(), position))
+            }
         })
     }
 
@@ -170,6 +194,7 @@ impl LayerState for CpuState {
                 cache.sections(needed).iter().map(|part| 4 * part.len()).sum()
             }
             CpuState::Delta { state, .. } => delta_bytes(state),
+            CpuState::Compressed(state) => state.sections().iter().map(|part| 4 * part.len()).sum(),
         }
     }
 
@@ -183,6 +208,9 @@ impl LayerState for CpuState {
                 sink(Cow::Borrowed(bytemuck::cast_slice(&state.conv)));
                 sink(Cow::Borrowed(bytemuck::cast_slice(&state.state)));
             }
+            CpuState::Compressed(state) => {
+                state.sections().into_iter().for_each(|part| sink(Cow::Borrowed(bytemuck::cast_slice(part))));
+            }
         }
         Ok(())
     }
@@ -195,6 +223,9 @@ impl LayerState for CpuState {
             CpuState::Delta { state, .. } => {
                 source(bytemuck::cast_slice_mut(&mut state.conv));
                 source(bytemuck::cast_slice_mut(&mut state.state));
+            }
+            CpuState::Compressed(state) => {
+                state.sections_mut().into_iter().for_each(|part| source(bytemuck::cast_slice_mut(part)));
             }
         }
     }

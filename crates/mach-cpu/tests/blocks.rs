@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{all_logits, model, tokens};
+use common::{all_logits, model, tokens, vocab};
 use mach_models::{Activations, Model, NoObserver, Segment, SequenceState};
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -19,14 +19,17 @@ fn block(model: &mut dyn Model, state: &mut SequenceState, tokens: &[u32], keep:
 
 #[test]
 fn rejected_rows_leave_no_trace() {
-    for path in
-        ["fixtures/qwen3_5_moe/mlx-4bit", "fixtures/qwen3_moe/mlx-4bit", "fixtures/gpt_oss/mlx-mxfp4-q4"]
-    {
+    for path in [
+        "fixtures/qwen3_5_moe/mlx-4bit",
+        "fixtures/qwen3_moe/mlx-4bit",
+        "fixtures/gpt_oss/mlx-mxfp4-q4",
+        "fixtures/deepseek_v4/mlx-4bit",
+    ] {
         for activations in [Activations::Int8, Activations::F32] {
             let mut m = model(path, activations, 2, None);
             for (seed, start) in [(1, 0), (2, 3), (3, 250), (4, 256)] {
-                let truth = tokens(seed, start + 96, 320);
-                let wrong = tokens(seed ^ 77, 16, 320);
+                let truth = tokens(seed, start + 96, vocab(path));
+                let wrong = tokens(seed ^ 77, 16, vocab(path));
                 let expected = {
                     let mut state = m.new_state();
                     all_logits(&mut *m, &mut state, &truth, usize::MAX)

@@ -8,8 +8,9 @@ use mach_cpu::{Buf, Cpu, CpuPlacement, CpuState, Matrix, Routing};
 use mach_experts::{HotExperts, StreamingStats};
 use mach_kernels::{Cores, Isa};
 use mach_models::device::{
-    AttentionSpec, AttentionWeights, ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish,
-    LayerSpec, Mlp, ModelSpec, Placed, RouterSpec, RouterWeights, Span, Tap,
+    AttentionSpec, AttentionWeights, ChoiceWeights, CompressedInputs, CompressedSpec, CompressedWeights,
+    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, LayerSpec, Mlp, ModelSpec, Placed,
+    RouterSpec, RouterWeights, Span, StreamSpec, StreamWeights, Tap,
 };
 use mach_models::{
     Activations, Decoder, DeviceCard, ExpertMode, Hidden, LogitRows, Model, ModelError, Observer, Segment,
@@ -202,6 +203,48 @@ impl Device for Halting {
     ) {
         self.cpu.rewind_delta(spec, weights, state, keep);
     }
+    fn tokens(&mut self, ids: &[u32]) {
+        self.cpu.tokens(ids);
+    }
+    fn grouped_linear(&mut self, x: &Buf, weight: &Matrix, groups: usize, out: &mut Buf) {
+        self.record(|cpu| cpu.grouped_linear(x, weight, groups, out));
+    }
+    fn compressed_attention(
+        &mut self,
+        spec: &CompressedSpec,
+        weights: &CompressedWeights<Vector>,
+        inputs: &CompressedInputs<'_, Buf>,
+        states: &mut [&mut CpuState],
+        out: &mut Buf,
+    ) {
+        self.record(|cpu| cpu.compressed_attention(spec, weights, inputs, states, out));
+    }
+    fn spread(&mut self, x: &Buf, streams: usize, out: &mut Buf) {
+        self.record(|cpu| cpu.spread(x, streams, out));
+    }
+    fn collapse(
+        &mut self,
+        spec: &StreamSpec,
+        weights: &StreamWeights<Vector>,
+        streams: &Buf,
+        mixing: &mut Buf,
+        out: &mut Buf,
+    ) {
+        self.record(|cpu| cpu.collapse(spec, weights, streams, mixing, out));
+    }
+    fn mix(&mut self, spec: &StreamSpec, mixing: &Buf, y: &Buf, streams: &mut Buf) {
+        self.record(|cpu| cpu.mix(spec, mixing, y, streams));
+    }
+    fn route_by_score(
+        &mut self,
+        spec: &RouterSpec,
+        x: &Buf,
+        router: &Matrix,
+        choice: &ChoiceWeights<Vector>,
+        out: &mut Routing,
+    ) {
+        self.record(|cpu| cpu.route_by_score(spec, x, router, choice, out));
+    }
     fn route(
         &mut self,
         spec: &RouterSpec,
@@ -230,6 +273,16 @@ impl Device for Halting {
             return Ok(());
         }
         self.cpu.experts(layer, spec, x, routing, shared, h)
+    }
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Matrix, Vector>],
+        x: &Buf,
+        routing: &Routing,
+        shared: Option<&Mlp<Matrix, Vector>>,
+        h: &mut Buf,
+    ) {
+        self.record(|cpu| cpu.placed_experts(experts, x, routing, shared, h));
     }
     fn mlp(&mut self, mlp: &Mlp<Matrix, Vector>, x: &Buf, h: &mut Buf) {
         self.record(|cpu| cpu.mlp(mlp, x, h));
@@ -295,6 +348,7 @@ fn a_pass_that_stops_for_experts_goes_on_to_the_same_bits() {
         "fixtures/qwen3_moe/mlx-4bit",
         "fixtures/gpt_oss/mlx-mxfp4-q4",
         "fixtures/gemma4/mlx-4bit",
+        "fixtures/deepseek_v4/mlx-4bit",
     ] {
         let mut plain = decoder(path, []);
         let layers = plain.config().layers.len();

@@ -25,6 +25,12 @@ fn logits_have_not_changed() {
         ("fixtures/gpt_oss/mxfp4", Activations::F32, None, 0x08e2_cf08_a418_83f6),
         ("fixtures/gpt_oss/mlx-mxfp4-q4", Activations::Int8, None, 0x16de_7bb4_c272_bcaa),
         ("fixtures/gpt_oss/bf16", Activations::Int8, None, 0x3096_b39d_a4aa_c5bd),
+        ("fixtures/deepseek_v4/bf16", Activations::Int8, None, 0x5d00_1ad8_7341_7156),
+        ("fixtures/deepseek_v4/fp8", Activations::Int8, None, 0x3f56_48e0_666b_4d7f),
+        ("fixtures/deepseek_v4/fp8", Activations::F32, None, 0xcf33_74d4_94c0_8144),
+        ("fixtures/deepseek_v4/mlx-4bit", Activations::Int8, None, 0x7fb0_2d19_c828_e04b),
+        ("fixtures/deepseek_v4/mlx-mixed", Activations::Int8, None, 0x5a6c_b5a2_dd63_7719),
+        ("fixtures/deepseek_v4/mlx-mixed", Activations::F32, None, 0x1b39_1372_349c_0d80),
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut changed = Vec::new();

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{all_logits, model, tokens};
+use common::{all_logits, model, tokens, vocab};
 use mach_kernels::Isa;
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment};
 
 /// Checkpoints that together reach every kernel: affine 4 and 8 bit of groups 32 and 64, MXFP4, bfloat16, every family
 /// with experts.
-const CHECKPOINTS: [&str; 9] = [
+const CHECKPOINTS: [&str; 11] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/qwen3_5_moe/bf16",
     "fixtures/qwen3_5_moe/mlx-4bit",
@@ -19,6 +19,8 @@ const CHECKPOINTS: [&str; 9] = [
     "fixtures/qwen3_moe/mlx-mxfp4",
     "fixtures/gemma4/mlx-4bit",
     "fixtures/mistral/bf16",
+    "fixtures/deepseek_v4/fp8",
+    "fixtures/deepseek_v4/mlx-mixed",
 ];
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -43,7 +45,7 @@ fn reference(path: &str, activations: Activations, prompt: &[u32]) -> Vec<u32> {
 fn threads_chunks_and_instruction_sets_change_nothing() {
     for path in CHECKPOINTS {
         for activations in [Activations::Int8, Activations::F32] {
-            let prompt = tokens(1, 275, 320);
+            let prompt = tokens(1, 275, vocab(path));
             let expected = reference(path, activations, &prompt);
             for isa in names() {
                 // The scalar twin is slow: it is the reference, and runs once more, split differently.
@@ -70,8 +72,10 @@ fn a_batch_of_mixed_sequences_changes_nothing() {
     for path in CHECKPOINTS {
         for activations in [Activations::Int8, Activations::F32] {
             let mut m = model(path, activations, 2, None);
-            let prompts: Vec<Vec<u32>> =
-                [(2, 261), (3, 1), (4, 40), (5, 97)].iter().map(|&(seed, n)| tokens(seed, n, 320)).collect();
+            let prompts: Vec<Vec<u32>> = [(2, 261), (3, 1), (4, 40), (5, 97)]
+                .iter()
+                .map(|&(seed, n)| tokens(seed, n, vocab(path)))
+                .collect();
             let alone: Vec<Vec<u32>> = prompts.iter().map(|p| run(&mut *m, p, 64)).collect();
 
             // First everything but the last two tokens in one call of four sequences, then two steps of one row each.

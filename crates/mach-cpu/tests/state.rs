@@ -2,18 +2,20 @@
 
 mod common;
 
-use common::{all_logits, model};
+use common::{all_logits, model, vocab};
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment, SequenceState};
 
-const CHECKPOINTS: [&str; 4] = [
+const CHECKPOINTS: [&str; 5] = [
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/gpt_oss/mlx-mxfp4-q4",
     "fixtures/gemma4/mlx-4bit",
+    "fixtures/deepseek_v4/mlx-4bit",
 ];
 
 fn prompt(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * 7919 + 13) % 320).collect()
+    let least = CHECKPOINTS.map(vocab).into_iter().min().unwrap_or(1) as u32;
+    (0..n as u32).map(|i| (i * 7919 + 13) % least).collect()
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {

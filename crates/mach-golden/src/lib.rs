@@ -8,6 +8,7 @@
 mod compare;
 mod draft;
 mod fixture;
+mod mtp;
 mod recorder;
 mod trained;
 
@@ -108,7 +109,6 @@ impl fmt::Display for Check {
 /// Checks one directory, handing each check to `report` as it ends; true if all passed. An error means that the
 /// directory cannot be used at all.
 pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Check)) -> Result<bool> {
-    const LATER: &str = "not implemented yet";
     if is_draft(dir) {
         return draft::check_alone(dir, options, report);
     }
@@ -133,7 +133,7 @@ pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Ch
         trained::check(&cases, model, &checkpoint, options, &mut tell)?;
     }
     if dir.join("mtp.safetensors").is_file() {
-        tell(Check::skipped("mtp.safetensors", LATER));
+        mtp::check(dir, model, &checkpoint, options.tolerance(), &mut tell)?;
     }
     let mut drafts: Vec<_> = std::fs::read_dir(dir)?
         .filter_map(|entry| entry.ok().map(|e| e.path()))

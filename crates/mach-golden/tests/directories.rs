@@ -73,6 +73,14 @@ fn gpt_oss() {
 }
 
 #[test]
+fn deepseek_v4() {
+    for form in ["bf16", "fp8", "mlx-4bit", "mlx-mixed"] {
+        let own: &[&str] = if form == "bf16" { &["mtp logits", "mtp row by row"] } else { &[] };
+        expect_all(&format!("fixtures/deepseek_v4/{form}"), &[COMMON, own].concat());
+    }
+}
+
+#[test]
 fn demo() {
     expect_all(
         "demo",

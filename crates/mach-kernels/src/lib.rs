@@ -15,6 +15,7 @@
 
 pub mod attention;
 pub mod ceiling;
+pub mod compressed;
 mod cores;
 pub mod delta;
 pub mod elementwise;
@@ -24,7 +25,9 @@ pub mod linear;
 pub mod math;
 mod pool;
 pub mod quantize;
+pub mod routing;
 pub mod simd;
+pub mod streams;
 
 pub use cores::Cores;
 pub use isa::{Isa, Kernel, dispatch};

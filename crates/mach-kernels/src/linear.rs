@@ -38,6 +38,14 @@ impl<'a> MatRef<'a> {
         &self.layout
     }
 
+    /// A part of the bytes.
+    ///
+    /// # Panics
+    /// If they end before it does: a programming error.
+    pub fn bytes(&self, range: std::ops::Range<usize>) -> &'a [u8] {
+        &self.data[range]
+    }
+
     /// Decodes a row into `out[..cols]`.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         self.layout.decode_row(self.data, row, out);

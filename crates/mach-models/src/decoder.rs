@@ -13,6 +13,7 @@ use crate::device::{CheckpointLoader, Device, Finish, LayerState, ModelSpec, Rea
 use crate::dflash::{DFlash, DraftHost, DraftOptions, DraftWeights};
 use crate::families::{self, Parts};
 use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment, no_drafts};
+use crate::mtp::{Mtp, MtpHost, MtpWeights};
 use crate::state::SequenceState;
 
 /// A model on a device, with the draft that was loaded for it.
@@ -24,6 +25,7 @@ pub struct Decoder<D: Device> {
     pub(crate) device: D,
     pub(crate) workspace: Workspace<D>,
     pub(crate) draft: Option<DraftWeights<D>>,
+    pub(crate) mtp: Option<MtpWeights<D>>,
 }
 
 /// What a pass is over.
@@ -64,7 +66,7 @@ impl<D: Device> Decoder<D> {
         let mut loader = CheckpointLoader::new(checkpoint, device.placement(checkpoint.tensors()));
         let parts = families::load(&mut loader, &spec)?;
         device.fill(loader.placement, progress)?;
-        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None })
+        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None, mtp: None })
     }
 
     /// What runs the model.
@@ -93,6 +95,9 @@ impl<D: Device> Decoder<D> {
             if wants.hidden.wants(0) {
                 d.tap(Tap::Hidden(0), &ws.h);
             }
+            if let Some(streams) = &spec.streams {
+                d.spread(&ws.h, streams.streams, &mut ws.streams); // [rows, streams * hidden]
+            }
         }
         for (index, layer) in parts.layers.iter().enumerate().skip(from.unwrap_or(0)) {
             if from != Some(index) {
@@ -107,11 +112,18 @@ impl<D: Device> Decoder<D> {
             }
             layer.feed_forward(d, ws, index, spec.eps)?;
             if wants.hidden.wants(index + 1) {
-                d.tap(Tap::Hidden(index + 1), &ws.h);
+                let residual = if spec.streams.is_some() { &ws.streams } else { &ws.h };
+                d.tap(Tap::Hidden(index + 1), residual);
             }
         }
         if !batch.wanted.is_empty() {
-            d.select(&ws.h, &batch.wanted, &mut ws.y);
+            match (&spec.streams, &parts.collapse) {
+                (Some(streams), Some(weights)) => {
+                    d.select(&ws.streams, &batch.wanted, &mut ws.x);
+                    d.collapse(streams, weights, &ws.x, &mut ws.mixing, &mut ws.y);
+                }
+                _ => d.select(&ws.h, &batch.wanted, &mut ws.y),
+            }
             d.norm(&ws.y, &parts.final_norm, spec.eps, &mut ws.x);
             if wants.last_norm {
                 d.tap(Tap::LastNorm, &ws.x);
@@ -133,6 +145,7 @@ impl<D: Device> Decoder<D> {
         observer: &dyn Observer,
     ) -> Result<Readback, ModelError> {
         self.device.begin(&batch.spans);
+        self.device.tokens(&batch.ids);
         let mut from = None;
         loop {
             if let Err(error) = self.record(batch, segments, from, observer) {
@@ -252,6 +265,18 @@ impl<D: Device> Model for Decoder<D> {
 
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
         self.draft.is_some().then_some(self as &mut dyn DraftHost)
+    }
+
+    fn feature_width(&self) -> usize {
+        self.spec.hidden * self.spec.streams.map_or(1, |streams| streams.streams)
+    }
+
+    fn load_mtp(&mut self, checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
+        self.load_block(checkpoint)
+    }
+
+    fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {
+        self.mtp.is_some().then_some(self as &mut dyn MtpHost)
     }
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {

@@ -4,7 +4,7 @@ use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
 use mach_quant::Order;
 
 use crate::device::Loader;
-use crate::families;
+use crate::{families, mtp};
 
 /// A weight outside the experts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum ResidentWeight {
         /// Always met by float activations (routers, gates): wants [`Order::Rows`] and full precision.
         float: bool,
     },
-    /// A vector or convolution, read as floats: full tensor name.
+    /// A vector, convolution or table, kept as it is: full tensor name.
     Floats {
         /// Full tensor name.
         tensor: String,
@@ -30,7 +30,11 @@ pub enum ResidentWeight {
 /// Lists them in the order in which they are asked for. Reads the vectors, which are small, and checks them.
 pub fn resident_weights(checkpoint: &Checkpoint) -> Result<Vec<ResidentWeight>, CheckpointError> {
     let mut inventory = Inventory { checkpoint, weights: Vec::new() };
-    families::load(&mut inventory, &families::spec(checkpoint.config()))?;
+    let spec = families::spec(checkpoint.config());
+    families::load(&mut inventory, &spec)?;
+    if mtp::present(checkpoint) {
+        mtp::place(&mut inventory, &spec)?;
+    }
     Ok(inventory.weights)
 }
 
@@ -41,7 +45,7 @@ struct Inventory<'a> {
 
 impl Inventory<'_> {
     fn name(&self, relative: &str) -> String {
-        format!("{}{relative}", self.checkpoint.config().tensor_prefix)
+        self.checkpoint.full_name(relative)
     }
 
     fn add(&mut self, module: String, rows: usize, cols: usize, float: bool) -> Result<(), CheckpointError> {
@@ -89,6 +93,13 @@ impl Loader for Inventory<'_> {
     fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError> {
         self.vector(tensor, &[1])?;
         Ok(self.checkpoint.floats(&self.name(tensor), &[1])?.into_iter().sum())
+    }
+
+    fn integers(&mut self, tensor: &str, shape: &[usize], below: u32) -> Result<(), CheckpointError> {
+        let tensor = self.name(tensor);
+        self.checkpoint.integers(&tensor, shape, below)?;
+        self.weights.push(ResidentWeight::Floats { tensor });
+        Ok(())
     }
 
     fn norm(&mut self, tensor: &str, n: usize) -> Result<(), CheckpointError> {

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mach_checkpoint::{CheckpointError, ModelConfig};
+use mach_checkpoint::{Checkpoint, CheckpointError, ModelConfig};
 use mach_experts::{HotExperts, StreamingStats};
 
 use crate::dflash::{DFlash, DraftHost, DraftOptions};
+use crate::mtp::{Mtp, MtpHost};
 use crate::{DraftError, ModelCard, SequenceState};
 
 /// What can go wrong inside a model.
@@ -218,6 +219,18 @@ pub trait Model: Send {
     }
     /// Runs the loaded draft, if there is one.
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
+        None
+    }
+    /// Values of a row of a layer's output: the hidden size, or as many for each residual stream.
+    fn feature_width(&self) -> usize {
+        self.config().hidden_size
+    }
+    /// Loads the block that predicts the token after the next out of the model's own checkpoint.
+    fn load_mtp(&mut self, _checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
+        Err(DraftError::Mismatch("the model's family has no block of its own".into()))
+    }
+    /// Runs that block, if it is loaded.
+    fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {
         None
     }
     /// Where streaming publishes its counters; `None` if all experts are in memory.

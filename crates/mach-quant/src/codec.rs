@@ -77,15 +77,29 @@ pub enum Codec {
     },
     /// e2m1 codes with one e8m0 scale for 32 columns.
     Mxfp4,
+    /// e4m3 values with one scale for a block of [`FP8_BLOCK`] rows and as many columns. Only in sources, like the
+    /// two below: layouts hold the values themselves, in the smallest float type that holds them all.
+    Fp8 {
+        /// Type of the scales; e8m0 if `None`.
+        scales: Option<FloatType>,
+    },
+    /// e4m3 values with one e8m0 scale for 32 columns. Only in sources.
+    Mxfp8,
+    /// e2m1 codes with one e4m3 scale for 16 columns. Only in sources.
+    Nvfp4,
 }
 
+/// Rows and columns of a block of [`Codec::Fp8`].
+pub const FP8_BLOCK: usize = 128;
+
 impl Codec {
-    /// Columns that share a scale; `None` for dense weights.
+    /// Columns that share a scale with no other row's; `None` for dense weights and blocks.
     pub const fn group(self) -> Option<usize> {
         match self {
-            Codec::Dense(_) => None,
+            Codec::Dense(_) | Codec::Fp8 { .. } => None,
             Codec::Affine { group, .. } => Some(group),
-            Codec::Mxfp4 => Some(32),
+            Codec::Mxfp4 | Codec::Mxfp8 => Some(32),
+            Codec::Nvfp4 => Some(16),
         }
     }
 
@@ -94,24 +108,26 @@ impl Codec {
         match self {
             Codec::Dense(t) => 8 * t.size(),
             Codec::Affine { bits, .. } => bits.get(),
-            Codec::Mxfp4 => 4,
+            Codec::Mxfp4 | Codec::Nvfp4 => 4,
+            Codec::Fp8 { .. } | Codec::Mxfp8 => 8,
         }
     }
 
     /// Width of the packed codes; `None` for dense weights.
     pub const fn code_bits(self) -> Option<Bits> {
         match self {
-            Codec::Dense(_) => None,
+            Codec::Dense(_) | Codec::Fp8 { .. } => None,
             Codec::Affine { bits, .. } => Some(bits),
-            Codec::Mxfp4 => Some(Bits::B4),
+            Codec::Mxfp4 | Codec::Nvfp4 => Some(Bits::B4),
+            Codec::Mxfp8 => Some(Bits::B8),
         }
     }
 
     /// Checks that groups are of a known width and divide `cols` columns.
     pub(crate) fn check(self, cols: usize) -> Result<(), SourceError> {
         match self {
-            Codec::Dense(_) => return Ok(()),
-            Codec::Affine { group: 32 | 64 | 128, .. } | Codec::Mxfp4 => {}
+            Codec::Dense(_) | Codec::Fp8 { .. } => return Ok(()),
+            Codec::Affine { group: 32 | 64 | 128, .. } | Codec::Mxfp4 | Codec::Mxfp8 | Codec::Nvfp4 => {}
             Codec::Affine { .. } => return Err(SourceError::Codec(self)),
         }
         match self.group() {
@@ -123,9 +139,21 @@ impl Codec {
     /// Bytes of scales (and biases) for one row and one group.
     pub const fn scale_bytes(self) -> usize {
         match self {
-            Codec::Dense(_) => 0,
+            Codec::Dense(_) | Codec::Fp8 { .. } => 0,
             Codec::Affine { scales, .. } => 2 * scales.size(),
-            Codec::Mxfp4 => 1,
+            Codec::Mxfp4 | Codec::Mxfp8 | Codec::Nvfp4 => 1,
+        }
+    }
+
+    /// The float type that plain values of this encoding are written in; `None` for codes that layouts hold.
+    ///
+    /// e4m3 (4 significant bits) times a power of two, and e2m1 (2) times e4m3, are exact in bfloat16.
+    pub const fn float(self) -> Option<FloatType> {
+        match self {
+            Codec::Dense(t) => Some(t),
+            Codec::Fp8 { scales: Some(_) } => Some(FloatType::F32),
+            Codec::Fp8 { scales: None } | Codec::Mxfp8 | Codec::Nvfp4 => Some(FloatType::Bf16),
+            Codec::Affine { .. } | Codec::Mxfp4 => None,
         }
     }
 
@@ -133,6 +161,8 @@ impl Codec {
     pub const fn stored(self) -> Codec {
         match self {
             Codec::Dense(t) => Codec::Dense(t.stored()),
+            Codec::Fp8 { scales: Some(_) } => Codec::Dense(FloatType::F32),
+            Codec::Fp8 { scales: None } | Codec::Mxfp8 | Codec::Nvfp4 => Codec::Dense(FloatType::Bf16),
             Codec::Affine { bits, group, scales } => Codec::Affine { bits, group, scales: scales.stored() },
             Codec::Mxfp4 => Codec::Mxfp4,
         }

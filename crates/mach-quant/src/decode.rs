@@ -1,7 +1,7 @@
 //! Scalar reference decoders, one row at a time. Slow and obvious; the kernels are tested against them.
 
 use crate::bits::Bits;
-use crate::codec::FloatType;
+use crate::codec::{FP8_BLOCK, FloatType};
 
 /// The eight magnitudes of e2m1 (OCP MX); bit 3 of a code is the sign.
 pub const E2M1: [f32; 16] =
@@ -74,5 +74,16 @@ pub fn nvfp4_row(weight: &[u8], scales: &[u8], global: Option<f32>, out: &mut [f
     for (j, o) in out.iter_mut().enumerate() {
         let scale = scales.get(j / 16).map_or(0.0, |&s| e4m3(s)) * factor;
         *o = E2M1[code(weight, Bits::B4, j) as usize] * scale;
+    }
+}
+
+/// e4m3 times the scale of its block; a row of blocks of 128 columns, scales e8m0 unless of a float type.
+pub fn fp8_row(float: Option<FloatType>, weight: &[u8], scales: &[u8], out: &mut [f32]) {
+    let scale = |block: usize| match float {
+        Some(float) => float.read(scales, block),
+        None => scales.get(block).map_or(0.0, |&s| e8m0(s)),
+    };
+    for (j, o) in out.iter_mut().enumerate() {
+        *o = weight.get(j).map_or(0.0, |&w| e4m3(w)) * scale(j / FP8_BLOCK);
     }
 }

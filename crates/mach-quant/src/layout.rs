@@ -128,6 +128,14 @@ impl MatrixLayout {
         let (weight, rest) = out.split_at_mut(self.cols * self.codec.bits() / 8);
         match source.codec() {
             Codec::Dense(t) => source.write_floats(t, row, weight),
+            Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => {
+                let Some(float) = source.codec().float() else { return };
+                let mut values = vec![0.0; self.cols];
+                source.decode_row(row, &mut values);
+                for (i, value) in values.into_iter().enumerate() {
+                    float.write(weight, i, value);
+                }
+            }
             Codec::Affine { scales, .. } => {
                 weight.copy_from_slice(source.weight_row(row));
                 let (s, b) = rest.split_at_mut(rest.len() / 2);
@@ -166,6 +174,8 @@ impl MatrixLayout {
                         crate::decode::affine_row(bits, group, scales, weight, s, b, out);
                     }
                     Codec::Mxfp4 => crate::decode::mxfp4_row(weight, rest, out),
+                    // In sources only.
+                    Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => {}
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! A matrix as a checkpoint stores it.
 
-use crate::codec::{Codec, FloatType};
+use crate::codec::{Codec, FP8_BLOCK, FloatType};
 use crate::decode;
 
 /// Why a [`Source`] is not what it says.
@@ -62,7 +62,7 @@ impl Axes {
 }
 
 /// A matrix `[rows, cols]` in its stored form: floats, or codes packed as MLX packs them with scales
-/// `[rows, cols / group]` and, for the affine mode, biases of the same shape. Row-major, unless its axes say otherwise.
+/// `[rows, cols / group]` (FP8: one for each block) and, for the affine mode, biases of the same shape. Row-major, unless its axes say otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
     codec: Codec,
@@ -109,12 +109,17 @@ impl<'a> Source<'a> {
         let (s, b) = match codec {
             Codec::Dense(_) => (0, 0),
             Codec::Affine { scales, .. } => (scale_len(scales.size()), scale_len(scales.size())),
-            Codec::Mxfp4 => (scale_len(1), 0),
+            Codec::Mxfp4 | Codec::Mxfp8 | Codec::Nvfp4 => (scale_len(1), 0),
+            Codec::Fp8 { scales } => (cols.div_ceil(FP8_BLOCK) * scales.map_or(1, FloatType::size), 0),
         };
+        if matches!(codec, Codec::Fp8 { .. }) && axes != Axes::PLAIN {
+            return Err(SourceError::Codec(codec));
+        }
+        // Rows of a block share their scales.
+        let scale_rows = if matches!(codec, Codec::Fp8 { .. }) { rows.div_ceil(FP8_BLOCK) } else { rows };
         let lengths = [cols * codec.bits() / 8, s, b];
-        for ((what, slice), length) in
-            [("weight", weight), ("scales", scales), ("biases", biases)].into_iter().zip(lengths)
-        {
+        let parts = [("weight", weight, rows), ("scales", scales, scale_rows), ("biases", biases, rows)];
+        for ((what, slice, rows), length) in parts.into_iter().zip(lengths) {
             let expected = match axes {
                 _ if rows == 0 || cols == 0 || length == 0 => 0,
                 Axes::Rows { .. } => ((rows - 1) * every + 1) * length,
@@ -168,8 +173,9 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The bytes of one row's scales.
+    /// The bytes of one row's scales, which rows of a block share.
     pub fn scale_row(&self, row: usize) -> &'a [u8] {
+        let row = if matches!(self.codec, Codec::Fp8 { .. }) { row / FP8_BLOCK } else { row };
         self.row(1, self.scales, row)
     }
 
@@ -195,6 +201,9 @@ impl<'a> Source<'a> {
             }
             Codec::Affine { bits, group, scales } => decode::affine_row(bits, group, scales, w, s, b, out),
             Codec::Mxfp4 => decode::mxfp4_row(w, s, out),
+            Codec::Fp8 { scales } => decode::fp8_row(scales, w, s, out),
+            Codec::Mxfp8 => decode::mxfp8_row(w, s, out),
+            Codec::Nvfp4 => decode::nvfp4_row(w, s, None, out),
         }
     }
 
@@ -203,7 +212,7 @@ impl<'a> Source<'a> {
         match self.codec {
             Codec::Affine { scales, .. } => scales.read(self.scale_row(row), group),
             Codec::Mxfp4 => decode::e8m0(self.scale_row(row)[group]),
-            Codec::Dense(_) => 1.0,
+            Codec::Dense(_) | Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => 1.0,
         }
     }
 

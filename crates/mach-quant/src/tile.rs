@@ -183,7 +183,7 @@ pub(crate) fn pack_tile(source: &Source<'_>, row_tile: usize, group: usize, out:
                 write_scale(scales, tail, TILE_ROWS + r, source.bias(first + r, group));
             }
             Codec::Mxfp4 => tail[r] = source.scale_row(first + r)[group],
-            Codec::Dense(_) => {}
+            _ => {}
         }
     }
 }
@@ -234,7 +234,7 @@ pub(crate) fn decode_tile_row(codec: Codec, tile: &[u8], r: usize, out: &mut [f3
             crate::decode::affine_row(bits, group, scales, &packed, s, b, out);
         }
         Codec::Mxfp4 => crate::decode::mxfp4_row(&packed, s, out),
-        Codec::Dense(_) => {}
+        _ => {}
     }
 }
 

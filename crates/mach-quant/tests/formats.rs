@@ -173,6 +173,54 @@ fn microscaling_formats_equal_mlx() {
     }
 }
 
+/// Sources that layouts hold as floats lose nothing on the way.
+#[test]
+fn small_floats_become_floats_exactly() {
+    let bytes = fixture();
+    let st = SafeTensors::deserialize(&bytes).unwrap();
+    for (name, codec) in [("mxfp8", Codec::Mxfp8), ("nvfp4", Codec::Nvfp4)] {
+        let part = |suffix: &str| st.tensor(&format!("{name}.{suffix}")).unwrap();
+        let (w, s, values) = (part("weight"), part("scales"), floats(part("values").data()));
+        let source = Source::new(codec, 24, 256, w.data(), s.data(), &[]).unwrap();
+        expect_rows(&source, &values, FloatType::Bf16);
+    }
+    // FP8 in blocks of 128 x 128, the last ones cut: 130 rows of 300 columns.
+    let (rows, cols) = (130usize, 300usize);
+    let weight: Vec<u8> = (0..rows * cols).map(|i| (i * 37 + i / 300) as u8).map(|b| b & 0xFD).collect();
+    let exponents = [120u8, 127, 131, 125, 122, 128];
+    let factors: Vec<u8> = exponents.iter().flat_map(|&e| (decode::e8m0(e) * 1.1).to_le_bytes()).collect();
+    for (scales, stored) in [(None, FloatType::Bf16), (Some(FloatType::F32), FloatType::F32)] {
+        let value = |i: usize| {
+            let block = i / cols / 128 * 3 + i % cols / 128;
+            let scale = decode::e8m0(exponents[block]) * if scales.is_some() { 1.1 } else { 1.0 };
+            decode::e4m3(weight[i]) * scale
+        };
+        let values: Vec<f32> = (0..rows * cols).map(value).collect();
+        let bytes = if scales.is_some() { &factors[..] } else { &exponents[..] };
+        let source = Source::new(Codec::Fp8 { scales }, rows, cols, &weight, bytes, &[]).unwrap();
+        expect_rows(&source, &values, stored);
+        assert!(Source::new(Codec::Fp8 { scales }, rows, cols, &weight, &bytes[1..], &[]).is_err());
+    }
+}
+
+fn expect_rows(source: &Source<'_>, values: &[f32], stored: FloatType) {
+    for order in [Order::Tiles, Order::Rows] {
+        let layout = MatrixLayout::of(source, order);
+        assert_eq!((layout.codec, layout.order), (Codec::Dense(stored), Order::Rows));
+        layout.validate().unwrap();
+        assert!(MatrixLayout { codec: source.codec(), ..layout }.validate().is_err());
+        let mut data = vec![0xAA; layout.bytes()];
+        layout.pack(source, 0, &mut data);
+        let mut out = vec![0.0; layout.cols];
+        for (row, expected) in values.chunks_exact(layout.cols).enumerate() {
+            layout.decode_row(&data, row, &mut out);
+            for (i, (o, v)) in out.iter().zip(expected).enumerate() {
+                assert!((o - v).abs() <= v.abs() * 1e-7, "{:?} row {row} {i}: {o} {v}", source.codec());
+            }
+        }
+    }
+}
+
 fn codec() -> impl Strategy<Value = Codec> {
     prop_oneof![
         Just(Codec::Mxfp4),

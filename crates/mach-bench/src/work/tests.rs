@@ -30,6 +30,7 @@ fn config() -> ModelConfig {
         sliding_window: None,
         gemma4: None,
         gdn: Some(GdnConfig { key_heads: 2, value_heads: 4, key_dim: 16, value_dim: 8, conv_kernel: 4 }),
+        compressed: None,
         tie_word_embeddings: false,
         max_position_embeddings: 1024,
         eos_token_ids: vec![],

@@ -1,10 +1,12 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod compressed;
 mod gemma4;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
+pub use compressed::CompressedConfig;
 pub use gemma4::Gemma4Config;
 pub(crate) use quantization::{Quantization, Scheme};
 
@@ -30,6 +32,8 @@ pub enum Family {
     Mistral,
     /// The first Gemma.
     Gemma,
+    /// DeepSeek-V4: attention over a window and compressed entries, several residual streams, shared expert.
+    DeepseekV4,
 }
 
 /// What mixes tokens in a layer.
@@ -41,6 +45,8 @@ pub enum LayerKind {
     SlidingAttention,
     /// Gated DeltaNet recurrence.
     LinearAttention,
+    /// Attention over a window, and over compressed entries if the layer has any.
+    CompressedAttention,
 }
 
 /// Rotary embedding (split half).
@@ -159,6 +165,8 @@ pub struct ModelConfig {
     pub gdn: Option<GdnConfig>,
     /// What only Gemma 4 has.
     pub gemma4: Option<Gemma4Config>,
+    /// Compressed attention and what comes with it, if the family has it.
+    pub compressed: Option<CompressedConfig>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Longest context the model was made for.

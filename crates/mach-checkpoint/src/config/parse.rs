@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::gemma4::{self, Common};
 use super::{
     Family, GdnConfig, LayerKind, Llama3Config, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig,
+    compressed,
 };
 use crate::families::{Row, SwigluVariant, Yarn};
 use crate::{CheckpointError, json};
@@ -144,10 +145,20 @@ pub(crate) fn parse_config(
         (true, None) => return Err(fail(format!("`text_config` is missing ({})", arch.model_type))),
         (false, _) => ("", root),
     };
+    let (value, compressed) = match arch.family {
+        Family::DeepseekV4 => {
+            compressed::split(value).map(|(value, own)| (value, Some(own))).map_err(fail)?
+        }
+        _ => (value, None),
+    };
     let text: Text = from_value(value.clone(), section).map_err(fail)?;
     let mut config = Builder { arch, section, text: &text, value: &value }
         .build(envelope.tie_word_embeddings)
         .map_err(fail)?;
+    if compressed.is_some() {
+        config.layers.fill(LayerKind::CompressedAttention);
+    }
+    config.compressed = compressed;
     config.eos_token_ids = envelope.eos_token_id.or(text.eos_token_id).map_or_else(Vec::new, Ids::into_vec);
     Ok((config, arch, quantization))
 }
@@ -240,6 +251,7 @@ impl Builder<'_> {
             sliding_window,
             gdn,
             gemma4,
+            compressed: None,
             tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(self.arch.tied_by_default),
             max_position_embeddings: self.size(
                 "max_position_embeddings",

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use mach_quant::FP8_BLOCK;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -39,11 +40,16 @@ impl Quantization {
             (None | Some(Value::Null), None | Some(Value::Null)) => return Ok(Self::default()),
             _ => return Err("`quantization` is not an object".to_owned()),
         };
-        if let Some(method) = object.get("quant_method") {
-            if published.is_some_and(|known| method == known) {
+        match object.get("quant_method") {
+            None => {}
+            Some(method) if published.is_some_and(|known| method == known) => return Ok(Self::default()),
+            Some(method) if method == "fp8" => {
+                published_fp8(key, object)?;
                 return Ok(Self::default());
             }
-            return Err(format!("`{key}.quant_method`: {method} weights are not supported"));
+            Some(method) => {
+                return Err(format!("`{key}.quant_method`: {method} weights are not supported"));
+            }
         }
         let scheme = |path: &str, value: &Value| {
             Scheme::deserialize(value).map_err(|error| format!("`{path}`: {error}"))
@@ -75,5 +81,19 @@ impl Quantization {
     /// What a quantized module should be, if anything says so.
     pub(crate) fn expected(&self, module: &str) -> Option<&Scheme> {
         self.explicit(module).flatten().or(self.default.as_ref())
+    }
+}
+
+/// Checks what a published fp8 file says of itself: e4m3 in blocks. Its tensors tell the rest.
+fn published_fp8(key: &str, object: &serde_json::Map<String, Value>) -> Result<(), String> {
+    match object.get("fmt").map(Value::as_str) {
+        None | Some(Some("e4m3")) => {}
+        Some(_) => return Err(format!("`{key}.fmt`: {} is not supported; known: e4m3", object["fmt"])),
+    }
+    let blocks = serde_json::json!([FP8_BLOCK, FP8_BLOCK]);
+    match object.get("weight_block_size") {
+        None => Ok(()),
+        Some(size) if *size == blocks => Ok(()),
+        Some(size) => Err(format!("`{key}.weight_block_size`: {size} is not supported; known: {blocks}")),
     }
 }

@@ -1,6 +1,7 @@
 //! The registry of families: what distinguishes them on disk. A family is a file here that ends in a [`Row`], a file in
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
+mod deepseek_v4;
 mod gemma;
 mod gemma4;
 mod gpt_oss;
@@ -18,12 +19,15 @@ use serde_json::Value;
 use crate::Family;
 use crate::synth::Shape;
 
+pub(crate) use deepseek_v4::Names;
+
 /// All families.
 pub static FAMILIES: &[&Row] = &[
     &qwen3_5_moe::ROW,
     &qwen3_moe::ROW,
     &gpt_oss::ROW,
     &gemma4::ROW,
+    &deepseek_v4::ROW,
     &qwen3::ROW,
     &qwen3_5::ROW,
     &llama::ROW,
@@ -48,7 +52,7 @@ const PUBLISHED: Naming = Naming { prefix: "model.", head: "lm_head" };
 pub enum SwigluVariant {
     /// `silu(gate) * up`.
     PlainSwiglu,
-    /// Gate and up bounded, and combined by a sigmoid linear unit.
+    /// Gate bounded from above and up from both sides, and combined by a sigmoid linear unit.
     SiluLimited,
     /// `gelu_tanh(gate) * up`.
     PlainGeglu,
@@ -63,6 +67,8 @@ pub enum KvCacheKind {
     HybridGdn,
     /// Keys and values; some layers keep only those of the nearest positions.
     Rotating,
+    /// Keys of a window, and entries that many tokens share.
+    Compressed,
 }
 
 /// The generation of drafts that a family can be sped up by.
@@ -72,6 +78,8 @@ pub enum SpecdecKind {
     SpecdecV7,
     /// None: there are no drafts for it.
     TargetOnly,
+    /// The model's own block for the token after the next.
+    V4Mtp,
 }
 
 /// Names as the API writes them.
@@ -100,8 +108,13 @@ named!(KvCacheKind {
     KvCacheKind::Standard => "standard",
     KvCacheKind::HybridGdn => "hybrid_gdn",
     KvCacheKind::Rotating => "rotating",
+    KvCacheKind::Compressed => "compressed",
 });
-named!(SpecdecKind { SpecdecKind::SpecdecV7 => "specdec_v7", SpecdecKind::TargetOnly => "target-only" });
+named!(SpecdecKind {
+    SpecdecKind::SpecdecV7 => "specdec_v7",
+    SpecdecKind::V4Mtp => "v4_mtp",
+    SpecdecKind::TargetOnly => "target-only",
+});
 named!(Batching { Batching::Able => "ok", Batching::Unable(reason) => reason });
 
 /// How a family writes calls and reasoning where its chat template does not show it.
@@ -313,6 +326,22 @@ impl Row {
     /// The row of a `model_type`.
     pub fn named(model_type: &str) -> Option<&'static Row> {
         FAMILIES.iter().copied().find(|row| row.model_type == model_type)
+    }
+
+    /// Module of the embedding table in a form of the family, without the prefix.
+    pub(crate) fn embedding(&self, naming: &Naming) -> &'static str {
+        match self.family {
+            Family::DeepseekV4 => deepseek_v4::embedding(naming),
+            _ => "embed_tokens",
+        }
+    }
+
+    /// In which words a file of this naming names its tensors.
+    pub(crate) fn names(&self, naming: &Naming, has: impl Fn(&str) -> bool) -> Names {
+        match self.family {
+            Family::DeepseekV4 => Names::of(naming, has),
+            _ => Names::default(),
+        }
     }
 
     /// The known `model_type`s, comma separated.

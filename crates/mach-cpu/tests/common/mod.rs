@@ -41,6 +41,11 @@ pub(crate) fn all_logits(
     out
 }
 
+/// Token ids that a fixture certainly has.
+pub(crate) fn vocab(path: &str) -> usize {
+    if path.contains("deepseek_v4") { 224 } else { 320 }
+}
+
 /// Pseudo-random token ids below `vocab`.
 pub(crate) fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

@@ -65,6 +65,7 @@ impl Double {
             sliding_window: None,
             gemma4: None,
             gdn: None,
+            compressed: None,
             tie_word_embeddings: true,
             max_position_embeddings: context,
             eos_token_ids: vec![],

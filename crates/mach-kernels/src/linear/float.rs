@@ -34,6 +34,9 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
                 Bits::B8 => blocks::<S, AFFINE8>(s, job),
             },
             Codec::Mxfp4 => blocks::<S, MXFP4>(s, job),
+            Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => {
+                unreachable!("a layout holds no source's codes")
+            }
         }
     }
 }
@@ -234,6 +237,7 @@ unsafe fn group_scale<S: Simd, const CODEC: u8>(
         },
         // SAFETY: as above, one byte a group.
         Codec::Mxfp4 => unsafe { (s.splat(e8m0(row.add(layout.cols / 2 + g).read())), zero) },
+        Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => (zero, zero),
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) unsafe fn strips<S: Simd>(s: S, job: &Strips<'_>) {
                 (Bits::B6, _) => blocks::<S, EitherScale<6>>(s, job),
             },
             Codec::Mxfp4 => blocks::<S, Mxfp4>(s, job),
-            Codec::Dense(_) => unreachable!("tiles are quantized"),
+            _ => unreachable!("tiles are quantized"),
         }
     }
 }

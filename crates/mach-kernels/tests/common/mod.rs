@@ -52,6 +52,7 @@ impl Weights {
                 (0..n).map(|_| 120 + (r.next() % 10) as u8).collect(),
                 vec![],
             ),
+            Codec::Fp8 { .. } | Codec::Mxfp8 | Codec::Nvfp4 => unreachable!("no layout holds {codec:?}"),
         };
         let source = Source::new(codec, rows, cols, &weight, &scales, &biases).unwrap();
         let layout = MatrixLayout::of(&source, order);

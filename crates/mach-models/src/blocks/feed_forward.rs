@@ -5,7 +5,9 @@ use mach_checkpoint::CheckpointError;
 use super::Workspace;
 use super::beside::Beside;
 use crate::ModelError;
-use crate::device::{Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, RouterWeights};
+use crate::device::{
+    ChoiceWeights, Device, FeedForwardSpec, FfnSpec, Loader, Mlp, RouterSpec, RouterWeights, ScoreFunction,
+};
 
 /// Routed experts, with the expert that every token shares if the family has one.
 #[derive(Debug)]
@@ -14,7 +16,12 @@ pub(crate) struct Moe<M, V> {
     expert: FfnSpec,
     router: M,
     weights: RouterWeights<V>,
-    shared: Option<(Mlp<M, V>, M)>,
+    /// With its gate, if it has one.
+    shared: Option<(Mlp<M, V>, Option<M>)>,
+    /// What chooses beside the scores, where they do not depend on each other.
+    choice: ChoiceWeights<V>,
+    /// The experts themselves, where no bank has them.
+    placed: Vec<Mlp<M, V>>,
 }
 
 /// What works on each token by itself.
@@ -67,7 +74,7 @@ impl<M: Copy, V> FeedForward<M, V> {
                 shared: match shared {
                     Some(shared) => Some((
                         load_mlp(from, &format!("{base}.shared_expert"), shared)?,
-                        from.float_matrix(&format!("{base}.shared_expert_gate"), 1, hidden)?,
+                        Some(from.float_matrix(&format!("{base}.shared_expert_gate"), 1, hidden)?),
                     )),
                     None => None,
                 },
@@ -81,8 +88,65 @@ impl<M: Copy, V> FeedForward<M, V> {
                 },
                 spec,
                 expert,
+                choice: ChoiceWeights { bias: None, table: None },
+                placed: Vec::new(),
             })),
         }
+    }
+
+    /// The modules under `{layer}.ffn` by the names of DeepSeek: `gate`, `shared_experts`, and what chooses beside the
+    /// scores; if they are to be `placed`, the experts too.
+    pub(crate) fn load_by_score(
+        from: &mut impl Loader<Matrix = M, Vector = V>,
+        layer: &str,
+        spec: &FeedForwardSpec,
+        placed: bool,
+    ) -> Result<Self, CheckpointError> {
+        let (hidden, vocab) = (from.config().hidden_size, from.config().vocab_size);
+        let base = format!("{layer}.ffn");
+        let mut network = |name: &str, spec: FfnSpec| -> Result<Mlp<M, V>, CheckpointError> {
+            Ok(Mlp {
+                spec,
+                gate: from.matrix(&format!("{base}.{name}.w1"), spec.width, hidden)?,
+                up: from.matrix(&format!("{base}.{name}.w3"), spec.width, hidden)?,
+                down: from.matrix(&format!("{base}.{name}.w2"), hidden, spec.width)?,
+                biases: None,
+            })
+        };
+        let (spec, expert, shared) = match *spec {
+            FeedForwardSpec::Beside { .. } => {
+                let reason = "a dense network beside experts by score";
+                return Err(CheckpointError::Tensor {
+                    file: base.into(),
+                    tensor: String::new(),
+                    reason: reason.to_owned(),
+                });
+            }
+            FeedForwardSpec::Dense(spec) => return network("mlp", spec).map(FeedForward::Dense),
+            FeedForwardSpec::Moe { router, expert, shared } => (router, expert, shared),
+        };
+        let shared = match shared {
+            Some(shared) => Some((network("shared_experts", shared)?, None)),
+            None => None,
+        };
+        let experts = if placed { spec.experts } else { 0 };
+        let placed =
+            (0..experts).map(|e| network(&format!("experts.{e}"), expert)).collect::<Result<_, _>>()?;
+        let table = match spec.hashed {
+            true => {
+                let shape = [vocab, spec.top_k];
+                Some(from.integers(&format!("{base}.gate.tid2eid"), &shape, spec.experts as u32)?)
+            }
+            false => None,
+        };
+        let bias = match spec.bias {
+            true => Some(from.vector(&format!("{base}.gate.bias"), &[spec.experts])?),
+            false => None,
+        };
+        let router = from.float_matrix(&format!("{base}.gate"), spec.experts, hidden)?;
+        let weights = RouterWeights { logit_bias: None, expert_scale: None };
+        let choice = ChoiceWeights { bias, table };
+        Ok(FeedForward::Moe(Moe { spec, expert, router, weights, shared, choice, placed }))
     }
 
     /// What comes before the experts: from `ws.x`, the normed `ws.h`, to `ws.routing` and the experts' input in `ws.x`.
@@ -94,7 +158,10 @@ impl<M: Copy, V> FeedForward<M, V> {
     ) {
         match self {
             FeedForward::Moe(moe) => {
-                let gate = moe.shared.as_ref().map(|(_, gate)| gate);
+                if moe.spec.score == ScoreFunction::SqrtSoftplus {
+                    return d.route_by_score(&moe.spec, &ws.x, &moe.router, &moe.choice, &mut ws.routing);
+                }
+                let gate = moe.shared.as_ref().and_then(|(_, gate)| gate.as_ref());
                 d.route(&moe.spec, &ws.x, &moe.router, &moe.weights, gate, &mut ws.routing);
             }
             FeedForward::Dense(_) => {}
@@ -134,6 +201,10 @@ impl<M: Copy, V> FeedForward<M, V> {
         match self {
             FeedForward::Moe(moe) => {
                 let shared = moe.shared.as_ref().map(|(mlp, _)| mlp);
+                if !moe.placed.is_empty() {
+                    d.placed_experts(&moe.placed, x, &ws.routing, shared, to);
+                    return Ok(());
+                }
                 d.experts(index, &moe.expert, x, &ws.routing, shared, to)
             }
             FeedForward::Dense(mlp) => {

@@ -2,7 +2,7 @@
 
 use mach_checkpoint::CheckpointError;
 
-use super::{Attention, FeedForward, GatedDelta, Workspace};
+use super::{Attention, Compressed, FeedForward, GatedDelta, Streams, Workspace};
 use crate::ModelError;
 use crate::device::{Device, LayerSpec, Loader, MixerSpec};
 
@@ -11,6 +11,7 @@ use crate::device::{Device, LayerSpec, Loader, MixerSpec};
 pub(crate) enum Mixer<M, V> {
     Attention(Attention<M, V>),
     GatedDelta(GatedDelta<M, V>),
+    Compressed(Compressed<M, V>),
 }
 
 impl<M: Copy, V> Mixer<M, V> {
@@ -22,11 +23,15 @@ impl<M: Copy, V> Mixer<M, V> {
         Ok(match spec {
             MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(from, index, spec)?),
             MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(GatedDelta::load(from, index, spec)?),
+            MixerSpec::Compressed(spec) => {
+                Mixer::Compressed(Compressed::load(from, &format!("layers.{index}"), spec)?)
+            }
         })
     }
 }
 
-/// A pre-norm layer: `h += mix(norm h)`, `h += feed_forward(norm h)`. A family may norm what is added, too.
+/// A pre-norm layer: `h += mix(norm h)`, `h += feed_forward(norm h)`. A family may norm what is added, too; with several
+/// residual streams each of the two takes their weighted sum and goes back to all of them.
 #[derive(Debug)]
 pub(crate) struct Layer<M, V> {
     pub(crate) input_norm: V,
@@ -37,6 +42,7 @@ pub(crate) struct Layer<M, V> {
     pub(crate) behind: Option<[V; 2]>,
     /// Multiplies the residual stream in the end.
     pub(crate) scalar: Option<f32>,
+    pub(crate) streams: Option<Streams<V>>,
 }
 
 impl<M: Copy, V> Layer<M, V> {
@@ -55,6 +61,7 @@ impl<M: Copy, V> Layer<M, V> {
             feed_forward: FeedForward::load(from, index, router, &spec.feed_forward)?,
             behind: None,
             scalar: None,
+            streams: None,
         })
     }
 
@@ -76,6 +83,7 @@ impl<M: Copy, V> Layer<M, V> {
             feed_forward: FeedForward::load(from, index, "", &spec.feed_forward)?,
             behind: Some(behind),
             scalar: Some(from.scalar(&format!("{base}.layer_scalar"))?),
+            streams: None,
         })
     }
 
@@ -87,11 +95,32 @@ impl<M: Copy, V> Layer<M, V> {
         eps: f32,
         states: &mut [&mut D::LayerState],
     ) {
+        if let Some(streams) = &self.streams {
+            d.collapse(&streams.spec, &streams.mixer, &ws.streams, &mut ws.mixing, &mut ws.h);
+        }
         d.norm(&ws.h, &self.input_norm, eps, &mut ws.x);
         match &self.mixer {
             Mixer::Attention(attention) => attention.forward(d, ws, states),
             Mixer::GatedDelta(delta) => delta.forward(d, ws, states),
+            Mixer::Compressed(attention) => attention.forward(d, ws, states),
         }
+        match &self.streams {
+            Some(streams) => {
+                d.mix(&streams.spec, &ws.mixing, &ws.y, &mut ws.streams);
+                let place = &streams.feed_forward;
+                d.collapse(&streams.spec, place, &ws.streams, &mut ws.mixing, &mut ws.h);
+            }
+            None => self.add_mixed(d, ws, eps),
+        }
+        d.norm(&ws.h, &self.post_norm, eps, &mut ws.x);
+        self.feed_forward.prepare(d, ws, eps);
+        if self.streams.is_some() {
+            d.clear(&ws.x, &mut ws.h);
+        }
+    }
+
+    /// Adds the mixer's output to the residual stream, normed where the family does that.
+    fn add_mixed<D: Device<Matrix = M, Vector = V>>(&self, d: &mut D, ws: &mut Workspace<D>, eps: f32) {
         match &self.behind {
             Some([behind, _]) => {
                 d.norm(&ws.y, behind, eps, &mut ws.x);
@@ -99,8 +128,6 @@ impl<M: Copy, V> Layer<M, V> {
             }
             None => d.add(&mut ws.h, &ws.y),
         }
-        d.norm(&ws.h, &self.post_norm, eps, &mut ws.x);
-        self.feed_forward.prepare(d, ws, eps);
     }
 
     /// The second half, from its experts on.
@@ -115,6 +142,9 @@ impl<M: Copy, V> Layer<M, V> {
         self.feed_forward.forward(d, ws, index, behind, eps)?;
         if let Some(scalar) = self.scalar {
             d.cap(&mut ws.h, scalar, None);
+        }
+        if let Some(streams) = &self.streams {
+            d.mix(&streams.spec, &ws.mixing, &ws.h, &mut ws.streams);
         }
         Ok(())
     }

@@ -2,11 +2,13 @@
 
 mod attention;
 mod beside;
+mod compressed;
 mod feed_forward;
 mod gated_delta;
 mod layer;
 
 pub(crate) use attention::Attention;
+pub(crate) use compressed::{Compressed, Projections, Streams, load_streams};
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use gated_delta::GatedDelta;
 pub(crate) use layer::{Layer, Mixer};
@@ -31,6 +33,12 @@ pub(crate) struct Workspace<D: Device> {
     /// Logits on their way out; by itself, for it is large.
     pub(crate) logits: D::Buf,
     pub(crate) routing: D::Routing,
+    /// Residual streams, where there are several.
+    pub(crate) streams: D::Buf,
+    /// What mixes them behind a block.
+    pub(crate) mixing: D::Buf,
+    /// Projections of compressed attention.
+    pub(crate) projections: Projections<D::Buf>,
 }
 
 impl<D: Device> Default for Workspace<D> {
@@ -44,6 +52,9 @@ impl<D: Device> Default for Workspace<D> {
             mixed: D::Buf::default(),
             logits: D::Buf::default(),
             routing: D::Routing::default(),
+            streams: D::Buf::default(),
+            mixing: D::Buf::default(),
+            projections: Projections::default(),
         }
     }
 }

@@ -21,8 +21,9 @@ use mach_experts::{HotExperts, StreamingStats};
 
 pub use place::{CheckpointLoader, Loader, Place, Placement};
 pub use spec::{
-    AttentionSpec, DeltaSpec, FeedForwardSpec, FfnSpec, GateFunction, LayerSpec, Mask, MixerSpec, ModelSpec,
-    RopeKind, RopeSpec, RouterSpec, ScoreFunction,
+    AttentionSpec, CompressedSpec, DeltaSpec, FeedForwardSpec, FfnSpec, GateFunction, IndexSpec, LayerSpec,
+    Mask, MixerSpec, ModelSpec, PoolSpec, RopeKind, RopeSpec, RouterSpec, ScoreFunction, StreamSpec,
+    YarnSpec,
 };
 pub use state::{LayerState, StateSink, StateSource};
 
@@ -73,6 +74,65 @@ pub struct DeltaWeights<V> {
     pub neg_exp_a: V,
     /// `[value_dim]`.
     pub norm: V,
+}
+
+/// Small weights of a pool of compressed attention.
+#[derive(Debug, Clone)]
+pub struct PoolWeights<V> {
+    /// Added to the gates of a window's tokens, `[ratio, width]`, twice as wide if windows overlap.
+    pub ape: V,
+    /// RMS norm of entries, `[width]`.
+    pub norm: V,
+}
+
+/// Small weights of compressed attention.
+#[derive(Debug, Clone)]
+pub struct CompressedWeights<V> {
+    /// RMS norm of keys, `[head_dim]`.
+    pub kv_norm: V,
+    /// `[heads]`.
+    pub sinks: V,
+    /// The entries' pool, if the layer has entries.
+    pub pool: Option<PoolWeights<V>>,
+    /// The index's pool, if it has an index.
+    pub index: Option<PoolWeights<V>>,
+}
+
+/// Projections of compressed attention; those that the layer does not have are not looked at.
+#[derive(Debug)]
+pub struct CompressedInputs<'a, B> {
+    /// `[rows, heads * head_dim]`.
+    pub queries: &'a B,
+    /// `[rows, head_dim]`.
+    pub keys: &'a B,
+    /// Values and gates of the entries' pool, `[rows, head_dim]`, twice as wide if windows overlap.
+    pub pool: [&'a B; 2],
+    /// Values and gates of the index's pool, of its own width.
+    pub index_pool: [&'a B; 2],
+    /// Queries of the index, `[rows, heads * head_dim]`.
+    pub index_queries: &'a B,
+    /// Weights of its heads, `[rows, heads]`.
+    pub index_weights: &'a B,
+}
+
+/// Weights of a place where residual streams meet a block, or of the end of the model.
+#[derive(Debug, Clone)]
+pub struct StreamWeights<V> {
+    /// `[outputs, streams * hidden]`; outputs are `(2 + streams) * streams`, at the end of the model `streams`.
+    pub project: V,
+    /// `[outputs]`.
+    pub base: V,
+    /// `[3]`, at the end of the model `[1]`.
+    pub scale: V,
+}
+
+/// What chooses experts beside the scores.
+#[derive(Debug, Clone, Default)]
+pub struct ChoiceWeights<V> {
+    /// Added to what is chosen by, `[experts]`, if the spec says a bias.
+    pub bias: Option<V>,
+    /// The experts of each token, `[vocab, top_k]`, if the spec says by token.
+    pub table: Option<V>,
 }
 
 /// A gated network that every row goes through.
@@ -188,6 +248,8 @@ pub trait Device: std::fmt::Debug + Send + 'static {
 
     /// A pass over these spans begins.
     fn begin(&mut self, spans: &[Span]);
+    /// The token of each row of the pass that has begun, for routers that go by it.
+    fn tokens(&mut self, ids: &[u32]);
     /// Submits what was recorded since [`begin`](Self::begin), waits for it, and reads back. After an error the states of
     /// the pass are unusable, and the device is ready for the next one.
     fn finish(&mut self) -> Result<Finish, ModelError>;
@@ -279,6 +341,45 @@ pub trait Device: std::fmt::Debug + Send + 'static {
         keep: usize,
     );
 
+    /// `out[row, g] = x[row, g] weight[g]^T` for each of `groups` equal parts of a row, `weight` being as many matrices one
+    /// below the other.
+    fn grouped_linear(&mut self, x: &Self::Buf, weight: &Self::Matrix, groups: usize, out: &mut Self::Buf);
+    /// Norms and rotates queries and keys, takes keys, and windows that became full, into the spans' states, attends, and
+    /// rotates what comes out back.
+    fn compressed_attention(
+        &mut self,
+        spec: &CompressedSpec,
+        weights: &CompressedWeights<Self::Vector>,
+        inputs: &CompressedInputs<'_, Self::Buf>,
+        states: &mut [&mut Self::LayerState],
+        out: &mut Self::Buf,
+    );
+
+    /// `out[row] = [x[row]; streams]`.
+    fn spread(&mut self, x: &Self::Buf, streams: usize, out: &mut Self::Buf);
+    /// The weighted sum of a row's streams, `[rows, hidden]`, and into `mixing` what [`mix`](Self::mix) needs behind the
+    /// block; nothing at the end of the model.
+    fn collapse(
+        &mut self,
+        spec: &StreamSpec,
+        weights: &StreamWeights<Self::Vector>,
+        streams: &Self::Buf,
+        mixing: &mut Self::Buf,
+        out: &mut Self::Buf,
+    );
+    /// Mixes a row's streams and adds `y` to each, by the weights of the last [`collapse`](Self::collapse).
+    fn mix(&mut self, spec: &StreamSpec, mixing: &Self::Buf, y: &Self::Buf, streams: &mut Self::Buf);
+
+    /// Chooses experts by scores that do not depend on each other (float arithmetic whatever the activation mode). A
+    /// shared expert has weight 1.
+    fn route_by_score(
+        &mut self,
+        spec: &RouterSpec,
+        x: &Self::Buf,
+        router: &Self::Matrix,
+        choice: &ChoiceWeights<Self::Vector>,
+        out: &mut Self::Routing,
+    );
     /// Chooses experts (float arithmetic whatever the activation mode), and the sigmoid of the shared expert's gate if
     /// there is one.
     #[allow(clippy::too_many_arguments)]
@@ -303,6 +404,15 @@ pub trait Device: std::fmt::Debug + Send + 'static {
         shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
         h: &mut Self::Buf,
     ) -> Result<(), ModelError>;
+    /// As [`experts`](Self::experts) where the experts are weights of their own, one after the other, and in no bank.
+    fn placed_experts(
+        &mut self,
+        experts: &[Mlp<Self::Matrix, Self::Vector>],
+        x: &Self::Buf,
+        routing: &Self::Routing,
+        shared: Option<&Mlp<Self::Matrix, Self::Vector>>,
+        h: &mut Self::Buf,
+    );
     /// `h += mlp(x)`.
     fn mlp(&mut self, mlp: &Mlp<Self::Matrix, Self::Vector>, x: &Self::Buf, h: &mut Self::Buf);
 }

@@ -59,6 +59,13 @@ pub trait Loader {
     -> Result<Self::Vector, CheckpointError>;
     /// The one value of a float tensor `[1]`, for the host.
     fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError>;
+    /// A tensor of whole numbers from 0 to below `below`.
+    fn integers(
+        &mut self,
+        tensor: &str,
+        shape: &[usize],
+        below: u32,
+    ) -> Result<Self::Vector, CheckpointError>;
     /// A norm weight `[n]` that the family may store minus one.
     fn norm(&mut self, tensor: &str, n: usize) -> Result<Self::Vector, CheckpointError>;
     /// `-e^x` of a float tensor.
@@ -87,7 +94,7 @@ impl<'a, P: Placement<'a>> CheckpointLoader<'a, P> {
     }
 
     fn name(&self, relative: &str) -> String {
-        format!("{}{relative}", self.checkpoint.config().tensor_prefix)
+        self.checkpoint.full_name(relative)
     }
 }
 
@@ -132,6 +139,12 @@ where
 
     fn scalar(&mut self, tensor: &str) -> Result<f32, CheckpointError> {
         Ok(self.checkpoint.floats(&self.name(tensor), &[1])?.into_iter().sum())
+    }
+
+    fn integers(&mut self, tensor: &str, shape: &[usize], below: u32) -> Result<P::Vector, CheckpointError> {
+        let numbers = self.checkpoint.integers(&self.name(tensor), shape, below)?;
+        // Exact up to 2^24, which is more than there are experts.
+        Ok(self.placement.vector(numbers.into_iter().map(|n| n as f32).collect()))
     }
 
     fn norm(&mut self, tensor: &str, n: usize) -> Result<P::Vector, CheckpointError> {

@@ -143,6 +143,83 @@ impl DeltaSpec {
     }
 }
 
+/// Stretched rotary frequencies (Peng et al., "YaRN", 2023), the corrected range rounded to whole pairs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct YarnSpec {
+    /// By how much the context is stretched.
+    pub factor: f64,
+    /// Positions that the model was made for at first.
+    pub original: usize,
+    /// Rotations over those positions above which a frequency stays as it is.
+    pub beta_fast: f64,
+    /// Rotations below which it is divided in full.
+    pub beta_slow: f64,
+}
+
+/// What picks the entries that a query of compressed attention sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Entries that a query keeps.
+    pub top_k: usize,
+}
+
+/// Entries of compressed attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Tokens of an entry.
+    pub ratio: usize,
+    /// Whether an entry pools the window before, too, by projections twice as wide.
+    pub overlap: bool,
+    /// What picks entries; without it all are seen.
+    pub index: Option<IndexSpec>,
+}
+
+/// Attention with one key for all heads, which is the value as well: over a window of positions, and over entries that
+/// windows of tokens are pooled into (DeepSeek-AI, "DeepSeek-V4", 2026). Elements turn in adjacent pairs; outputs are
+/// turned back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CompressedSpec {
+    /// Query heads, each with a learned score that takes part in the softmax and has no value.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Trailing elements of a head that are rotated.
+    pub rotary_dim: usize,
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How they are stretched, if they are.
+    pub yarn: Option<YarnSpec>,
+    /// Positions that a query sees one by one, its own included.
+    pub window: usize,
+    /// Entries, if the layer has any.
+    pub pool: Option<PoolSpec>,
+    /// Width that queries are projected down to first.
+    pub q_rank: usize,
+    /// Groups of heads whose outputs are projected by themselves.
+    pub out_groups: usize,
+    /// Width of a group's projection.
+    pub out_rank: usize,
+    /// Epsilon of the norms.
+    pub eps: f32,
+}
+
+/// Several residual streams, mixed around every block (Xie et al., "mHC: Manifold-Constrained Hyper-Connections", 2025).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StreamSpec {
+    /// Streams.
+    pub streams: usize,
+    /// Normalisations of the mixing matrix by columns; by rows one fewer.
+    pub iterations: usize,
+    /// Added to weights and to what is divided by.
+    pub eps: f32,
+    /// Epsilon of the RMS norm before the projection.
+    pub norm_eps: f32,
+}
+
 /// From a router's logits to scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScoreFunction {
@@ -220,6 +297,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Gated DeltaNet.
     GatedDelta(DeltaSpec),
+    /// Attention over a window and compressed entries.
+    Compressed(CompressedSpec),
 }
 
 /// What works on each token by itself.
@@ -269,6 +348,8 @@ pub struct ModelSpec {
     pub embedding_scale: f32,
     /// Caps logits: `cap * tanh(logit / cap)`.
     pub softcap: Option<f32>,
+    /// Several residual streams in place of one.
+    pub streams: Option<StreamSpec>,
     /// Every layer, in the order of a pass.
     pub layers: Vec<LayerSpec>,
 }

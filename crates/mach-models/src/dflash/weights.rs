@@ -102,6 +102,7 @@ fn spec(c: &DraftConfig) -> ModelSpec {
         feed_forward: FeedForwardSpec::Dense(FfnSpec::swiglu(c.intermediate_size)),
     };
     ModelSpec {
+        streams: None,
         hidden: c.hidden_size,
         vocab: c.vocab_size,
         eps: c.eps,

@@ -1,6 +1,7 @@
 //! What each family computes: its layers in numbers, and where its weights go. What is on disk is described by
 //! [`mach_checkpoint::FAMILIES`].
 
+pub mod deepseek_v4;
 pub mod gemma;
 pub mod gemma4;
 pub mod gpt_oss;
@@ -14,13 +15,15 @@ pub mod qwen3_moe;
 use mach_checkpoint::{CheckpointError, Family, ModelConfig};
 
 use crate::blocks::Layer;
-use crate::device::{Loader, ModelSpec};
+use crate::device::{Loader, ModelSpec, StreamWeights};
 
 /// A family's weights.
 #[derive(Debug)]
 pub(crate) struct Parts<M, V> {
     pub(crate) embedding: M,
     pub(crate) layers: Vec<Layer<M, V>>,
+    /// What makes one of several residual streams at the end.
+    pub(crate) collapse: Option<StreamWeights<V>>,
     pub(crate) final_norm: V,
     pub(crate) head: M,
 }
@@ -37,6 +40,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
         Family::Llama => llama::spec(config),
         Family::Mistral => mistral::spec(config),
         Family::Gemma => gemma::spec(config),
+        Family::DeepseekV4 => deepseek_v4::spec(config),
     }
 }
 
@@ -47,6 +51,7 @@ pub(crate) fn load<L: Loader>(
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
         Family::Gemma4 => gemma4::load(from, spec),
+        Family::DeepseekV4 => deepseek_v4::load(from, spec),
         Family::GptOss => qwen3_moe::load(from, spec, "router"),
         Family::Qwen3Moe
         | Family::Qwen3_5Moe

@@ -27,6 +27,7 @@ pub(super) fn model(c: &ModelConfig, layers: Vec<LayerSpec>) -> ModelSpec {
         eps: c.rms_norm_eps,
         embedding_scale: 1.0,
         softcap: None,
+        streams: None,
         layers,
     }
 }
@@ -92,6 +93,7 @@ pub(super) fn load_layers<L: Loader>(
     let layers = spec.layers.iter().enumerate();
     Ok(Parts {
         layers: layers.map(|(index, spec)| layer(from, index, spec)).collect::<Result<_, _>>()?,
+        collapse: None,
         final_norm: from.norm("norm.weight", spec.hidden)?,
         head: from.head(&embedding)?,
         embedding,

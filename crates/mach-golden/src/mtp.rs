@@ -1,0 +1,61 @@
+//! `mtp.safetensors`: what a model's own block predicts of the tokens after the next.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use mach_checkpoint::Checkpoint;
+use mach_models::{LogitRows, Model, Segment};
+use safetensors::SafeTensors;
+
+use crate::Check;
+use crate::compare::largest_difference;
+use crate::fixture::Golden;
+use crate::recorder::Recorder;
+
+/// Checks every prompt of the file, in one pass and row by row, which must not change a bit. The prompts' tokens are those of
+/// `golden.safetensors`.
+pub(crate) fn check(
+    dir: &Path,
+    model: &mut dyn Model,
+    checkpoint: &Checkpoint,
+    tolerance: f32,
+    tell: &mut dyn FnMut(Check),
+) -> Result<()> {
+    let mtp = match model.load_mtp(checkpoint) {
+        Ok(mtp) => mtp,
+        Err(error) => {
+            tell(Check::skipped("mtp.safetensors", error.to_string()));
+            return Ok(());
+        }
+    };
+    let read =
+        |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("{name} of {}", dir.display()));
+    let (bytes, prompts) = (read("mtp.safetensors")?, read("golden.safetensors")?);
+    let golden = Golden { tensors: SafeTensors::deserialize(&bytes)? };
+    let prompts = Golden { tensors: SafeTensors::deserialize(&prompts)? };
+    for prompt in golden.prompts() {
+        let key = |rest: &str| format!("p{prompt}.{rest}");
+        let ids = prompts.ids(&key("input_ids"))?;
+        let tokens = golden.ids(&key("tokens"))?;
+        let mut seen = Recorder::default();
+        let mut state = model.new_state();
+        let segment = Segment::prompt(&mut state, &ids, LogitRows::None);
+        model.forward(&mut [segment], &mut seen)?;
+        let last = model.config().layers.len();
+        let features = seen.hidden.get(&last).cloned().unwrap_or_default();
+        let host = model.mtp_host().context("the block was not loaded")?;
+        let logits = host.predict(&mut mtp.new_context(), &features, &tokens, LogitRows::All)?;
+        let (error, at) = largest_difference(&logits.data, &golden.floats(&key("logits"))?);
+        let name = format!("prompt {prompt} ({} tokens) mtp", tokens.len());
+        let row = at / logits.vocab.max(1);
+        tell(Check::compared(format!("{name} logits"), error, tolerance, format!("row {row}")));
+        let (mut context, mut rows) = (mtp.new_context(), Vec::new());
+        for (features, token) in features.chunks_exact(mtp.width()).zip(&tokens) {
+            let token = std::slice::from_ref(token);
+            rows.extend(host.predict(&mut context, features, token, LogitRows::Last)?.data);
+        }
+        let (error, _) = largest_difference(&rows, &logits.data);
+        tell(Check::compared(format!("{name} row by row"), error, 0.0, ""));
+    }
+    Ok(())
+}
