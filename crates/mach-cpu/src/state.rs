@@ -116,7 +116,10 @@ impl LayerState for CpuState {
         match self {
             CpuState::Attention { cache, mask, .. } => {
                 let copy = |&at| Box::new(Self::attention_at(cache, *mask, at)) as Box<dyn LayerState>;
-                positions.iter().map(copy).collect()
+                let copies = positions.iter().map(copy).collect();
+                // What was kept for them is theirs alone now.
+                cache.forget_before(mask.first_needed(cache.len()));
+                copies
             }
             CpuState::Delta { state, shape } => {
                 let shape = *shape;

@@ -21,6 +21,10 @@ fn logits_have_not_changed() {
         ("fixtures/qwen3_moe/mlx-8bit-g32", Activations::F32, None, 0xd88f_a596_c693_2c72),
         ("fixtures/qwen3_moe/mlx-mxfp4", Activations::Int8, None, 0xd588_a433_63e3_4240),
         ("fixtures/qwen3_moe/mlx-mxfp4", Activations::F32, None, 0x48a7_9b68_0452_6352),
+        ("fixtures/gpt_oss/mxfp4", Activations::Int8, None, 0x0e3d_92fb_c369_06dd),
+        ("fixtures/gpt_oss/mxfp4", Activations::F32, None, 0x08e2_cf08_a418_83f6),
+        ("fixtures/gpt_oss/mlx-mxfp4-q4", Activations::Int8, None, 0x16de_7bb4_c272_bcaa),
+        ("fixtures/gpt_oss/bf16", Activations::Int8, None, 0x3096_b39d_a4aa_c5bd),
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut changed = Vec::new();

@@ -5,7 +5,7 @@ mod common;
 use common::{all_logits, model};
 use mach_models::{Activations, LogitRows, Model, NoObserver, Segment, SequenceState};
 
-const CHECKPOINTS: [&str; 3] = [
+const CHECKPOINTS: [&str; 4] = [
     "fixtures/qwen3_5_moe/mlx-4bit",
     "fixtures/qwen3_moe/mlx-4bit",
     "fixtures/gpt_oss/mlx-mxfp4-q4",

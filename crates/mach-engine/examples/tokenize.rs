@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let ids = tokenizer.encode(text.as_str().unwrap_or_default(), false)?;
             let bytes: Vec<String> = ids.iter().map(|&id| hexadecimal(tokenizer.bytes(id))).collect();
             Ok::<_, mach_engine::TokenizerError>(
-                json!({"text": tokenizer.stream(&ids), "ids": ids, "bytes": bytes}),
+                json!({"text": tokenizer.stream(&ids, &[]), "ids": ids, "bytes": bytes}),
             )
         });
         writeln!(out, "{}", Value::from(answers.collect::<Result<Vec<_>, _>>()?))?;

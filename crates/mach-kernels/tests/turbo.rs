@@ -2,7 +2,9 @@
 //! appended; close to attention over exact ones; pages that come back from their bytes.
 
 use mach_kernels::attention::turbo::{TurboQuant, Width};
-use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, PAGE, attend, attend_ranges};
+use mach_kernels::attention::{
+    AttentionScratch, KvCache, KvShape, KvType, PAGE, Scores, attend, attend_ranges,
+};
 use mach_kernels::{Cores, Isa};
 use proptest::prelude::*;
 
@@ -48,17 +50,20 @@ proptest! {
         len in 1usize..600,
         rows in 1usize..9,
         piece in 1usize..300,
+        with_sinks: bool,
         seed: u64,
     ) {
         let (heads, kv_heads, rows) = (4, 2, rows.min(len));
         let shape = KvShape { heads: kv_heads, head_dim, kind: KvType::Turbo(TurboQuant { keys, values }) };
         let (k, v) = (floats(seed, len * kv_heads * head_dim), floats(seed ^ 1, len * kv_heads * head_dim));
         let q = floats(seed ^ 2, rows * heads * head_dim);
+        let sinks = floats(seed ^ 3, heads);
+        let scores = Scores { scale: 0.2, sinks: with_sinks.then_some(&sinks) };
         let look = |isa, threads, cache: &KvCache, first: usize, n: usize| {
             let ranges: Vec<_> = (first..first + n).map(|i| (0, len - rows + i + 1)).collect();
             let mut out = vec![f32::NAN; n * heads * head_dim];
             let (scratch, q) = (&mut AttentionScratch::default(), &q[first * heads * head_dim..]);
-            attend_ranges(&mut Cores::new(threads, isa), scratch, cache, q, heads, &ranges, 0.2, &mut out);
+            attend_ranges(&mut Cores::new(threads, isa), scratch, cache, q, heads, &ranges, scores, &mut out);
             out
         };
         let whole = cache(Isa::SCALAR, shape, &k, &v, len, len);
@@ -96,7 +101,8 @@ fn pages_are_as_small_as_they_say_and_results_close() {
         assert_eq!(cache.bytes(), len.div_ceil(PAGE) * shape.page_bytes());
         let mut out = vec![0.0; heads * head_dim];
         let scratch = &mut AttentionScratch::default();
-        attend(&mut Cores::new(1, Isa::best()), scratch, &cache, &q, heads, 1, 0.09, &mut out);
+        let scores = Scores { scale: 0.09, sinks: Some(&[-1.0, 0.0, 1.0, 2.0]) };
+        attend(&mut Cores::new(1, Isa::best()), scratch, &cache, &q, heads, 1, scores, &mut out);
         (out, cache.bytes())
     };
     let (exact, full) = run(KvType::F32);

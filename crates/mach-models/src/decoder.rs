@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mach_checkpoint::{Checkpoint, ModelConfig};
+use mach_checkpoint::{Checkpoint, ModelConfig, Row, SpecdecKind};
 use mach_experts::{Heat, HotExperts, StreamingStats};
 
 use crate::DraftError;
@@ -12,7 +12,7 @@ use crate::card::ModelCard;
 use crate::device::{CheckpointLoader, Device, Finish, LayerState, ModelSpec, Readback, Span, Tap};
 use crate::dflash::{DFlash, DraftHost, DraftOptions, DraftWeights};
 use crate::families::{self, Parts};
-use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment};
+use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment, no_drafts};
 use crate::state::SequenceState;
 
 /// A model on a device, with the draft that was loaded for it.
@@ -233,10 +233,14 @@ impl<D: Device> Model for Decoder<D> {
     }
 
     fn can_be_drafted_for(&self) -> bool {
-        true
+        let row = Row::named(&self.config.model_type);
+        row.is_some_and(|row| row.specdec_kind == SpecdecKind::SpecdecV7)
     }
 
     fn load_draft(&mut self, dir: &Path, options: DraftOptions) -> Result<DFlash, DraftError> {
+        if !self.can_be_drafted_for() {
+            return Err(no_drafts());
+        }
         // The memory of one loaded before goes first.
         if let Some(draft) = self.draft.take() {
             self.device.release(draft.placed);

@@ -214,7 +214,7 @@ pub trait Model: Send {
     }
     /// Loads a draft onto this model's device, in the place of one loaded before.
     fn load_draft(&mut self, _dir: &Path, _options: DraftOptions) -> Result<DFlash, DraftError> {
-        Err(DraftError::Mismatch("the model's family has no feature taps".into()))
+        Err(no_drafts())
     }
     /// Runs the loaded draft, if there is one.
     fn draft_host(&mut self) -> Option<&mut dyn DraftHost> {
@@ -231,4 +231,9 @@ pub trait Model: Send {
     fn card(&self) -> ModelCard;
     /// Name of the arithmetic (see [`Device::numerics`](crate::device::Device::numerics)).
     fn numerics(&self) -> String;
+}
+
+/// The error for a family that no draft was made for.
+pub(crate) fn no_drafts() -> DraftError {
+    DraftError::Mismatch("there are no drafts for the model's family".into())
 }

@@ -46,7 +46,7 @@ impl Generator for Canned {
         if self.switches.closed.load(Ordering::SeqCst) {
             return Err(EngineError::ShuttingDown);
         }
-        let prompt = self.tokenizer.stream(&request.prompt);
+        let prompt = self.tokenizer.stream(&request.prompt, &[]);
         if prompt.contains("be full") {
             return Err(EngineError::QueueFull { waiting: 7, retry_after: 3 });
         }

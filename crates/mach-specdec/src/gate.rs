@@ -83,13 +83,13 @@ pub struct Gate {
 /// assert_eq!(gate.reason, "no draft");
 /// ```
 ///
-/// `taps` says whether the model's family shows its hidden states and takes blocks.
-pub fn resolve(asked: DecodePath, policy: PolicySpec, taps: bool, draft: DraftState<'_>) -> Gate {
+/// `family` says whether there are drafts for the model's family, whatever directory was given.
+pub fn resolve(asked: DecodePath, policy: PolicySpec, family: bool, draft: DraftState<'_>) -> Gate {
     let plain = |reason: &str| Gate { effective: EffectivePath::TargetOnly, reason: reason.to_owned() };
     match (asked, policy, draft) {
         (DecodePath::TargetOnly, ..) => plain("asked for"),
         (_, PolicySpec::Off, _) => plain("the block policy is off"),
-        _ if !taps => plain("the model's family has no feature taps"),
+        _ if !family => plain("there are no drafts for the model's family"),
         (_, _, DraftState::Absent) => plain("no draft"),
         (_, _, DraftState::Unusable(why)) => plain(&format!("draft unusable: {}", one_line(why))),
         (_, _, DraftState::Ready) => {
@@ -109,15 +109,16 @@ mod tests {
     #[test]
     fn every_way_has_its_reason() {
         use {DecodePath::*, PolicySpec as P};
-        for (asked, policy, taps, draft, effective, word) in [
+        for (asked, policy, family, draft, effective, word) in [
             (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "usable"),
             (TargetOnly, P::CostAware, true, DraftState::Ready, "target_only", "asked"),
             (SpecdecV7, P::Off, true, DraftState::Ready, "target_only", "policy"),
-            (SpecdecV7, P::CostAware, false, DraftState::Ready, "target_only", "taps"),
+            (SpecdecV7, P::CostAware, false, DraftState::Ready, "target_only", "no drafts for"),
+            (SpecdecV7, P::CostAware, false, DraftState::Absent, "target_only", "no drafts for"),
             (SpecdecV7, P::CostAware, true, DraftState::Absent, "target_only", "no draft"),
             (SpecdecV7, P::CostAware, true, DraftState::Unusable("a\n b"), "target_only", "a b"),
         ] {
-            let gate = resolve(asked, policy, taps, draft);
+            let gate = resolve(asked, policy, family, draft);
             assert_eq!(gate.effective.to_string(), effective);
             assert!(gate.reason.contains(word), "{}", gate.reason);
         }
