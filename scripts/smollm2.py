@@ -137,7 +137,8 @@ class Server:
     """mach-serve on a free port, with exact activations."""
 
     def __init__(self, mach, folder):
-        command = [mach, "serve", folder, "--port", "0", "--activations", "f32"]
+        command = [mach, "serve", folder, "--port", "0", "--activations", "f32", "--no-response-store", "--log-level", "warn",
+                   "--served-model-name", "smollm2"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.address, ready = None, False
         for line in self.process.stdout:

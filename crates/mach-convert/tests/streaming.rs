@@ -18,7 +18,7 @@ use mach_models::{
     StreamingOptions, StreamingSource,
 };
 
-const CHECKPOINTS: [&str; 8] = [
+const CHECKPOINTS: [&str; 10] = [
     "fixtures/gpt_oss/mxfp4",
     "fixtures/gpt_oss/bf16",
     "fixtures/qwen3_5_moe/bf16",

@@ -25,6 +25,17 @@ fn logits_have_not_changed() {
         ("fixtures/gpt_oss/mxfp4", Activations::F32, None, 0x08e2_cf08_a418_83f6),
         ("fixtures/gpt_oss/mlx-mxfp4-q4", Activations::Int8, None, 0x16de_7bb4_c272_bcaa),
         ("fixtures/gpt_oss/bf16", Activations::Int8, None, 0x3096_b39d_a4aa_c5bd),
+        ("fixtures/gemma4/bf16", Activations::Int8, None, 0xc5ec_ca32_8638_56bb),
+        ("fixtures/gemma4/bf16", Activations::F32, None, 0xca7e_c466_c56a_e929),
+        ("fixtures/gemma4/mlx-4bit", Activations::Int8, None, 0xf925_1f9c_9632_6ef3),
+        ("fixtures/gemma4/mlx-4bit", Activations::F32, None, 0xd047_2690_ac1e_0c58),
+        ("fixtures/qwen3/mlx-4bit", Activations::Int8, None, 0x1dc7_682d_b0c2_db67),
+        ("fixtures/qwen3_5/mlx-4bit", Activations::Int8, None, 0xd8dc_8d28_d1a5_92af),
+        ("fixtures/llama/bf16", Activations::F32, None, 0xe265_3ace_e1ff_85e6),
+        ("fixtures/llama/mlx-4bit", Activations::Int8, None, 0x54cf_4dda_d10b_2906),
+        ("fixtures/mistral/mlx-4bit", Activations::Int8, None, 0x771c_b826_99ca_0f04),
+        ("fixtures/gemma/bf16", Activations::F32, None, 0x8e46_a481_e0e8_234e),
+        ("fixtures/gemma/mlx-4bit", Activations::Int8, None, 0x7dc5_74ce_ace0_9ee5),
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut changed = Vec::new();
