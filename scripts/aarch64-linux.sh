@@ -15,7 +15,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 
 # The logits of every checkpoint in the project, as digests of their bits.
 digests() {
-    cargo run --release -q -p mach-cpu --example digest "$@" -- fixtures/qwen3*_moe/*/ &&
+    cargo run --release -q -p mach-cpu --example digest "$@" -- fixtures/qwen3*_moe/*/ fixtures/gpt_oss/mxfp4/ &&
         cargo run --release -q -p mach-cpu --example digest "$@" -- --vector demo
 }
 here=$(mktemp)

@@ -14,9 +14,8 @@ import sys
 
 from tokenizers import Tokenizer
 
-from compare_templates import ASK, NESTED, NOOP, SPECIAL, WEATHER, assistant, call, messages_for, render_jinja_template, tool, user
+from compare_templates import ASK, NESTED, NOOP, SHAPES, SPECIAL, WEATHER, assistant, call, messages_for, render_jinja_template, tool, user
 
-SHAPE = dict(null="null", arguments="object", parts="list", reasoning="all")
 FINAL = [user("Hello"), assistant("Hello, you.\n\n* one\n* two 😀")]
 FIRST = assistant(None, tool_calls=[call("get_weather", {"city": "Zürich", "days": 2, "exact": True})])
 CASES = {
@@ -38,9 +37,15 @@ CASES = {
 
 
 def transformers(template, case, messages, generate):
-    return render_jinja_template(
-        conversations=[messages_for(messages, **SHAPE)], tools=case.get("tools"), chat_template=template,
-        add_generation_prompt=generate, **SPECIAL)[0][0]
+    """The text of the plainest shape of these messages that the template takes."""
+    for shape in SHAPES:
+        try:
+            return render_jinja_template(
+                conversations=[messages_for(messages, **shape)], tools=case.get("tools"), chat_template=template,
+                add_generation_prompt=generate, **SPECIAL)[0][0]
+        except Exception as error:  # noqa: BLE001 - whatever the template raises
+            last = error
+    raise last
 
 
 def run(program, job):

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mach_quant::{Bits, Codec, FloatType, MatrixLayout, Order, Source, decode};
+use mach_quant::{Axes, Bits, Codec, FloatType, MatrixLayout, Order, Source, decode};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -229,6 +229,65 @@ proptest! {
         prop_assert!(a == d);
         tiles.validate().unwrap();
         plain.validate().unwrap();
+    }
+
+    /// Two matrices whose rows lie in turn, and floats column after column, are packed as those by themselves.
+    #[test]
+    fn a_matrix_is_the_same_however_it_lies(codec in codec(), rows in 1usize..40, groups in 1usize..4, seed in any::<u64>()) {
+        let cols = groups * codec.group().unwrap_or(24);
+        let mut state = seed | 1;
+        let mut bytes = |n: usize| -> Vec<u8> {
+            (0..n).map(|_| { state ^= state << 13; state ^= state >> 7; state ^= state << 17; (state >> 32) as u8 }).collect()
+        };
+        let per = codec.scale_bytes() / if codec == Codec::Mxfp4 { 1 } else { 2 };
+        let scale_row = codec.group().map_or(0, |g| cols / g) * per;
+        let lengths = [cols * codec.bits() / 8, scale_row, if codec == Codec::Mxfp4 { 0 } else { scale_row }];
+        let both: [[Vec<u8>; 3]; 2] = [0, 1].map(|_| lengths.map(|n| bytes(rows * n)));
+        let plain = both.each_ref().map(|[w, s, b]| Source::new(codec, rows, cols, w, s, b).unwrap());
+        let pack = |source: &Source<'_>, order| {
+            let layout = MatrixLayout::of(source, order);
+            let mut data = vec![0xAA; layout.bytes()];
+            layout.pack(source, 0, &mut data);
+            (layout, data)
+        };
+        let same = |a: &Source<'_>, b: &Source<'_>| {
+            let (mut x, mut y) = (vec![0.0; cols], vec![0.0; cols]);
+            [Order::Tiles, Order::Rows].into_iter().all(|order| pack(a, order) == pack(b, order))
+                && (0..rows).all(|row| {
+                    a.decode_row(row, &mut x);
+                    b.decode_row(row, &mut y);
+                    x.iter().zip(&y).all(|(x, y)| x.to_bits() == y.to_bits())
+                })
+        };
+        // Rows of the first and of the second in turn.
+        let woven: [Vec<u8>; 3] = [0, 1, 2].map(|part| {
+            (0..2 * rows).flat_map(|r| {
+                let at = r / 2 * lengths[part];
+                both[r % 2][part][at..at + lengths[part]].to_vec()
+            }).collect()
+        });
+        for (which, plain) in plain.iter().enumerate() {
+            let parts = [0, 1, 2].map(|part| &woven[part][(which * lengths[part]).min(woven[part].len())..]);
+            let lies = Source::with_axes(codec, (rows, cols), Axes::Rows { every: 2 }, parts).unwrap();
+            prop_assert!(same(&lies, plain), "rows in turn");
+        }
+        let axes = Axes::Columns { across: 2 * rows, every: 2 };
+        let Codec::Dense(float) = codec else {
+            prop_assert!(Source::with_axes(codec, (rows, cols), axes, [&woven[0], &woven[1], &woven[2]]).is_err());
+            return Ok(());
+        };
+        let size = float.size();
+        let columns: Vec<u8> = (0..cols).flat_map(|c| (0..2 * rows).map(move |r| (c, r))).flat_map(|(c, r)| {
+            let at = (r / 2 * cols + c) * size;
+            both[r % 2][0][at..at + size].to_vec()
+        }).collect();
+        for (which, plain) in plain.iter().enumerate() {
+            let weight = &columns[which * size..];
+            let lies = Source::with_axes(codec, (rows, cols), axes, [weight, &[], &[]]).unwrap();
+            prop_assert!(same(&lies, plain), "columns in turn");
+            let short = &weight[..weight.len() - 2 * size];
+            prop_assert!(Source::with_axes(codec, (rows, cols), axes, [short, &[], &[]]).is_err());
+        }
     }
 
     #[test]
