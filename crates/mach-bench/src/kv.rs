@@ -75,9 +75,10 @@ pub fn measure_kv(
     context: usize,
 ) -> Result<Vec<KvRow>> {
     let config = checkpoint.config();
-    if !config.layers.contains(&LayerKind::FullAttention) {
+    let full = config.layers.iter().position(|kind| *kind == LayerKind::FullAttention);
+    let Some(heads) = full.map(|index| config.kv_heads(index)) else {
         bail!("the model has no attention layers");
-    }
+    };
     let per_token = |kv| {
         let of = |tokens| state_bytes(config, load.activations, kv, tokens);
         (of(4096) - of(0)) / 4096
@@ -98,7 +99,7 @@ pub fn measure_kv(
         let mean_kl = kl.iter().sum::<f64>() / kl.len().max(1) as f64;
         kl.sort_by(f64::total_cmp);
         let kind = kv.map_or(KvType::Bf16, KvType::Turbo);
-        let shape = KvShape { heads: config.num_kv_heads, head_dim: config.head_dim, kind };
+        let shape = KvShape { heads: heads.0, head_dim: heads.1, kind };
         let (seconds, bytes) = attention(shape, config.num_heads, context, load.threads);
         let bytes_per_token = per_token(kv);
         rows.push(KvRow {

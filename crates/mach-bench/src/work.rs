@@ -177,13 +177,14 @@ struct StateBytes {
 fn state_bytes(config: &ModelConfig, context: usize) -> StateBytes {
     let mut state = StateBytes { kv: 0, recurrent: 0 };
     for (index, layer) in config.layers.iter().enumerate() {
+        let (kv_heads, head_dim) = config.kv_heads(index);
         match (layer, &config.gdn) {
             (LayerKind::FullAttention, _) => {
-                state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * context) as u64;
+                state.kv += 2 * 2 * (kv_heads * head_dim * context) as u64;
             }
             (LayerKind::SlidingAttention, _) => {
                 let seen = context.min(config.sliding_window.unwrap_or(context));
-                state.kv += 2 * 2 * (config.num_kv_heads * config.head_dim * seen) as u64;
+                state.kv += 2 * 2 * (kv_heads * head_dim * seen) as u64;
             }
             (LayerKind::LinearAttention, Some(gdn)) => {
                 state.recurrent += 4 * (gdn.value_heads * gdn.key_dim * gdn.value_dim) as u64;

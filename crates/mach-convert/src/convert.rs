@@ -127,6 +127,10 @@ pub fn export_sidecar(
     refuse_converted(checkpoint)?;
     let id = source_id(checkpoint);
     let layers = Layers::of(checkpoint, None)?;
+    if layers.0.is_empty() {
+        let dir = checkpoint.dir().display();
+        return Err(ConvertError::Input(format!("{dir}: there are no routed experts to write")));
+    }
     let report = Report {
         resident_bytes: 0,
         expert_bytes: layers.bytes(),

@@ -64,6 +64,27 @@ fn blocks_and_transposed_floats_are_the_same_experts() {
     assert!(form("mxfp4") == form("bf16"));
 }
 
+/// A model without experts is converted, too, with an empty sidecar; none is written beside its tensors.
+#[test]
+fn models_without_experts() {
+    for name in ["fixtures/llama/bf16", "fixtures/qwen3_5/mlx-4bit"] {
+        let source = project(name);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("converted");
+        let report = converted(&source, &out, None).unwrap();
+        assert!(report.layers == 0 && report.expert_bytes == 0 && report.resident_bytes > 0);
+        for activations in [Activations::Int8, Activations::F32] {
+            let (a, b) = (logits(&source, activations).unwrap(), logits(&out, activations).unwrap());
+            assert!(a == b, "{name} {activations:?}");
+        }
+        verify(&Checkpoint::open(&out).unwrap(), &mut |_| ()).unwrap();
+        let copy = copy_of(&source);
+        let error = export_sidecar(&Checkpoint::open(copy.path()).unwrap(), 1, &mut |_| ()).unwrap_err();
+        assert!(error.to_string().contains("no routed experts"), "{error}");
+        assert!(!copy.path().join("expert_sidecar").exists());
+    }
+}
+
 #[test]
 fn a_sidecar_beside_the_tensors_holds_the_same_experts() {
     let source = project("fixtures/qwen3_5_moe/mlx-4bit");

@@ -139,6 +139,7 @@ mod tests {
             score: ScoreFunction::Softmax,
             bias: false,
             logit_bias: false,
+            expert_scale: false,
             normalise: true,
             scale: 1.0,
             hashed: false,

@@ -128,20 +128,23 @@ fn compressed_floats(config: &ModelConfig, c: &CompressedConfig) -> usize {
 /// buffers are those of the CPU backend; each stays as large as its largest use.
 pub fn scratch_bytes(config: &ModelConfig, rows: usize, threads: usize) -> usize {
     let (hidden, moe) = (config.hidden_size, &config.moe);
-    let heads = config.num_heads * config.head_dim;
-    let kv = config.num_kv_heads * config.head_dim;
+    let heads = config.num_heads * config.widest_head();
+    let kv = (0..config.layers.len()).map(|layer| config.kv_heads(layer)).map(|(heads, dim)| heads * dim);
+    let kv = kv.max().unwrap_or(0);
     let (delta_in, delta_out) = config.gdn.as_ref().map_or((0, 0), |g| {
         let values = g.value_heads * g.value_dim;
         (2 * g.key_heads * g.key_dim + values, values)
     });
     let gated = if config.gdn.is_some() { 2 } else { 1 };
-    let ranks = moe.top_k + usize::from(moe.shared_intermediate_size.is_some());
+    let ranks = (moe.top_k + usize::from(moe.shared_intermediate_size.is_some())).max(1);
     let width = moe.intermediate_size.max(moe.shared_intermediate_size.unwrap_or(0));
-    // Residual stream, normed input, output; the four projections; the mixer's output.
+    // A dense network is one expert that all rows go to.
+    let width = width.max(config.intermediate_size.div_ceil(ranks));
+    // Residual stream, normed input, output, what stands aside; the four projections; the mixer's output.
     let activations =
-        3 * hidden + (gated * heads).max(delta_in) + kv.max(delta_out) + kv + heads.max(delta_out);
-    // Queries once more, where they are rotated.
-    let prepared = 3 * heads + kv + delta_in;
+        4 * hidden + (gated * heads).max(delta_in) + kv.max(delta_out) + kv + heads.max(delta_out);
+    // Queries and keys once more, where they are rotated; values, where they are normed.
+    let prepared = 3 * heads + 2 * kv + delta_in;
     let pairs = ranks * (hidden + width);
     let compressed = config.compressed.as_ref().map_or(0, |c| compressed_floats(config, c));
     // Activations quantized for the widest product, and each thread's gathered rows.

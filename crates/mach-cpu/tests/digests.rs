@@ -31,6 +31,17 @@ fn logits_have_not_changed() {
         ("fixtures/deepseek_v4/mlx-4bit", Activations::Int8, None, 0x7fb0_2d19_c828_e04b),
         ("fixtures/deepseek_v4/mlx-mixed", Activations::Int8, None, 0x5a6c_b5a2_dd63_7719),
         ("fixtures/deepseek_v4/mlx-mixed", Activations::F32, None, 0x1b39_1372_349c_0d80),
+        ("fixtures/gemma4/bf16", Activations::Int8, None, 0xc5ec_ca32_8638_56bb),
+        ("fixtures/gemma4/bf16", Activations::F32, None, 0xca7e_c466_c56a_e929),
+        ("fixtures/gemma4/mlx-4bit", Activations::Int8, None, 0xf925_1f9c_9632_6ef3),
+        ("fixtures/gemma4/mlx-4bit", Activations::F32, None, 0xd047_2690_ac1e_0c58),
+        ("fixtures/qwen3/mlx-4bit", Activations::Int8, None, 0x1dc7_682d_b0c2_db67),
+        ("fixtures/qwen3_5/mlx-4bit", Activations::Int8, None, 0xd8dc_8d28_d1a5_92af),
+        ("fixtures/llama/bf16", Activations::F32, None, 0xe265_3ace_e1ff_85e6),
+        ("fixtures/llama/mlx-4bit", Activations::Int8, None, 0x54cf_4dda_d10b_2906),
+        ("fixtures/mistral/mlx-4bit", Activations::Int8, None, 0x771c_b826_99ca_0f04),
+        ("fixtures/gemma/bf16", Activations::F32, None, 0x8e46_a481_e0e8_234e),
+        ("fixtures/gemma/mlx-4bit", Activations::Int8, None, 0x7dc5_74ce_ace0_9ee5),
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut changed = Vec::new();

@@ -39,8 +39,10 @@ fn tokenizer() -> tokenizers::Tokenizer {
     tokenizers::Tokenizer::from_bytes(json.as_bytes()).unwrap()
 }
 
-fn engine(change: impl FnOnce(&mut EngineConfig, &mut LoadOptions)) -> Engine {
-    let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/gpt_oss/mlx-mxfp4-q4").as_ref()).unwrap();
+const MODELS: [&str; 2] = ["gpt_oss/mlx-mxfp4-q4", "gemma4/mlx-4bit"];
+
+fn engine(path: &str, change: impl FnOnce(&mut EngineConfig, &mut LoadOptions)) -> Engine {
+    let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/{path}").as_ref()).unwrap();
     let tokenizer = Arc::new(TextTokenizer::new(tokenizer(), VOCAB as usize).unwrap());
     let mut options = LoadOptions { threads: 1, ..LoadOptions::default() };
     let mut config = EngineConfig::default();
@@ -129,7 +131,11 @@ impl Proposer for Known {
 
 #[test]
 fn proposals_that_are_taken_back_change_nothing() {
-    let plain = engine(|_, _| ());
+    MODELS.into_iter().for_each(proposals);
+}
+
+fn proposals(path: &str) {
+    let plain = engine(path, |_, _| ());
     let repeated: Vec<u32> = (0..PROMPT as u32).map(|i| i % 20 + 40).collect();
     let labels = Preset::Classification(vec![vec![5, 6, 7], vec![5, 9]]);
     for (seed, prompt) in [(2, prompt(1, PROMPT)), (3, repeated)] {
@@ -143,12 +149,12 @@ fn proposals_that_are_taken_back_change_nothing() {
             (None, labels.clone()),
         ] {
             let name = draft.as_ref().map(|_| "known");
-            let engine = engine(|c, _| {
+            let engine = engine(path, |c, _| {
                 let draft = draft.map(|known| Arc::new(known) as Arc<dyn Draft>);
                 c.speculation = Speculation { draft, policy: PolicySpec::Fixed(16), guard: GuardSpec::Off };
             });
             let (got, _) = answer(&engine, &GenerateRequest { preset: preset.clone(), ..asked.clone() });
-            assert!(got == expected, "{name:?} {preset:?} {seed}");
+            assert!(got == expected, "{path} {name:?} {preset:?} {seed}");
             let stats = engine.stats().specdec;
             if name.is_some() {
                 assert!(stats.specdec_accepted > 30 && stats.specdec_accepted < stats.specdec_drafted);
@@ -159,11 +165,15 @@ fn proposals_that_are_taken_back_change_nothing() {
 
 #[test]
 fn the_prefix_cache_restores_at_every_snapshot() {
-    let plain = engine(|_, _| ());
+    MODELS.into_iter().for_each(the_prefix_cache);
+}
+
+fn the_prefix_cache(path: &str) {
+    let plain = engine(path, |_, _| ());
     let dir = tempfile::tempdir().unwrap();
     let with = |directory: Option<&Path>| {
         let directory = directory.map(Path::to_owned);
-        engine(|c, _| {
+        engine(path, |c, _| {
             c.prefill_chunk = 100;
             c.prefix = Some(PrefixConfig { block: 16, stride: 64, directory, ..PrefixConfig::default() });
         })
@@ -183,8 +193,8 @@ fn the_prefix_cache_restores_at_every_snapshot() {
     let check = |engine: &Engine, least: [usize; 7], when: &str| {
         for ((r, expected), least) in requests.iter().zip(&expected).zip(least) {
             let (got, known) = answer(engine, r);
-            assert!(got == *expected, "{when}: {} tokens, {known} known", r.prompt.len());
-            assert!(known >= least, "{when}: {} tokens, {known} known", r.prompt.len());
+            assert!(got == *expected, "{path} {when}: {} tokens, {known} known", r.prompt.len());
+            assert!(known >= least, "{path} {when}: {} tokens, {known} known", r.prompt.len());
         }
         let (got, known) = answer(engine, &turn);
         assert!(got == after && known >= 700, "{when}: {known}");
@@ -202,12 +212,16 @@ fn the_prefix_cache_restores_at_every_snapshot() {
 
 #[test]
 fn those_who_share_a_pass_change_nothing() {
-    let alone = engine(|_, _| ());
+    MODELS.into_iter().for_each(those);
+}
+
+fn those(path: &str) {
+    let alone = engine(path, |_, _| ());
     let requests: Vec<_> =
         [(1, 300), (2, 5), (3, 250), (4, 17)].map(|(s, n)| request(prompt(s, n), s.into())).into();
     let expected: Vec<_> = requests.iter().map(|r| answer(&alone, r).0).collect();
     for streamed in [false, true] {
-        let engine = engine(|c, o| {
+        let engine = engine(path, |c, o| {
             (c.prefill_chunk, c.prefill_interleave) = (64, 48);
             if streamed {
                 let source = mach_models::StreamingSource::Diagnostic;
@@ -218,7 +232,7 @@ fn those_who_share_a_pass_change_nothing() {
         });
         let events: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
         let got: Vec<_> = events.into_iter().map(|events| collect(events).0).collect();
-        assert!(got == expected, "streamed: {streamed}");
+        assert!(got == expected, "{path} streamed: {streamed}");
         assert!(engine.stats().batched_passes > 20, "{:?}", engine.stats());
     }
 }
