@@ -84,6 +84,11 @@ pub struct SpeculationArgs {
     /// What stands over that policy: cost-aware shortens or skips blocks that would lose, off leaves them
     #[arg(long, default_value_t = EngineConfig::default().speculation.guard, value_name = "GUARD")]
     pub serving_block_guard: GuardSpec,
+
+    /// Where the model has a block of its own (v4_mtp): it drafts while tokens gained over the cost of their rows are at least
+    /// this; 0 always drafts
+    #[arg(long, default_value_t = 1.0, value_name = "RATIO")]
+    pub rho_gate: f64,
 }
 
 /// Values of `--activations`.
@@ -146,6 +151,8 @@ pub struct ModelConfig {
     pub policy: PolicySpec,
     /// What stands over it.
     pub guard: GuardSpec,
+    /// What the block of a model that has one must gain to draft.
+    pub rho_gate: f64,
 }
 
 /// What a parser makes of a checkpoint alone.
@@ -171,6 +178,9 @@ impl ModelArgs {
             return Err(Exit::input("--prefill-chunk: must be at least 1"));
         }
         let speculation = self.speculation;
+        if !(0.0..=1e6).contains(&speculation.rho_gate) {
+            return Err(Exit::input("--rho-gate: must be from 0 to 1000000"));
+        }
         let (policy, guard) = (speculation.serving_adaptive_block_policy, speculation.serving_block_guard);
         if (policy, guard) == (PolicySpec::CostAware, GuardSpec::Off) {
             return Err(Exit::input(
@@ -201,6 +211,7 @@ impl ModelArgs {
             },
             policy: speculation.serving_adaptive_block_policy,
             guard: speculation.serving_block_guard,
+            rho_gate: speculation.rho_gate,
         })
     }
 }

@@ -217,7 +217,7 @@ pub(crate) fn prepare(
 }
 
 /// A family whose experts are served one by one is not served from stacks; `mach convert` makes records of them.
-fn refuse_stacks(checkpoint: &Checkpoint) -> Result<(), Exit> {
+pub(crate) fn refuse_stacks(checkpoint: &Checkpoint) -> Result<(), Exit> {
     let family = checkpoint.family();
     if family.stacked || !checkpoint.stacks_experts() {
         return Ok(());

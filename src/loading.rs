@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
-use mach_checkpoint::{Checkpoint, OutputConvention, SpecdecKind};
+use mach_checkpoint::{Checkpoint, Dtype, OutputConvention, SpecdecKind};
 use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer, Unread};
 use mach_models::{DraftNeeds, LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
 use mach_server::{ChatModel, Decoding, ExpertLayout, Places, Serving, Templates};
-use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, resolve};
+use mach_specdec::policy::RhoGate;
+use mach_specdec::{DFlash, Draft, DraftOptions, DraftState, EffectivePath, Mtp, MtpDraft, resolve};
 use tracing::{info, warn};
 
 use crate::Exit;
@@ -133,8 +134,21 @@ impl Opened {
         let Prepared { load, budget, residency, signals } = self.budget(&engine)?;
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         let mut model = self.weights(&load, report, progress)?;
-        let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
-        let draft_bytes = draft.as_ref().map(|draft| draft.weight_bytes());
+        let (draft, draft_bytes, decoding) = match self.checkpoint.family().specdec_kind {
+            SpecdecKind::V4Mtp => {
+                let (block, decoding) = load_block(&self.checkpoint, &self.config, model.as_mut())?;
+                let bytes = block.as_ref().map(|block| block.weight_bytes());
+                let gate = Arc::new(RhoGate::new(self.config.rho_gate));
+                let draft = block.map(|block| Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>);
+                (draft, bytes, decoding)
+            }
+            SpecdecKind::SpecdecV7 | SpecdecKind::TargetOnly => {
+                let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
+                let bytes = draft.as_ref().map(|draft| draft.weight_bytes());
+                (draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding)
+            }
+        };
+        let rho = draft.as_ref().and_then(|draft| draft.gate().cloned());
         let settings = self.settings(engine, &budget, draft, &decoding);
         let (card, numerics) = (model.card(), model.numerics());
         let tokenizer = Arc::clone(&self.tokenizer);
@@ -161,7 +175,7 @@ impl Opened {
             card: card.pairs(),
         };
         let model = ChatModel::new(engine, self.templates, defaults, self.stop_ids, names, decoding);
-        let model = model.with_serving(serving).with_numerics(numerics);
+        let model = model.with_serving(serving).with_numerics(numerics).with_rho(rho);
         Ok(match (self.clients, budget.needs.requests) {
             (Some(_), requests) => {
                 model.with_request_memory(requests.account, requests.grammars, settings.max_batch)
@@ -224,14 +238,10 @@ impl Opened {
         &self,
         mut engine: EngineConfig,
         budget: &Budget,
-        draft: Option<Arc<DFlash>>,
+        draft: Option<Arc<dyn Draft>>,
         decoding: &Decoding,
     ) -> EngineConfig {
-        engine.speculation = Speculation {
-            draft: draft.map(|d| d as Arc<dyn Draft>),
-            policy: decoding.policy,
-            guard: decoding.guard,
-        };
+        engine.speculation = Speculation { draft, policy: decoding.policy, guard: decoding.guard };
         engine.max_context = self.config.max_context;
         engine.prefill_chunk = self.config.prefill_chunk;
         engine.state_budget = Some(budget.state);
@@ -324,13 +334,17 @@ pub(crate) enum DraftFound {
     Unusable(String),
     /// It can, and takes so much.
     Usable(DraftNeeds),
+    /// The model's own block that predicts a token more.
+    Block(DraftNeeds),
+    /// The model has no such block, and why.
+    NoBlock(String),
 }
 
 impl DraftFound {
     /// What it takes of memory.
     pub(crate) fn needs(&self) -> DraftNeeds {
         match self {
-            DraftFound::Usable(needs) => *needs,
+            DraftFound::Usable(needs) | DraftFound::Block(needs) => *needs,
             _ => DraftNeeds::default(),
         }
     }
@@ -341,6 +355,8 @@ impl DraftFound {
             DraftFound::None => DraftState::Absent,
             DraftFound::Unusable(reason) => DraftState::Unusable(reason),
             DraftFound::Usable(_) => DraftState::Ready,
+            DraftFound::Block(_) => DraftState::Block,
+            DraftFound::NoBlock(reason) => DraftState::NoBlock(reason),
         }
     }
 }
@@ -352,6 +368,13 @@ pub(crate) fn has_drafts(checkpoint: &Checkpoint) -> bool {
 
 /// The draft that loading would use, by its headers.
 pub(crate) fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
+    if checkpoint.family().specdec_kind == SpecdecKind::V4Mtp {
+        return match block_bytes(checkpoint) {
+            _ if !wants_block(config) => DraftFound::None,
+            0 => DraftFound::NoBlock("the checkpoint has no tensors `mtp.0.*`".to_owned()),
+            bytes => DraftFound::Block(DraftNeeds { weights: bytes, ..DraftNeeds::default() }),
+        };
+    }
     let Some(dir) = draft_dir(config) else { return DraftFound::None };
     let gate = resolve(config.decode_path, config.policy, has_drafts(checkpoint), DraftState::Ready);
     if gate.effective != EffectivePath::SpecdecV7 {
@@ -402,6 +425,43 @@ pub(crate) fn load_draft(
     }
     let draft = loaded.and_then(Result::ok).map(Arc::new);
     Ok((draft, Decoding { path: config.decode_path, gate, policy: config.policy, guard: config.guard }))
+}
+
+/// Whether the model's own block would be used if it is sound.
+fn wants_block(config: &ModelConfig) -> bool {
+    let gate = resolve(config.decode_path, config.policy, false, DraftState::Block);
+    gate.effective == EffectivePath::V4Mtp
+}
+
+/// Bytes that the model's own block takes at most; fp8 becomes bfloat16.
+fn block_bytes(checkpoint: &Checkpoint) -> usize {
+    let views =
+        checkpoint.names().filter(|name| name.starts_with("mtp.")).map(|name| checkpoint.tensor(name));
+    let wide = |dtype| if dtype == Dtype::F8E4M3 { 2 } else { 1 };
+    views.filter_map(Result::ok).map(|view| view.data.len() * wide(view.dtype)).sum()
+}
+
+/// Loads the model's own block, if it has one, and decides how tokens are decoded.
+fn load_block(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    model: &mut dyn Model,
+) -> Result<(Option<Arc<Mtp>>, Decoding), Exit> {
+    let loaded = wants_block(config).then(|| model.load_mtp(checkpoint).map_err(|error| error.to_string()));
+    let state = match &loaded {
+        None => DraftState::Absent,
+        Some(Err(reason)) => DraftState::NoBlock(reason),
+        Some(Ok(_)) => DraftState::Block,
+    };
+    let gate = resolve(config.decode_path, config.policy, model.can_be_drafted_for(), state);
+    if config.require_draft && gate.effective != EffectivePath::V4Mtp {
+        return Err(Exit::input(format!("--require-draft: {}", gate.reason)));
+    }
+    if let Some(dir) = &config.draft_dir {
+        warn!(dir = %dir.display(), "drafts are not for this family, which has a block of its own");
+    }
+    let block = loaded.and_then(Result::ok).map(Arc::new);
+    Ok((block, Decoding { path: config.decode_path, gate, policy: config.policy, guard: config.guard }))
 }
 
 fn prefix_signal(config: Option<&PrefixConfig>) -> Signal {

@@ -93,6 +93,11 @@ fn of_draft(config: &ModelConfig, draft: &DraftFound) -> Artifact {
     let found = match draft {
         DraftFound::Usable(needs) => Ok(Some(format!("{} bytes of weights", needs.weights))),
         DraftFound::Unusable(reason) => Err(reason.clone()),
+        DraftFound::Block(needs) => {
+            let found = Ok(Some(format!("the model's own block, {} bytes", needs.weights)));
+            return Artifact::of("mtp", found, true);
+        }
+        DraftFound::NoBlock(reason) => return Artifact::of("mtp", Err(reason.clone()), false),
         DraftFound::None if present => Ok(Some("not wanted".to_owned())),
         DraftFound::None => Ok(None),
     };

@@ -21,6 +21,7 @@ pub(crate) use paths::PathCheck;
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::Clients;
+use crate::experts::refuse_stacks;
 use crate::loading::draft_found;
 use crate::sizing::{Beside, Sizing};
 
@@ -88,7 +89,9 @@ pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report,
     let sizing = Sizing::new(&checkpoint, config, beside);
     let context = question.context.unwrap_or(sizing.context).min(sizing.context);
     let artifacts = artifacts::of(&checkpoint, config, &draft);
-    let supported = mach_cpu::supports(checkpoint.config(), &config.load).map_err(|e| e.to_string());
+    let supported = mach_cpu::supports(checkpoint.config(), &config.load)
+        .map_err(|e| e.to_string())
+        .and_then(|()| refuse_stacks(&checkpoint).map_err(|exit| exit.message));
     let resident = fit::resident(&checkpoint, &sizing, context, &supported);
     let streaming = fit::streaming(&checkpoint, &sizing, context, &supported);
     let paths = paths::of(&checkpoint, config, &draft, &resident, &streaming, &supported);

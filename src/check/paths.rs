@@ -1,6 +1,6 @@
 //! Every path, residency and device: whether it would run, and why.
 
-use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
+use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE, SpecdecKind};
 use mach_experts::Sidecar;
 use mach_models::StreamingSource;
 use mach_specdec::{DecodePath, EffectivePath, resolve};
@@ -44,7 +44,11 @@ pub(crate) fn of(
         ("streaming", supported.clone().and(sidecar(checkpoint, config)).and(fits(streaming))),
         ("bf16_streaming", supported.clone().and(slices(checkpoint)).and(fits(streaming))),
     ];
-    let decode_paths = [EffectivePath::SpecdecV7, EffectivePath::TargetOnly];
+    let drafted = match checkpoint.family().specdec_kind {
+        SpecdecKind::V4Mtp => EffectivePath::V4Mtp,
+        _ => EffectivePath::SpecdecV7,
+    };
+    let decode_paths = [drafted, EffectivePath::TargetOnly];
     let mut all = Vec::new();
     for (device, missing) in DEVICES {
         for (residency, loads) in &residencies {

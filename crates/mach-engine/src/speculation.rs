@@ -88,8 +88,13 @@ impl Proposers {
             }
         }
         if let Some(draft) = self.settings.draft.as_ref().filter(|_| choice == 0) {
-            let most = draft.block_size();
-            lanes.push(lane(Arc::clone(draft).proposer(), most));
+            let (proposer, most) = (Arc::clone(draft).proposer(), draft.block_size());
+            let policy = blocks.policy.build(proposer.name(), most, blocks.guard, &self.experience);
+            let policy = match draft.gate() {
+                Some(gate) => gate.over(policy),
+                None => policy,
+            };
+            lanes.push(Lane::new(proposer, policy));
         }
         Speculator::new(lanes)
     }

@@ -12,8 +12,9 @@ use mach_engine::{
     Preset, SamplingParams, Speculation, TextTokenizer, TokenLogprob,
 };
 use mach_models::{Bits, ExpertMode, LoadOptions, StreamingOptions};
-use mach_specdec::policy::{GuardSpec, PolicySpec};
-use mach_specdec::{Draft, DraftError, DraftOptions, Drafting, Proposed, Proposer};
+use mach_prefix::PrefixConfig;
+use mach_specdec::policy::{GuardSpec, PolicySpec, RhoGate};
+use mach_specdec::{Draft, DraftError, DraftOptions, Drafting, MtpDraft, Proposed, Proposer};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
 const VOCAB: usize = 16384;
@@ -166,6 +167,59 @@ fn policies_presets_and_drafts_change_nothing() {
         let wanted = draft.is_some() && policy != "off";
         assert_eq!(accepted > 0, wanted, "{policy}, draft {draft:?}: {stats:?}");
         assert_eq!(stats.finished, requests.iter().map(|r| u64::from(r.choices)).sum::<u64>());
+    }
+}
+
+/// The block that a model has of its own proposes, and changes nothing either: alone, with others, and where a prefix
+/// comes from the cache.
+#[test]
+fn a_models_own_block_changes_nothing() {
+    let engine = |policy: &str, prefix: bool| {
+        let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/deepseek_v4/bf16").as_ref()).unwrap();
+        let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+        let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+        let block = (policy != "off").then(|| {
+            let block = Arc::new(model.load_mtp(&checkpoint).unwrap());
+            Arc::new(MtpDraft::new(block, Arc::new(RhoGate::new(0.0)))) as Arc<dyn Draft>
+        });
+        let config = EngineConfig {
+            speculation: Speculation { draft: block, policy: policy.parse().unwrap(), guard: GuardSpec::Off },
+            prefill_chunk: 13,
+            prefix: prefix.then(|| PrefixConfig {
+                directory: None,
+                max_bytes: 1 << 26,
+                ..PrefixConfig::default()
+            }),
+            ..EngineConfig::default()
+        };
+        Engine::start(model, tokenizer(), config).unwrap()
+    };
+    let prompt: Vec<u32> = (0..150).map(|i| i * 37 % 251).collect();
+    let warm = SamplingParams { temperature: 0.9, seed: 3, ..SamplingParams::greedy() };
+    let mut requests = Vec::new();
+    for sampling in [SamplingParams::greedy(), warm] {
+        for len in [1, 20, 150] {
+            let one = GenerateRequest { logprobs: Some(2), ..request(&prompt[..len], 40, sampling.clone()) };
+            requests.push(one.clone());
+            requests.push(GenerateRequest { choices: 2, ..one });
+        }
+    }
+    let plain = engine("off", false);
+    let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
+    for prefix in [false, true] {
+        let own = engine("fixed-16", prefix);
+        for round in 0..2 {
+            for (request, expected) in requests.iter().zip(&expected) {
+                assert_eq!(answers(&own, request), *expected, "prefix {prefix}, round {round}: {request:?}");
+            }
+        }
+        let stats = own.stats();
+        // Its weights are random: few of its proposals are right.
+        let counts = stats.specdec.proposers.get("mtp").copied().unwrap_or_default();
+        assert!(counts.drafted > 400 && counts.accepted > 0, "{stats:?}");
+        if let Some(cache) = own.prefix() {
+            assert!(cache.stats().hits > 0, "{:?}", cache.stats());
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! `mtp.safetensors`: what a model's own block predicts of the tokens after the next.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use mach_checkpoint::Checkpoint;
 use mach_models::{LogitRows, Model, Segment};
+use mach_specdec::{Argmax, Drafting, MtpProposer, Proposed, Proposer as _};
 use safetensors::SafeTensors;
 
 use crate::Check;
-use crate::compare::largest_difference;
+use crate::compare::{argmax, largest_difference};
 use crate::fixture::Golden;
 use crate::recorder::Recorder;
 
@@ -22,7 +24,7 @@ pub(crate) fn check(
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
     let mtp = match model.load_mtp(checkpoint) {
-        Ok(mtp) => mtp,
+        Ok(mtp) => Arc::new(mtp),
         Err(error) => {
             tell(Check::skipped("mtp.safetensors", error.to_string()));
             return Ok(());
@@ -56,6 +58,21 @@ pub(crate) fn check(
         }
         let (error, _) = largest_difference(&rows, &logits.data);
         tell(Check::compared(format!("{name} row by row"), error, 0.0, ""));
+
+        // In use: shown the prompt in two pieces, it proposes what its last row says.
+        let mut proposer = MtpProposer::new(Arc::clone(&mtp));
+        let (first, second) = features.split_at(ids.len() / 2 * mtp.width());
+        proposer.observe(model, first)?;
+        proposer.observe(model, second)?;
+        let all: Vec<u32> = ids.iter().chain(tokens.last()).copied().collect();
+        let mut proposed = Proposed::default();
+        let drafting = Drafting { tokens: &all, most: 1, model: &mut *model, picker: &mut Argmax };
+        proposer.propose(drafting, &mut proposed)?;
+        let best =
+            argmax(logits.data.chunks_exact(logits.vocab.max(1)).next_back().unwrap_or_default()) as u32;
+        let wrong = f32::from(u8::from(proposed.tokens != [best]));
+        let detail = format!("{:?} for {best}", proposed.tokens);
+        tell(Check::compared(format!("{name} proposal"), wrong, 0.0, detail));
     }
     Ok(())
 }

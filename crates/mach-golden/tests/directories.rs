@@ -75,7 +75,8 @@ fn gpt_oss() {
 #[test]
 fn deepseek_v4() {
     for form in ["bf16", "fp8", "mlx-4bit", "mlx-mixed"] {
-        let own: &[&str] = if form == "bf16" { &["mtp logits", "mtp row by row"] } else { &[] };
+        let own: &[&str] =
+            if form == "bf16" { &["mtp logits", "mtp row by row", "mtp proposal"] } else { &[] };
         expect_all(&format!("fixtures/deepseek_v4/{form}"), &[COMMON, own].concat());
     }
 }

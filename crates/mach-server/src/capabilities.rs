@@ -89,18 +89,20 @@ impl Residency {
 pub fn capabilities(model: &ChatModel) -> Value {
     let serving = model.serving.as_ref();
     let decoding = &model.decoding;
-    let speculates = decoding.gate.effective == EffectivePath::SpecdecV7;
-    // The presets need no draft; only the policy `off` silences them.
-    let presets: &[&str] = match decoding.policy {
-        PolicySpec::Off => &["none"],
+    let effective = decoding.gate.effective;
+    let speculates = effective != EffectivePath::TargetOnly;
+    // The presets need no draft; only the policy `off` silences them, and a model's own block stands alone.
+    let presets: &[&str] = match (decoding.policy, effective) {
+        (PolicySpec::Off, _) | (_, EffectivePath::V4Mtp) => &["none"],
         _ => &["none", "summarization", "classification"],
     };
     let residency = serving.map(|s| s.residency).unwrap_or_default();
     // What a request gets that does not set a temperature.
     let samples = model.defaults.temperature > 0.0;
+    let own = if effective == EffectivePath::V4Mtp { "native_v4_mtp" } else { "native_v7" };
     let (policy, engine) = match (speculates, samples) {
-        (true, false) => ("greedy-specdec", "native_v7"),
-        (true, true) => ("sampled-specdec", "native_v7"),
+        (true, false) => ("greedy-specdec", own),
+        (true, true) => ("sampled-specdec", own),
         (false, _) => ("target-only", "native"),
     };
     let built = mach_engine::grammar::backends();
@@ -126,7 +128,7 @@ pub fn capabilities(model: &ChatModel) -> Value {
                 "additive": true,
                 "exactness_preserving": true,
             },
-            "rho_gate": null,
+            "rho_gate": model.rho.as_ref().map(|gate| gate.status()),
         },
         "grammar": grammar,
     })

@@ -14,8 +14,8 @@ use mach_engine::{
     CacheHints, GenerateRequest, Generator, OutputControl, Preset, SamplingParams, TextTokenizer,
     TokenizerError,
 };
-use mach_specdec::policy::{GuardSpec, PolicySpec};
-use mach_specdec::{DecodePath, Gate};
+use mach_specdec::policy::{GuardSpec, PolicySpec, RhoGate};
+use mach_specdec::{DecodePath, EffectivePath, Gate};
 use serde_json::{Map, Value};
 
 use crate::account::Account;
@@ -118,6 +118,8 @@ pub struct ChatModel {
     pub serving: Option<Serving>,
     /// Name of the arithmetic that answers depend on: `system_fingerprint`.
     pub numerics: String,
+    /// What decides whether the model's own block drafts, if it has one.
+    pub rho: Option<Arc<RhoGate>>,
     created: u64,
 }
 
@@ -170,6 +172,7 @@ impl ChatModel {
             markers: Arc::default(),
             serving: None,
             numerics: String::new(),
+            rho: None,
             created: unix_time(),
         }
     }
@@ -250,6 +253,12 @@ impl ChatModel {
     /// Tells the name of the arithmetic: equal names mean equal bytes.
     pub fn with_numerics(mut self, numerics: String) -> Self {
         self.numerics = numerics;
+        self
+    }
+
+    /// Tells what decides whether the model's own block drafts.
+    pub fn with_rho(mut self, gate: Option<Arc<RhoGate>>) -> Self {
+        self.rho = gate;
         self
     }
 
@@ -411,6 +420,10 @@ impl ChatModel {
             tokens.extend(self.stop_ids.last());
             Ok(tokens)
         };
+        if self.decoding.gate.effective == EffectivePath::V4Mtp && *preset != SpeculationPreset::None {
+            let reason = "this model proposes by its own block (v4_mtp), where the only preset is `none`";
+            return Err(ApiError::field("speculation", reason));
+        }
         match preset {
             SpeculationPreset::None => Ok(Preset::None),
             SpeculationPreset::Summarization => Ok(Preset::Summarization),

@@ -41,6 +41,8 @@ impl FromStr for DecodePath {
 pub enum EffectivePath {
     /// A draft proposes, the target verifies.
     SpecdecV7,
+    /// The model's own block proposes, the target verifies.
+    V4Mtp,
     /// One token a pass.
     TargetOnly,
 }
@@ -49,6 +51,7 @@ impl fmt::Display for EffectivePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             EffectivePath::SpecdecV7 => "specdec_v7",
+            EffectivePath::V4Mtp => "v4_mtp",
             EffectivePath::TargetOnly => "target_only",
         })
     }
@@ -63,6 +66,10 @@ pub enum DraftState<'a> {
     Unusable(&'a str),
     /// The draft is loaded and fits the model.
     Ready,
+    /// The family has a block of its own, which is not there, and why.
+    NoBlock(&'a str),
+    /// The model's own block is loaded.
+    Block,
 }
 
 /// The path that is taken, with its reason.
@@ -89,6 +96,10 @@ pub fn resolve(asked: DecodePath, policy: PolicySpec, family: bool, draft: Draft
     match (asked, policy, draft) {
         (DecodePath::TargetOnly, ..) => plain("asked for"),
         (_, PolicySpec::Off, _) => plain("the block policy is off"),
+        (_, _, DraftState::Block) => {
+            Gate { effective: EffectivePath::V4Mtp, reason: "v4_mtp block is usable".to_owned() }
+        }
+        (_, _, DraftState::NoBlock(why)) => plain(&format!("no v4_mtp block: {}", one_line(why))),
         _ if !family => plain("there are no drafts for the model's family"),
         (_, _, DraftState::Absent) => plain("no draft"),
         (_, _, DraftState::Unusable(why)) => plain(&format!("draft unusable: {}", one_line(why))),
@@ -117,6 +128,10 @@ mod tests {
             (SpecdecV7, P::CostAware, false, DraftState::Absent, "target_only", "no drafts for"),
             (SpecdecV7, P::CostAware, true, DraftState::Absent, "target_only", "no draft"),
             (SpecdecV7, P::CostAware, true, DraftState::Unusable("a\n b"), "target_only", "a b"),
+            (SpecdecV7, P::CostAware, false, DraftState::Block, "v4_mtp", "usable"),
+            (SpecdecV7, P::CostAware, false, DraftState::NoBlock("c\nd"), "target_only", "c d"),
+            (TargetOnly, P::CostAware, false, DraftState::Block, "target_only", "asked"),
+            (SpecdecV7, P::Off, false, DraftState::Block, "target_only", "policy"),
         ] {
             let gate = resolve(asked, policy, family, draft);
             assert_eq!(gate.effective.to_string(), effective);

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use mach_models::{DraftError, Model, SequenceState};
 
+use crate::policy::RhoGate;
+
 /// Chooses tokens from a draft's logits as the target's sampler will from the target's: with the same parameters and the same
 /// noise for the same position.
 pub trait Picker {
@@ -101,6 +103,10 @@ pub trait Draft: std::fmt::Debug + Send + Sync {
     /// Most bytes that its proposer of a sequence of `tokens` tokens keeps.
     fn context_bytes(&self, _tokens: usize) -> usize {
         0
+    }
+    /// What decides, over all sequences, whether it drafts at all.
+    fn gate(&self) -> Option<&Arc<RhoGate>> {
+        None
     }
     /// A context of `len` positions, to be filled with saved bytes and given to [`Proposer::restore`]. `None` if its
     /// proposers keep none.

@@ -8,6 +8,8 @@ use mach_models::{Hidden, Observer, Wants};
 #[derive(Debug, Clone, Default)]
 pub struct Taps {
     layers: Vec<usize>,
+    /// Values of a row of a layer's output.
+    output: usize,
     hidden: usize,
     features: Vec<f32>,
     wants_normed: bool,
@@ -17,7 +19,14 @@ pub struct Taps {
 impl Taps {
     /// For these layers (0 is the first layer's output), in this order, of a model of width `hidden`.
     pub fn new(layers: &[usize], hidden: usize) -> Self {
-        Taps { layers: layers.to_vec(), hidden, ..Taps::default() }
+        Taps { layers: layers.to_vec(), output: hidden, hidden, ..Taps::default() }
+    }
+
+    /// For layers whose outputs are wider than the model: several residual streams.
+    #[must_use]
+    pub fn with_output(mut self, values: usize) -> Self {
+        self.output = values;
+        self
     }
 
     /// Whether the next passes are to bring what comes after the final norm.
@@ -33,7 +42,7 @@ impl Taps {
 
     /// Values of a row.
     pub fn width(&self) -> usize {
-        self.layers.len() * self.hidden
+        self.layers.len() * self.output
     }
 
     /// Features `[rows, layers, hidden]` of some rows of the last pass; empty if it had no such rows.
@@ -54,7 +63,7 @@ impl Observer for Taps {
     }
 
     fn hidden(&mut self, index: usize, rows: &[f32]) {
-        let (width, hidden) = (self.width(), self.hidden);
+        let (width, hidden) = (self.width(), self.output);
         if width == 0 {
             return;
         }
@@ -89,5 +98,11 @@ mod tests {
         let mut none = Taps::default();
         none.hidden(1, &[1.0]);
         assert!(none.rows(0..1).is_empty());
+        // Outputs of several streams are wider than what comes after the final norm.
+        let mut wide = Taps::new(&[1], 2).with_output(4);
+        wide.want_normed(true);
+        wide.hidden(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        wide.last_norm(&[9.0, 10.0]);
+        assert_eq!((wide.rows(1..2), wide.normed(0)), (&[5.0, 6.0, 7.0, 8.0][..], Some(&[9.0, 10.0][..])));
     }
 }

@@ -72,7 +72,7 @@ impl Scheduler {
         let drafting = config.speculation.draft.is_some();
         let prefix = prefix.map(|cache| Prefix::new(cache, model.as_ref(), drafting));
         let proposers = Proposers::new(config.speculation.clone());
-        let taps = Taps::new(proposers.taps(), model.config().hidden_size);
+        let taps = Taps::new(proposers.taps(), model.config().hidden_size).with_output(model.feature_width());
         Self {
             undo_bytes: config.speculation.undo_bytes(model.as_ref()),
             admissions: Admissions::new(proposers, Arc::clone(&shared.metrics), context),

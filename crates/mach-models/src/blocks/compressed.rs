@@ -51,13 +51,16 @@ pub(crate) struct Compressed<M, V> {
     weights: CompressedWeights<V>,
 }
 
+/// A pool and its small weights.
+type Pooled<M, V> = (Pool<M>, PoolWeights<V>);
+
 /// The two projections and small weights of a pool under `base`.
 fn load_pool<L: Loader>(
     from: &mut L,
     base: &str,
     spec: &PoolSpec,
     width: usize,
-) -> Result<(Pool<L::Matrix>, PoolWeights<L::Vector>), CheckpointError> {
+) -> Result<Pooled<L::Matrix, L::Vector>, CheckpointError> {
     let hidden = from.config().hidden_size;
     let inner = if spec.overlap { 2 * width } else { width };
     let pool = Pool {

@@ -47,9 +47,9 @@ pub struct DraftNeeds {
     /// Bytes of its matrices.
     pub weights: usize,
     /// Bytes of a page of its context, [`PAGE`](Self::PAGE) positions of every layer.
-    page: usize,
+    pub page: usize,
     /// Bytes of the features of a position.
-    row: usize,
+    pub row: usize,
 }
 
 impl DraftNeeds {

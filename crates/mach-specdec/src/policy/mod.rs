@@ -7,6 +7,7 @@ mod experience;
 mod fixed;
 mod guard;
 mod opencode;
+mod rho;
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,7 @@ pub use fixed::Fixed;
 use guard::Guarded;
 pub use guard::{GuardSpec, Held};
 pub use opencode::OpencodeSampledV1;
+pub use rho::{RhoGate, RhoStatus};
 
 /// Cycles over which acceptance is averaged.
 pub const ALPHA_WINDOW: usize = 4;
