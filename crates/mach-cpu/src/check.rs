@@ -143,7 +143,6 @@ mod tests {
             normalise: true,
             scale: 1.0,
             hashed: false,
-            expert_scale: false,
         };
         let layer = LayerSpec {
             mixer: MixerSpec::Attention(attention),
