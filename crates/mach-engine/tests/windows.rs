@@ -131,10 +131,10 @@ impl Proposer for Known {
 
 #[test]
 fn proposals_that_are_taken_back_change_nothing() {
-    MODELS.into_iter().for_each(proposals);
+    MODELS.into_iter().for_each(taken_back);
 }
 
-fn proposals(path: &str) {
+fn taken_back(path: &str) {
     let plain = engine(path, |_, _| ());
     let repeated: Vec<u32> = (0..PROMPT as u32).map(|i| i % 20 + 40).collect();
     let labels = Preset::Classification(vec![vec![5, 6, 7], vec![5, 9]]);
@@ -165,10 +165,10 @@ fn proposals(path: &str) {
 
 #[test]
 fn the_prefix_cache_restores_at_every_snapshot() {
-    MODELS.into_iter().for_each(the_prefix_cache);
+    MODELS.into_iter().for_each(restored);
 }
 
-fn the_prefix_cache(path: &str) {
+fn restored(path: &str) {
     let plain = engine(path, |_, _| ());
     let dir = tempfile::tempdir().unwrap();
     let with = |directory: Option<&Path>| {
@@ -212,10 +212,10 @@ fn the_prefix_cache(path: &str) {
 
 #[test]
 fn those_who_share_a_pass_change_nothing() {
-    MODELS.into_iter().for_each(those);
+    MODELS.into_iter().for_each(shared);
 }
 
-fn those(path: &str) {
+fn shared(path: &str) {
     let alone = engine(path, |_, _| ());
     let requests: Vec<_> =
         [(1, 300), (2, 5), (3, 250), (4, 17)].map(|(s, n)| request(prompt(s, n), s.into())).into();
@@ -226,7 +226,7 @@ fn those(path: &str) {
             if streamed {
                 let source = mach_models::StreamingSource::Diagnostic;
                 let streaming =
-                    StreamingOptions { source, bank_slots: 8, arena_slots: 4, ..Default::default() };
+                    StreamingOptions { source, bank_slots: 12, arena_slots: 4, ..Default::default() };
                 o.experts = ExpertMode::Streaming(streaming);
             }
         });

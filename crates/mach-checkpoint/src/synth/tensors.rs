@@ -26,6 +26,9 @@ const DEVIATION_8: f32 = 73.9;
 const HEAD_GAIN: f32 = 2.5;
 /// Deviation of a block's output for an input of order one.
 const OUTPUT_GAIN: f32 = 0.5;
+/// Weight of norms behind blocks: what layers write outweighs the scaled embedding, as a head that is the embedding would
+/// else answer a token with another and that with the first.
+const BEHIND: f32 = 32.0;
 
 /// One tensor to be written.
 #[derive(Debug)]
@@ -51,7 +54,8 @@ pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptio
         } else {
             plan.gated_delta(shape, &format!("{base}linear_attn."));
         }
-        plan.ones(format!("{base}post_attention_layernorm.weight"), shape.hidden);
+        let behind = if form.between_norms { BEHIND } else { 1.0 };
+        plan.constant(format!("{base}post_attention_layernorm.weight"), shape.hidden, behind);
         if form.between_norms {
             plan.dense_beside(shape, &base);
         }
@@ -103,7 +107,11 @@ impl TensorPlan {
     }
 
     fn ones(&mut self, name: String, length: usize) {
-        self.made(name, "BF16", vec![length], Arc::new(move || halves(vec![1.0; length])));
+        self.constant(name, length, 1.0);
+    }
+
+    fn constant(&mut self, name: String, length: usize, value: f32) {
+        self.made(name, "BF16", vec![length], Arc::new(move || halves(vec![value; length])));
     }
 
     /// Small values of either sign, so that a head that is the embedding does not answer each token with itself: the
@@ -118,7 +126,8 @@ impl TensorPlan {
     /// What stands beside the experts of a layer: norms, the router's scales, a dense network.
     fn dense_beside(&mut self, shape: &Shape, base: &str) {
         let (hidden, (experts, ..)) = (shape.hidden, shape.experts);
-        for (place, which) in [("pre", ""), ("post", ""), ("post", "_1"), ("pre", "_2"), ("post", "_2")] {
+        self.constant(format!("{base}post_feedforward_layernorm.weight"), hidden, BEHIND);
+        for (place, which) in [("pre", ""), ("post", "_1"), ("pre", "_2"), ("post", "_2")] {
             self.ones(format!("{base}{place}_feedforward_layernorm{which}.weight"), hidden);
         }
         // The router divides by this root.
