@@ -224,7 +224,7 @@ row("2", "LME_BF16_STACKED_STREAMING=1 selects bf16_streaming", lambda: "note: L
 # 6 Families
 families = {card["model_type"]: card for card in json.loads(run("mach-archs", "--json").stdout)}
 for name, kind, built in [("qwen3_5_moe", "hybrid_gdn", True), ("qwen3_moe", "standard", True), ("gpt_oss", "rotating", True),
-                          ("gemma4", "rotating", True), ("deepseek_v4", "compressed", False)]:
+                          ("gemma4", "rotating", True), ("deepseek_v4", "compressed", True)]:
     row("6.2", f"{name}: kv_cache_kind {kind}", lambda: families[name]["kv_cache_kind"] == kind, yet=built)
 for key, value in {"swiglu_variant": "silu_limited", "has_expert_bias": True, "text_config_wrapped": False, "specdec_kind": "target-only",
                    "continuous_batching": "ok"}.items():
@@ -232,6 +232,10 @@ for key, value in {"swiglu_variant": "silu_limited", "has_expert_bias": True, "t
 for key, value in {"swiglu_variant": "plain_geglu", "has_expert_bias": False, "text_config_wrapped": True, "specdec_kind": "target-only",
                    "continuous_batching": "ok"}.items():
     row("6.2", f"gemma4: {key} {json.dumps(value)}", lambda: families["gemma4"][key] == value)
+
+for key, value in {"swiglu_variant": "silu_limited", "stacked_supported": False, "has_expert_bias": False, "text_config_wrapped": False,
+                   "specdec_kind": "v4_mtp"}.items():
+    row("6.2", f"deepseek_v4: {key} {json.dumps(value)}", lambda: families["deepseek_v4"][key] == value)
 
 wrong = sum(outcome.startswith("WRONG") for outcome in ROWS)
 print(f"\nsurface: {ROWS.count('ok')} ok, {ROWS.count('not yet')} not yet, {wrong} wrong")

@@ -284,3 +284,56 @@ fn a_server_that_drains_says_so_on_open_connections() {
         assert_eq!(server.wait(Duration::from_secs(20)), 0, "{signal}");
     }
 }
+
+/// A deepseek_v4 checkpoint with a tokenizer of bytes beside it.
+fn deepseek(form: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/deepseek_v4").join(form);
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
+    }
+    // Bytes as byte-level tokenizers spell them: those that print as themselves, others from U+0100 on.
+    let prints = |b: &u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let others: Vec<u32> = (0..256).filter(|b| !prints(b)).collect();
+    let spelt = |b: u32| others.iter().position(|o| *o == b).map_or(b, |place| 256 + place as u32);
+    let vocab = if form == "fp8" { 224 } else { 256 };
+    let vocab: serde_json::Map<_, _> =
+        (0..vocab).map(|b| (char::from_u32(spelt(b)).unwrap().to_string(), json!(b))).collect();
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+}
+
+/// The model's own block proposes where there is one; without it, or told to, decoding is plain. Stacks are not served.
+#[test]
+fn deepseek_v4_says_how_it_decodes() {
+    let serving = |dir: &Path, args: &[&str]| {
+        let server = Server::start(dir, &[&["--no-streaming"], args].concat());
+        let plain = json!({"prompt": [5, 6, 7, 8], "max_tokens": 30, "temperature": 0});
+        let answer = server.post("/v1/completions", &plain.to_string());
+        let text = answer.json()["choices"][0]["text"].clone();
+        let preset = json!({"prompt": [5], "max_tokens": 1, "speculation": {"preset": "summarization"}});
+        let serving = server.get("/v1/capabilities").json()["serving"].clone();
+        (serving, text, server.post("/v1/completions", &preset.to_string()).status)
+    };
+    let dir = deepseek("bf16");
+    let (own, text, refused_preset) = serving(dir.path(), &["--rho-gate", "0.5", "--require-draft"]);
+    assert_eq!((&own["effective_decode_path"], refused_preset), (&json!("v4_mtp"), 400));
+    assert_eq!(own["speculation"]["supported_presets"], json!(["none"]));
+    assert_eq!(own["rho_gate"], json!({"threshold": 0.5, "rho": null, "open": true}));
+    let (plain, same, _) = serving(dir.path(), &["--decode-path", "target-only"]);
+    assert_eq!((&plain["effective_decode_path"], &plain["rho_gate"]), (&json!("target_only"), &json!(null)));
+    assert_eq!(text, same);
+
+    let stacked = deepseek("mlx-4bit");
+    let (code, _, error) = refused(command(stacked.path(), &["--no-streaming"]));
+    assert!(
+        code == 2 && error.contains("sliced experts") && error.contains("mach convert"),
+        "{code} {error}"
+    );
+}

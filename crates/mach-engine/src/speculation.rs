@@ -89,7 +89,9 @@ impl Proposers {
         }
         if let Some(draft) = self.settings.draft.as_ref().filter(|_| choice == 0) {
             let (proposer, most) = (Arc::clone(draft).proposer(), draft.block_size());
-            let policy = blocks.policy.build(proposer.name(), most, blocks.guard, &self.experience);
+            // A gate of its own stands in the guard's place, and knows what every cycle cost.
+            let guard = if draft.gate().is_some() { GuardSpec::Off } else { blocks.guard };
+            let policy = blocks.policy.build(proposer.name(), most, guard, &self.experience);
             let policy = match draft.gate() {
                 Some(gate) => gate.over(policy),
                 None => policy,
