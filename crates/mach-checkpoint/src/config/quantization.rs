@@ -42,11 +42,11 @@ impl Quantization {
         };
         match object.get("quant_method") {
             None => {}
-            Some(method) if published.is_some_and(|known| method == known) => return Ok(Self::default()),
             Some(method) if method == "fp8" => {
                 published_fp8(key, object)?;
                 return Ok(Self::default());
             }
+            Some(method) if published.is_some_and(|known| method == known) => return Ok(Self::default()),
             Some(method) => {
                 return Err(format!("`{key}.quant_method`: {method} weights are not supported"));
             }

@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 
 use mach_quant::Bits;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
     Yarn,
 };
 use crate::Family;
-use crate::synth::Shape;
+use crate::synth::{Shape, extend};
 
 /// As the publisher writes it: no prefix, names of its own.
 const OWN: Naming = Naming { prefix: "", head: "head" };
@@ -32,7 +32,7 @@ pub(super) static ROW: Row = Row {
     expert_width: "moe_intermediate_size",
     dense: false,
     tied_by_default: false,
-    quant_method: None,
+    quant_method: Some("fp8"),
     shared_expert: true,
     swiglu_variant: SwigluVariant::SiluLimited,
     expert_bias: false,
@@ -57,9 +57,140 @@ pub(super) static ROW: Row = Row {
     },
 };
 
-static SHAPES: &[Shape] = &[];
+/// Sizes that no other family has.
+pub(crate) struct OwnSizes {
+    /// Of which of [`SHAPES`].
+    shape: &'static str,
+    /// Width that queries are projected down to first.
+    pub(crate) q_rank: usize,
+    /// Rotated elements of a head.
+    rotary: usize,
+    /// Groups of heads, and the width of their projections.
+    pub(crate) out: (usize, usize),
+    /// Positions that a query sees one by one.
+    window: usize,
+    /// Heads of the index, their width, and entries that it keeps.
+    pub(crate) index: (usize, usize, usize),
+    /// Tokens of an entry of a layer.
+    pub(crate) ratio: fn(usize) -> usize,
+    /// Layers whose experts follow from the token.
+    pub(crate) hash_layers: usize,
+    /// Residual streams.
+    pub(crate) streams: usize,
+}
 
-fn config(_: &Shape, _: usize, _: Value, root: Value) -> Value {
+/// Those of a shape.
+pub(crate) fn own_sizes(shape: &str) -> Option<&'static OwnSizes> {
+    OWN_SIZES.iter().find(|own| own.shape == shape)
+}
+
+static OWN_SIZES: &[OwnSizes] = &[
+    OwnSizes {
+        shape: "deepseek-v4-flash",
+        q_rank: 1024,
+        rotary: 64,
+        out: (8, 1024),
+        window: 128,
+        index: (64, 128, 512),
+        ratio: |layer| match layer {
+            0 | 1 => 0,
+            layer if layer % 2 == 0 => 4,
+            _ => 128,
+        },
+        hash_layers: 3,
+        streams: 4,
+    },
+    OwnSizes {
+        shape: "tiny-deepseek_v4",
+        q_rank: 128,
+        rotary: 16,
+        out: (2, 64),
+        window: 32,
+        index: (8, 32, 16),
+        ratio: |layer| [0, 4, 128].get(layer % 3).copied().unwrap_or(0),
+        hash_layers: 1,
+        streams: 4,
+    },
+];
+
+static SHAPES: &[Shape] = &[
+    Shape {
+        name: "deepseek-v4-flash",
+        family: Family::DeepseekV4,
+        hidden: 4096,
+        layers: 43,
+        vocab: 129_280,
+        attention: (64, 1, 512),
+        experts: (256, 6, 2048),
+        shared: 2048,
+        gdn: (0, 0, 0),
+        interval: 1,
+        theta: 1e4,
+        positions: 1 << 20,
+        full: None,
+    },
+    Shape {
+        name: "tiny-deepseek_v4",
+        family: Family::DeepseekV4,
+        hidden: 256,
+        layers: 4,
+        vocab: 16_512,
+        attention: (4, 1, 64),
+        experts: (32, 4, 64),
+        shared: 64,
+        gdn: (0, 0, 0),
+        interval: 1,
+        theta: 1e4,
+        positions: 4096,
+        full: None,
+    },
+];
+
+fn config(shape: &Shape, layers: usize, text: Value, mut root: Value) -> Value {
+    let Some(own) = own_sizes(shape.name) else { return root };
+    let (experts, _, _) = shape.experts;
+    extend(&mut root, text);
+    if let Value::Object(root) = &mut root {
+        for other in ["num_experts", "mlp_only_layers"] {
+            root.remove(other);
+        }
+    }
+    let ratios: Vec<usize> = (0..layers).map(own.ratio).collect();
+    extend(
+        &mut root,
+        json!({
+            "architectures": ["DeepseekV4ForCausalLM"],
+            "compress_ratios": ratios,
+            "compress_rope_theta": 160_000,
+            "hc_eps": 1e-6,
+            "hc_mult": own.streams,
+            "hc_sinkhorn_iters": 20,
+            "index_head_dim": own.index.1,
+            "index_n_heads": own.index.0,
+            "index_topk": own.index.2,
+            "model_type": ROW.model_type,
+            "n_routed_experts": experts,
+            "n_shared_experts": 1,
+            "num_hash_layers": own.hash_layers,
+            "num_nextn_predict_layers": 0,
+            "o_groups": own.out.0,
+            "o_lora_rank": own.out.1,
+            "q_lora_rank": own.q_rank,
+            "qk_rope_head_dim": own.rotary,
+            "rope_scaling": {
+                "beta_fast": 32,
+                "beta_slow": 1,
+                "factor": 16,
+                "original_max_position_embeddings": 65_536,
+                "type": "yarn",
+            },
+            "rope_theta": shape.theta,
+            "routed_scaling_factor": 1.5,
+            "scoring_func": "sqrtsoftplus",
+            "sliding_window": own.window,
+            "swiglu_limit": 10.0,
+        }),
+    );
     root
 }
 

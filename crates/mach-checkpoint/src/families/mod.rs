@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::Family;
 use crate::synth::Shape;
 
-pub(crate) use deepseek_v4::Names;
+pub(crate) use deepseek_v4::{Names, OwnSizes, own_sizes};
 
 /// All families.
 pub static FAMILIES: &[&Row] = &[

@@ -4,6 +4,7 @@
 //! so in `synthetic.json` and in `config.json`.
 
 mod content;
+mod deepseek;
 mod routing;
 mod shape;
 mod spread;

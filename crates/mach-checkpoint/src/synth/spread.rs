@@ -7,7 +7,7 @@ use half::bf16;
 use super::content::random;
 use super::routing::CARRIED;
 use super::tensors::TEXT_TOKENS;
-use crate::{Checkpoint, CheckpointError, Dtype, LinearSource, Packing};
+use crate::{Checkpoint, CheckpointError, Dtype, Family, LinearSource, Packing};
 
 /// How one layer's router spread a sample of tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,7 +70,9 @@ impl fmt::Display for Spread {
 pub fn measure_spread(checkpoint: &Checkpoint, tokens: usize, seed: u64) -> Result<Spread, CheckpointError> {
     let config = checkpoint.config();
     let (hidden, experts, top_k) = (config.hidden_size, config.moe.num_experts, config.moe.top_k);
-    let module = format!("{}embed_tokens", config.tensor_prefix);
+    let deepseek = config.family == Family::DeepseekV4;
+    let embedding = if deepseek { "embed" } else { "embed_tokens" };
+    let module = checkpoint.full_name(embedding);
     let embedding = checkpoint.linear(&module, config.vocab_size, hidden)?;
     let mut inputs = Vec::with_capacity(tokens * CARRIED);
     for i in 0..tokens {
@@ -80,7 +82,24 @@ pub fn measure_spread(checkpoint: &Checkpoint, tokens: usize, seed: u64) -> Resu
     let mut layers = Vec::new();
     for layer in 0..config.layers.len() {
         let name = checkpoint.family().synthetic.router;
-        let gate = format!("{}layers.{layer}.{name}", config.tensor_prefix);
+        let gate = checkpoint.full_name(&format!("layers.{layer}.{name}"));
+        if config.compressed.as_ref().is_some_and(|own| layer < own.hash_layers) {
+            let table = checkpoint.integers(
+                &format!("{gate}.tid2eid"),
+                &[config.vocab_size, top_k],
+                experts as u32,
+            )?;
+            let ids =
+                (0..tokens).map(|i| random(seed, i as u64) as usize % TEXT_TOKENS.min(config.vocab_size));
+            let mut counts = vec![0u64; experts];
+            for expert in ids.flat_map(|id| table.get(id * top_k..(id + 1) * top_k).unwrap_or_default()) {
+                if let Some(count) = counts.get_mut(*expert as usize) {
+                    *count += 1;
+                }
+            }
+            layers.push(summary(&counts, tokens));
+            continue;
+        }
         let router = checkpoint.linear(&gate, experts, hidden)?;
         let mut weights = Vec::with_capacity(experts * CARRIED);
         for expert in 0..experts {
@@ -112,14 +131,19 @@ fn spread(inputs: &[f32], weights: &[f32], experts: usize, top_k: usize) -> Laye
             counts[*expert] += 1;
         }
     }
+    summary(&counts, inputs.len() / CARRIED)
+}
+
+/// From how often each expert was chosen.
+fn summary(counts: &[u64], tokens: usize) -> LayerSpread {
     let total = counts.iter().sum::<u64>().max(1) as f64;
-    let tokens = (inputs.len() / CARRIED).max(1) as f64;
+    let tokens = tokens.max(1) as f64;
     let entropy: f64 =
         counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / total).map(|p| -p * p.ln()).sum();
     LayerSpread {
         hottest: counts.iter().copied().max().unwrap_or(0) as f64 / tokens,
         effective_experts: entropy.exp(),
-        coverage: counts.iter().filter(|&&c| c > 0).count() as f64 / experts.max(1) as f64,
+        coverage: counts.iter().filter(|&&c| c > 0).count() as f64 / counts.len().max(1) as f64,
     }
 }
 

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use super::SynthOptions;
 use super::content::{Content, Grid, Made, halves, normal, random, stream};
-use super::routing::{self, CARRIED, CONSTANT, EMBEDDING_SCALE};
+use super::deepseek;
+use super::routing::{self, CARRIED, CONSTANT, EMBEDDING_SCALE, Routing};
 use super::shape::{Shape, TAPS};
+use crate::Family;
 use crate::families::Synthetic;
 
 /// Token ids from here on have no text in the tokenizer that is written (or are special): the head never picks them.
@@ -42,7 +44,10 @@ pub(super) struct Planned {
 
 /// All tensors, in the order of a forward pass.
 pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptions) -> Vec<Planned> {
-    let mut plan = TensorPlan { seed: options.seed, tensors: Vec::new() };
+    if shape.family == Family::DeepseekV4 {
+        return deepseek::plan(shape, form, options);
+    }
+    let mut plan = TensorPlan::new(options.seed);
     let prefix = form.naming.prefix;
     plan.embedding(shape, form, &format!("{prefix}embed_tokens"));
     for layer in 0..options.layers {
@@ -73,30 +78,73 @@ pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptio
 
 /// How a projection treats its input.
 #[derive(Clone, Copy)]
-enum Role {
+pub(super) enum Role {
     /// Variance kept.
     In,
     /// Back to the residual stream: carried dimensions untouched.
     Out,
 }
 
-struct TensorPlan {
+pub(super) struct TensorPlan {
     seed: u64,
     tensors: Vec<Planned>,
 }
 
 impl TensorPlan {
+    pub(super) fn new(seed: u64) -> Self {
+        TensorPlan { seed, tensors: Vec::new() }
+    }
+
+    pub(super) fn into_tensors(self) -> Vec<Planned> {
+        self.tensors
+    }
+
+    /// f32 values, each a function of its place.
+    pub(super) fn floats(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        value: impl Fn(usize) -> f32 + Send + Sync + 'static,
+    ) {
+        let count = shape.iter().product::<usize>();
+        let make = move || (0..count).flat_map(|i| value(i).to_le_bytes()).collect();
+        self.made(name, "F32", shape, Arc::new(make));
+    }
+
+    /// A matrix in the fp4 of deepseek_v4: MXFP4 codes as bytes, scales beside them.
+    pub(super) fn fp4(&mut self, module: &str, rows: usize, cols: usize, role: Role) {
+        let (gain, zero_rows) = match role {
+            Role::In => (1.0, 0),
+            Role::Out => (OUTPUT_GAIN, CARRIED),
+        };
+        let codes = Content::Codes { seed: stream(self.seed, module), words: cols / 8, rows, zero_rows };
+        self.push(format!("{module}.weight"), "I8", vec![rows, cols / 2], codes);
+        let scale = (127 + exponent(gain, cols, DEVIATION_MXFP4)).clamp(1, 254) as u8;
+        self.push(format!("{module}.scale"), "F8_E8M0", vec![rows, cols / 32], Content::Bytes(scale));
+    }
+
+    /// A router of 8 bits.
+    pub(super) fn router(&mut self, shape: &'static Shape, name: &str, seed_of: &str, routing: Routing) {
+        let ((experts, top_k, _), hidden) = (shape.experts, shape.hidden);
+        let seed = stream(self.seed, seed_of);
+        let gate = move || routing::quantize(&routing::router(seed, experts, top_k, routing), hidden);
+        let groups = vec![experts, hidden / 64];
+        self.made(format!("{name}.weight"), "U32", vec![experts, hidden / 4], Arc::new(move || gate().0));
+        self.made(format!("{name}.scales"), "BF16", groups.clone(), Arc::new(move || halves(gate().1)));
+        self.made(format!("{name}.biases"), "BF16", groups, Arc::new(move || halves(gate().2)));
+    }
+
     fn push(&mut self, name: String, dtype: &'static str, shape: Vec<usize>, content: Content) {
         let size = match dtype {
-            "U32" | "F32" => 4,
-            "U8" => 1,
+            "U32" | "F32" | "I32" => 4,
+            "U8" | "I8" | "F8_E8M0" => 1,
             _ => 2,
         };
         let bytes = shape.iter().product::<usize>() * size;
         self.tensors.push(Planned { name, dtype, shape, bytes, content });
     }
 
-    fn made(
+    pub(super) fn made(
         &mut self,
         name: String,
         dtype: &'static str,
@@ -106,7 +154,7 @@ impl TensorPlan {
         self.push(name, dtype, shape, Content::Made(Made(make)));
     }
 
-    fn ones(&mut self, name: String, length: usize) {
+    pub(super) fn ones(&mut self, name: String, length: usize) {
         self.constant(name, length, 1.0);
     }
 
@@ -162,7 +210,7 @@ impl TensorPlan {
     }
 
     /// A 4-bit linear module, or a stack of them with `lead` `[experts]`.
-    fn linear(&mut self, module: &str, lead: &[usize], rows: usize, cols: usize, role: Role) {
+    pub(super) fn linear(&mut self, module: &str, lead: &[usize], rows: usize, cols: usize, role: Role) {
         let seed = stream(self.seed, module);
         let (gain, zero_rows) = match role {
             Role::In => (1.0, 0),
@@ -196,7 +244,7 @@ impl TensorPlan {
         self.push(format!("{module}.biases"), "BF16", of(cols / 64), Content::Biases(grid, 7.5));
     }
 
-    fn embedding(&mut self, shape: &Shape, form: &Synthetic, module: &str) {
+    pub(super) fn embedding(&mut self, shape: &Shape, form: &Synthetic, module: &str) {
         // Where it is the head, too, ids without text are never picked.
         let from = if form.between_norms { TEXT_TOKENS } else { usize::MAX };
         let seed = stream(self.seed, module);
@@ -216,7 +264,7 @@ impl TensorPlan {
         self.quantized(module, &[], shape.vocab, shape.hidden, codes, grid);
     }
 
-    fn head(&mut self, shape: &Shape, module: &str) {
+    pub(super) fn head(&mut self, shape: &Shape, module: &str) {
         let seed = stream(self.seed, module);
         let codes = Content::Rows { seed, words: shape.hidden / 8, first: None, from: TEXT_TOKENS };
         let grid = Grid {
@@ -279,16 +327,11 @@ impl TensorPlan {
     }
 
     fn moe(&mut self, shape: &'static Shape, form: &Synthetic, base: &str, options: &SynthOptions) {
-        let (experts, top_k, width) = shape.experts;
+        let (experts, _, width) = shape.experts;
         let hidden = shape.hidden;
         let mlp = format!("{base}mlp.");
-        let (seed, routing) = (stream(self.seed, &mlp), options.routing);
-        let gate = move || routing::quantize(&routing::router(seed, experts, top_k, routing), hidden);
-        let name = format!("{base}{}", form.router);
-        let groups = vec![experts, hidden / 64];
-        self.made(format!("{name}.weight"), "U32", vec![experts, hidden / 4], Arc::new(move || gate().0));
-        self.made(format!("{name}.scales"), "BF16", groups.clone(), Arc::new(move || halves(gate().1)));
-        self.made(format!("{name}.biases"), "BF16", groups, Arc::new(move || halves(gate().2)));
+        let seed = stream(self.seed, &mlp);
+        self.router(shape, &format!("{base}{}", form.router), &mlp, options.routing);
 
         let stack = format!("{base}{}.", form.stack);
         let matrices = [
