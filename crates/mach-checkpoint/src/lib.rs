@@ -23,8 +23,8 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{
-    Family, GdnConfig, Gemma4Config, GenerationConfig, LayerKind, Llama3Config, ModelConfig, MoeConfig,
-    RopeConfig, YarnConfig,
+    Family, GdnConfig, Gemma3Config, Gemma4Config, GenerationConfig, LayerKind, Llama3Config, ModelConfig,
+    MoeConfig, RopeConfig, YarnConfig,
 };
 pub use error::CheckpointError;
 pub use experts::{ExpertBiases, ExpertSource, VectorSource};

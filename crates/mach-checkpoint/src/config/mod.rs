@@ -1,10 +1,12 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
+mod gemma3;
 mod gemma4;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
+pub use gemma3::Gemma3Config;
 pub use gemma4::Gemma4Config;
 pub(crate) use quantization::{Quantization, Scheme};
 
@@ -30,6 +32,8 @@ pub enum Family {
     Mistral,
     /// The first Gemma.
     Gemma,
+    /// The text model of Gemma 3: norms before and behind each block, sliding and full attention layers.
+    Gemma3Text,
 }
 
 /// What mixes tokens in a layer.
@@ -157,6 +161,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
+    /// What only Gemma 3 has.
+    pub gemma3: Option<Gemma3Config>,
     /// What only Gemma 4 has.
     pub gemma4: Option<Gemma4Config>,
     /// Whether the head is the embedding.

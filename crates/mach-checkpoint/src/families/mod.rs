@@ -2,6 +2,7 @@
 //! `mach-models` that says what is computed, and its name in [`FAMILIES`].
 
 mod gemma;
+mod gemma3_text;
 mod gemma4;
 mod gpt_oss;
 mod llama;
@@ -29,6 +30,7 @@ pub static FAMILIES: &[&Row] = &[
     &llama::ROW,
     &mistral::ROW,
     &gemma::ROW,
+    &gemma3_text::ROW,
 ];
 
 /// Where a form of a family keeps the text model.

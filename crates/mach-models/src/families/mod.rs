@@ -2,6 +2,7 @@
 //! [`mach_checkpoint::FAMILIES`].
 
 pub mod gemma;
+pub mod gemma3_text;
 pub mod gemma4;
 pub mod gpt_oss;
 pub mod llama;
@@ -37,6 +38,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
         Family::Llama => llama::spec(config),
         Family::Mistral => mistral::spec(config),
         Family::Gemma => gemma::spec(config),
+        Family::Gemma3Text => gemma3_text::spec(config),
     }
 }
 
@@ -47,6 +49,7 @@ pub(crate) fn load<L: Loader>(
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
     match from.config().family {
         Family::Gemma4 => gemma4::load(from, spec),
+        Family::Gemma3Text => gemma3_text::load(from, spec),
         Family::GptOss => qwen3_moe::load(from, spec, "router"),
         Family::Qwen3Moe
         | Family::Qwen3_5Moe
