@@ -24,8 +24,8 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, TensorView};
 pub use config::{
-    CompressedConfig, Family, GdnConfig, Gemma4Config, GenerationConfig, LayerKind, Llama3Config,
-    ModelConfig, MoeConfig, RopeConfig, YarnConfig,
+    CompressedConfig, Family, GdnConfig, Gemma3Config, Gemma4Config, GenerationConfig, LayerKind,
+    Llama3Config, ModelConfig, MoeConfig, RopeConfig, YarnConfig,
 };
 pub use error::CheckpointError;
 pub use experts::{ExpertBiases, ExpertSource, VectorSource};

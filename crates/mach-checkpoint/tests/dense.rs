@@ -20,6 +20,7 @@ fn every_form_opens_without_experts() {
         ("llama", Family::Llama, 0.0, false),
         ("mistral", Family::Mistral, 0.0, false),
         ("gemma", Family::Gemma, 1.0, true),
+        ("gemma3_text", Family::Gemma3Text, 1.0, true),
     ];
     for (name, family, offset, tied) in families {
         for form in ["bf16", "mlx-4bit"] {
@@ -90,6 +91,22 @@ fn what_they_cannot_say() {
         ("qwen3", "use_sliding_window", json!(true), "use_sliding_window"),
         ("gemma", "hidden_act", json!("silu"), "hidden_act"),
         ("mistral", "sliding_window", json!(0), "sliding_window"),
+        ("gemma3_text", "attn_logit_softcapping", json!(50.0), "attn_logit_softcapping"),
+        (
+            "gemma3_text",
+            "rope_scaling",
+            json!({"rope_type": "linear", "factor": 8.0}),
+            "rope_scaling.rope_type",
+        ),
+        ("gemma3_text", "query_pre_attn_scalar", json!(0), "query_pre_attn_scalar"),
+        ("gemma3_text", "sliding_window_pattern", json!(0), "sliding_window_pattern"),
+        ("gemma3_text", "hidden_activation", json!("silu"), "hidden_activation"),
+        (
+            "gemma3_text",
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "linear"}}),
+            "rope_parameters.full_attention.rope_type",
+        ),
     ];
     for (family, field, value, named) in cases {
         let error = with(family, |c| c[field] = value.clone()).unwrap_err();

@@ -52,6 +52,7 @@ fn sizes_of_single_layers() {
     assert_eq!(checkpoint.unwrap().config(), published.config());
     for (layers, named) in [
         (json!({"6": {}}), "per_layer_config.6"),
+        (json!({"2": {"rope_theta": 5}}), "`rope_theta`"),
         (json!({"x": {}}), "per_layer_config.x"),
         (json!({"1": {"num_key_value_heads": 3}}), "layer 1"),
         (json!({"1": {"head_dim": 0}}), "layer 1"),
@@ -60,6 +61,26 @@ fn sizes_of_single_layers() {
         let error = with(|t| t["per_layer_config"] = layers).unwrap_err();
         assert!(error.contains(named) && error.contains("config.json"), "{error}");
     }
+}
+
+/// What a file leaves out.
+#[test]
+fn defaults_are_those_of_the_published_code() {
+    let bare = with(|t| {
+        let t = t.as_object_mut().unwrap();
+        for field in ["global_head_dim", "rope_parameters", "layer_types", "use_double_wide_mlp"] {
+            t.remove(field);
+        }
+    });
+    let bare = bare.unwrap();
+    let config = bare.config();
+    assert_eq!((config.layers[4], config.kv_heads(4)), (LayerKind::SlidingAttention, (2, 32)));
+    assert_eq!((config.layers[5], config.kv_heads(5)), (LayerKind::FullAttention, (1, 512)));
+    let own = config.gemma4.as_ref().unwrap();
+    assert_eq!((config.rope.theta, own.full_theta, own.full_turning), (1e4, 1e6, 0.25));
+    // Key/value heads of their own have full layers only without values of their own.
+    let values = with(|t| t["attention_k_eq_v"] = json!(false)).unwrap();
+    assert_eq!(values.config().kv_heads(2), (2, 64));
 }
 
 #[test]
@@ -73,7 +94,6 @@ fn siblings_are_refused_by_name() {
         ("hidden_activation", json!("relu")),
         ("use_bidirectional_attention", json!("all")),
         ("final_logit_softcapping", json!(0.0)),
-        ("rope_parameters", json!({"full_attention": {"rope_theta": 1e6}})),
         (
             "rope_parameters",
             json!({"sliding_attention": {"rope_type": "linear"}, "full_attention": {"rope_theta": 1e6}}),

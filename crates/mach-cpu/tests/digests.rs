@@ -42,6 +42,7 @@ fn logits_have_not_changed() {
         ("fixtures/mistral/mlx-4bit", Activations::Int8, None, 0x771c_b826_99ca_0f04),
         ("fixtures/gemma/bf16", Activations::F32, None, 0x8e46_a481_e0e8_234e),
         ("fixtures/gemma/mlx-4bit", Activations::Int8, None, 0x7dc5_74ce_ace0_9ee5),
+        ("fixtures/gemma3_text/bf16", Activations::Int8, None, 0xdd03_375b_54fe_62d8),
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut changed = Vec::new();

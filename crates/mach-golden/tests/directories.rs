@@ -58,7 +58,7 @@ fn gemma4() {
 
 #[test]
 fn dense() {
-    for family in ["qwen3", "qwen3_5", "llama", "mistral", "gemma"] {
+    for family in ["qwen3", "qwen3_5", "llama", "mistral", "gemma", "gemma3_text"] {
         let kinds = ["logits", "greedy tokens", "greedy logits"];
         expect_all(&format!("fixtures/{family}/bf16"), &[&kinds[..], &["hidden", "final"]].concat());
         expect_all(&format!("fixtures/{family}/mlx-4bit"), &kinds);

@@ -26,7 +26,8 @@ pub use card::{DeviceCard, ExpertsCard, KvFormat, ModelCard};
 pub use decoder::Decoder;
 pub use dflash::{DFlash, DraftConfig, DraftError, DraftHost, DraftNeeds, DraftOptions, DraftRows};
 pub use families::{
-    deepseek_v4, gemma, gemma4, gpt_oss, llama, mistral, place, qwen3, qwen3_5, qwen3_5_moe, qwen3_moe, spec,
+    deepseek_v4, gemma, gemma3_text, gemma4, gpt_oss, llama, mistral, place, qwen3, qwen3_5, qwen3_5_moe,
+    qwen3_moe, spec,
 };
 pub use inventory::{ResidentWeight, resident_weights};
 pub use mach_quant::{Bits, TURBOQUANT_VERSION, TurboQuant};

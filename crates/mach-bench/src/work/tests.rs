@@ -28,6 +28,7 @@ fn config() -> ModelConfig {
         },
         attention_bias: false,
         sliding_window: None,
+        gemma3: None,
         gemma4: None,
         gdn: Some(GdnConfig { key_heads: 2, value_heads: 4, key_dim: 16, value_dim: 8, conv_kernel: 4 }),
         compressed: None,

@@ -23,6 +23,11 @@ pub struct Gemma4Config {
     pub softcap: Option<f32>,
 }
 
+/// Width of a head of full layers where the file says nothing.
+const GLOBAL_HEAD_DIM: u64 = 512;
+/// Share of the frequencies of full layers that turn where the file says nothing of rotation.
+const TURNING: f64 = 0.25;
+
 /// As written. Absent and null are the same.
 #[derive(Deserialize)]
 struct Text {
@@ -40,7 +45,9 @@ struct Text {
     rope_parameters: Option<Ropes>,
 }
 
+/// Anything else that a layer may say of itself would be another computation.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PerLayer {
     head_dim: Option<u64>,
     num_key_value_heads: Option<u64>,
@@ -71,16 +78,18 @@ pub(super) struct Common<'a> {
 pub(super) fn parse(text: Value, section: &str, common: &Common<'_>) -> Result<(Gemma4Config, f64), String> {
     let t: Text = from_value(text, section)?;
     t.refuse_siblings(section)?;
-    let full = |kind| kind == LayerKind::FullAttention;
-    let mut heads = Vec::with_capacity(common.layers.len());
-    for &kind in common.layers {
-        let (kv_heads, head_dim) = (common.kv_heads as u64, common.head_dim as u64);
-        heads.push(if full(kind) {
-            (t.num_global_key_value_heads.unwrap_or(kv_heads), t.global_head_dim.unwrap_or(head_dim))
-        } else {
-            (kv_heads, head_dim)
-        });
-    }
+    let k_as_v = t.attention_k_eq_v.unwrap_or(false);
+    let (kv_heads, head_dim) = (common.kv_heads as u64, common.head_dim as u64);
+    // Where sizes are said layer by layer, nothing else is said of full layers.
+    let full = match t.per_layer_config {
+        Some(_) => (kv_heads, head_dim),
+        None => {
+            let own = t.num_global_key_value_heads.filter(|_| k_as_v);
+            (own.unwrap_or(kv_heads), t.global_head_dim.unwrap_or(GLOBAL_HEAD_DIM))
+        }
+    };
+    let of = |&kind| if kind == LayerKind::FullAttention { full } else { (kv_heads, head_dim) };
+    let mut heads: Vec<(u64, u64)> = common.layers.iter().map(of).collect();
     for (layer, own) in t.per_layer_config.iter().flatten() {
         let slot = layer.parse().ok().and_then(|n: usize| heads.get_mut(n)).ok_or_else(|| {
             format!("`{section}per_layer_config.{layer}` is not one of {} layers", common.layers.len())
@@ -108,16 +117,20 @@ pub(super) fn parse(text: Value, section: &str, common: &Common<'_>) -> Result<(
         rope(full, &format!("{section}rope_parameters.full_attention"), "proportional", 1e6)?;
     let softcap = match t.final_logit_softcapping {
         None => None,
-        Some(cap) if cap > 0.0 && cap.is_finite() => Some(cap as f32),
-        Some(cap) => return Err(format!("`{section}final_logit_softcapping` is {cap}; it must be above 0")),
+        Some(cap) if cap > 0.0 && cap <= 1e6 => Some(cap as f32),
+        Some(cap) => {
+            return Err(format!(
+                "`{section}final_logit_softcapping` is {cap}; it must be above 0 and at most 1000000"
+            ));
+        }
     };
-    let k_as_v = t.attention_k_eq_v.unwrap_or(false);
     Ok((Gemma4Config { heads, k_as_v, full_theta, full_turning, softcap }, sliding_theta))
 }
 
 /// Base of the frequencies, and the share of them that turn.
 fn rope(rope: Option<Rope>, field: &str, kind: &str, theta: f64) -> Result<(f64, f64), String> {
-    let Some(rope) = rope else { return Err(format!("`{field}` is missing")) };
+    let share = if kind == "default" { 1.0 } else { TURNING };
+    let Some(rope) = rope else { return Ok((theta, share)) };
     if let Some(other) = rope.rope_type.filter(|given| given != kind) {
         return Err(format!("`{field}.rope_type`: {other} is not supported for gemma4; {kind} is"));
     }

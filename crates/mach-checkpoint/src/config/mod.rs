@@ -1,12 +1,14 @@
 //! `config.json` and `generation_config.json`, normalised: one structure whatever the family, every default resolved.
 
 mod compressed;
+mod gemma3;
 mod gemma4;
 mod generation;
 pub(crate) mod parse;
 mod quantization;
 
 pub use compressed::CompressedConfig;
+pub use gemma3::Gemma3Config;
 pub use gemma4::Gemma4Config;
 pub(crate) use quantization::{Quantization, Scheme};
 
@@ -34,6 +36,8 @@ pub enum Family {
     Gemma,
     /// DeepSeek-V4: attention over a window and compressed entries, several residual streams, shared expert.
     DeepseekV4,
+    /// The text model of Gemma 3: norms before and behind each block, sliding and full attention layers.
+    Gemma3Text,
 }
 
 /// What mixes tokens in a layer.
@@ -163,6 +167,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Gated DeltaNet, if any layer is linear attention.
     pub gdn: Option<GdnConfig>,
+    /// What only Gemma 3 has.
+    pub gemma3: Option<Gemma3Config>,
     /// What only Gemma 4 has.
     pub gemma4: Option<Gemma4Config>,
     /// Compressed attention and what comes with it, if the family has it.

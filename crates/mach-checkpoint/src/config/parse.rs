@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::gemma3;
 use super::gemma4::{self, Common};
 use super::{
     Family, GdnConfig, LayerKind, Llama3Config, ModelConfig, MoeConfig, Quantization, RopeConfig, YarnConfig,
@@ -49,6 +50,7 @@ struct Text {
     layer_types: Option<Vec<String>>,
     full_attention_interval: Option<u64>,
     sliding_window: Option<u64>,
+    sliding_window_pattern: Option<u64>,
     mlp_only_layers: Option<Vec<u64>>,
     decoder_sparse_step: Option<u64>,
     num_experts: Option<u64>,
@@ -224,6 +226,13 @@ impl Builder<'_> {
             self.size("intermediate_size", t.intermediate_size, MAX_HIDDEN)?
         };
         let mut rope = self.rope(head_dim)?;
+        let gemma3 = if self.arch.family == Family::Gemma3Text {
+            let (gemma3, theta) = gemma3::parse(self.value.clone(), self.section)?;
+            rope.theta = theta;
+            Some(gemma3)
+        } else {
+            None
+        };
         let gemma4 = if self.arch.family == Family::Gemma4 {
             let common = Common { layers: &layers, heads: num_heads, kv_heads: num_kv_heads, head_dim };
             let (gemma4, theta) = gemma4::parse(self.value.clone(), self.section, &common)?;
@@ -250,6 +259,7 @@ impl Builder<'_> {
             attention_bias: self.arch.attention_bias,
             sliding_window,
             gdn,
+            gemma3,
             gemma4,
             compressed: None,
             tie_word_embeddings: top_level_tie.or(t.tie_word_embeddings).unwrap_or(self.arch.tied_by_default),
@@ -477,8 +487,10 @@ impl Builder<'_> {
         }
         // Only of the hybrid family is the interval a setting.
         let given = t.full_attention_interval.filter(|_| other == LayerKind::LinearAttention);
-        let interval = given.or(Some(default_interval as u64));
-        let interval = self.size("full_attention_interval", interval, MAX_LAYERS)?;
+        let pattern = t.sliding_window_pattern.filter(|_| self.arch.family == Family::Gemma3Text);
+        let interval = given.or(pattern).or(Some(default_interval as u64));
+        let field = if pattern.is_some() { "sliding_window_pattern" } else { "full_attention_interval" };
+        let interval = self.size(field, interval, MAX_LAYERS)?;
         Ok((1..=count).map(|n| if n % interval == 0 { LayerKind::FullAttention } else { other }).collect())
     }
 

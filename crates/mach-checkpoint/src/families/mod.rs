@@ -3,6 +3,7 @@
 
 mod deepseek_v4;
 mod gemma;
+mod gemma3_text;
 mod gemma4;
 mod gpt_oss;
 mod llama;
@@ -33,6 +34,7 @@ pub static FAMILIES: &[&Row] = &[
     &llama::ROW,
     &mistral::ROW,
     &gemma::ROW,
+    &gemma3_text::ROW,
 ];
 
 /// Where a form of a family keeps the text model.

@@ -63,6 +63,7 @@ impl Double {
             },
             attention_bias: false,
             sliding_window: None,
+            gemma3: None,
             gemma4: None,
             gdn: None,
             compressed: None,

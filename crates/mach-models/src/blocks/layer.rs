@@ -65,11 +65,13 @@ impl<M: Copy, V> Layer<M, V> {
         })
     }
 
-    /// The modules under `layers.{index}` by the names of Gemma 4, with norms behind both halves and a scalar.
+    /// The modules under `layers.{index}` by the names of Gemma 3 and 4, with norms behind both halves, and a scalar if
+    /// there is one.
     pub(crate) fn load_between_norms(
         from: &mut impl Loader<Matrix = M, Vector = V>,
         index: usize,
         spec: &LayerSpec,
+        scalar: Option<&str>,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
         let base = format!("layers.{index}");
@@ -82,7 +84,10 @@ impl<M: Copy, V> Layer<M, V> {
             post_norm,
             feed_forward: FeedForward::load(from, index, "", &spec.feed_forward)?,
             behind: Some(behind),
-            scalar: Some(from.scalar(&format!("{base}.layer_scalar"))?),
+            scalar: match scalar {
+                Some(name) => Some(from.scalar(&format!("{base}.{name}"))?),
+                None => None,
+            },
             streams: None,
         })
     }

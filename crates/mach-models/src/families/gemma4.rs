@@ -68,5 +68,7 @@ pub(super) fn load<L: Loader>(
     from: &mut L,
     spec: &ModelSpec,
 ) -> Result<Parts<L::Matrix, L::Vector>, CheckpointError> {
-    qwen3_moe::load_layers(from, spec, Layer::load_between_norms)
+    qwen3_moe::load_layers(from, spec, |from, index, layer| {
+        Layer::load_between_norms(from, index, layer, Some("layer_scalar"))
+    })
 }

@@ -3,6 +3,7 @@
 
 pub mod deepseek_v4;
 pub mod gemma;
+pub mod gemma3_text;
 pub mod gemma4;
 pub mod gpt_oss;
 pub mod llama;
@@ -41,6 +42,7 @@ pub fn spec(config: &ModelConfig) -> ModelSpec {
         Family::Mistral => mistral::spec(config),
         Family::Gemma => gemma::spec(config),
         Family::DeepseekV4 => deepseek_v4::spec(config),
+        Family::Gemma3Text => gemma3_text::spec(config),
     }
 }
 
@@ -52,6 +54,7 @@ pub(crate) fn load<L: Loader>(
     match from.config().family {
         Family::Gemma4 => gemma4::load(from, spec),
         Family::DeepseekV4 => deepseek_v4::load(from, spec),
+        Family::Gemma3Text => gemma3_text::load(from, spec),
         Family::GptOss => qwen3_moe::load(from, spec, "router"),
         Family::Qwen3Moe
         | Family::Qwen3_5Moe
