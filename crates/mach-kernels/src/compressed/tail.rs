@@ -39,14 +39,16 @@ impl Tail {
         self.words.truncate(end.saturating_sub(self.first) * self.width);
     }
 
-    /// Lets go of the rows before `first`, at once or later: the rest is moved only when that is no more than what goes.
+    /// Lets go of the rows before `first`, at once or later: the rest is moved only when that is no more than what goes, or
+    /// when a long pass left more room than twice what later ones need.
     pub(super) fn forget(&mut self, first: usize) {
-        let gone = first.saturating_sub(self.first) * self.width;
-        if gone > 0 && 2 * gone >= self.words.len() {
-            self.words.drain(..gone.min(self.words.len()));
-            self.first = first;
-            // A long pass leaves more room than later ones need.
-            self.words.shrink_to(2 * self.words.len());
+        let before = first.saturating_sub(self.first) * self.width;
+        let gone = before.min(self.words.len());
+        let kept = self.words.len() - gone;
+        if (before > 0 && gone >= kept) || self.words.capacity() > 2 * kept {
+            self.words.drain(..gone);
+            self.words.shrink_to(2 * kept);
+            self.first = self.first.max(first);
         }
     }
 
