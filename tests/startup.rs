@@ -161,7 +161,7 @@ fn what_cannot_start_is_named() {
     let wrong_draft = none.path().to_str().unwrap();
     let demo = Path::new(DEMO);
     for (checkpoint, arguments, words) in [
-        (Path::new("Qwen/Qwen3.6-35B-A3B"), &[][..], "looks like the name of a model on a hub"),
+        (Path::new("Qwen/Qwen3.6-35B-A3B"), &[][..], "`hf download Qwen/Qwen3.6-35B-A3B` brings it"),
         (missing.as_path(), &[], "there is no such directory"),
         (&demo.join("config.json"), &[], "this is a file"),
         (
@@ -325,7 +325,9 @@ fn deepseek_v4_says_how_it_decodes() {
     let (own, text, refused_preset) = serving(dir.path(), &["--rho-gate", "0.5", "--require-draft"]);
     assert_eq!((&own["effective_decode_path"], refused_preset), (&json!("v4_mtp"), 400));
     assert_eq!(own["speculation"]["supported_presets"], json!(["none"]));
-    assert_eq!(own["rho_gate"], json!({"threshold": 0.5, "rho": null, "open": true}));
+    // Thirty tokens were enough to measure.
+    let gate = &own["rho_gate"];
+    assert!(gate["threshold"] == 0.5 && gate["rho"].is_f64() && gate["open"].is_boolean(), "{gate}");
     let (plain, same, _) = serving(dir.path(), &["--decode-path", "target-only"]);
     assert_eq!((&plain["effective_decode_path"], &plain["rho_gate"]), (&json!("target_only"), &json!(null)));
     assert_eq!(text, same);

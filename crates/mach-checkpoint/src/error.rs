@@ -61,8 +61,7 @@ impl CheckpointError {
                 "this is a file; give the directory of the checkpoint, with config.json and safetensors"
             }
             [owner, name] if !owner.is_empty() && !owner.starts_with('.') && !name.is_empty() => {
-                "there is no such directory; it looks like the name of a model on a hub: mach reads local directories, so \
-                 download it first and give its directory"
+                "there is no such directory; it looks like the name of a model on a hub: download it first (`hf download`)"
             }
             _ => "there is no such directory",
         };

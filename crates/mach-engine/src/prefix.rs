@@ -243,3 +243,52 @@ impl Prefix {
         self.insert(model, sequence, state, None, (tokens, Kind::TurnEnd));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mach_prefix::{Blank, PrefixConfig};
+
+    use super::*;
+    use crate::{CacheHints, OutputControl, Preset, SamplingParams};
+
+    fn planned(system: Option<usize>, boundaries: &[usize], cached: usize, can_be_cut: bool) -> Vec<usize> {
+        let config = PrefixConfig { stride: 1000, directory: None, ..PrefixConfig::default() };
+        let cache = Arc::new(PrefixCache::open(
+            config,
+            Blank { state: SequenceState::without_layers(), draft: None },
+        ));
+        let prefix = Prefix { cache, can_be_cut, drafting: false };
+        let request = GenerateRequest {
+            prompt: vec![1; 2500],
+            choices: 1,
+            max_tokens: None,
+            sampling: SamplingParams::greedy(),
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            preset: Preset::None,
+            cache: CacheHints { system, boundaries: boundaries.to_vec(), ..CacheHints::default() },
+            warm: false,
+            output: OutputControl::default(),
+            policy: None,
+        };
+        prefix.plan(&request, cached).into_iter().map(|(at, _)| at).collect()
+    }
+
+    /// Copies are kept where a message ends and every stride, not closer together than is worth it; a system prompt and the last
+    /// boundary always.
+    #[test]
+    fn copies_stand_apart() {
+        assert_eq!(planned(None, &[100, 130, 164, 2400], 0, false), [100, 164, 1000, 2000, 2400]);
+        assert_eq!(planned(Some(110), &[100, 130, 2400], 0, false), [100, 110, 1000, 2000, 2400]);
+        // What is known already is no distance away from itself.
+        assert_eq!(planned(None, &[100, 130, 2400], 90, false), [1000, 2000, 2400]);
+        assert_eq!(
+            planned(None, &[100, 154], 90, false),
+            [154, 1000, 2000],
+            "the last boundary, and what is far enough"
+        );
+        assert_eq!(planned(None, &[2490, 2500, 2600], 0, false), [1000, 2000, 2490], "the end is none");
+        assert_eq!(planned(Some(50), &[100, 2400], 0, true), [50], "the rest can be cut from the end");
+    }
+}

@@ -150,6 +150,8 @@ fn answers_are_those_of_running_alone() {
         expected[2][0].finish.map_or(0, |f| f.1 as u64 - 1),
         "n = 3 only"
     );
+    let stats = alone.stats();
+    assert_eq!(stats.batched_tokens, 3 * stats.batched_passes, "every pass of those brings three");
 
     let speculating = |policy| Speculation { draft: None, policy, guard: GuardSpec::Off };
     type Change<'a> = Box<dyn Fn(&mut EngineConfig) + 'a>;
