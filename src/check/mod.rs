@@ -9,7 +9,7 @@ mod show;
 
 use std::path::Path;
 
-use mach_checkpoint::{Checkpoint, ExpertTensors, FamilyCard, Row};
+use mach_checkpoint::{Checkpoint, ExpertTensors, FamilyCard};
 use mach_prefix::PrefixConfig;
 use mach_server::Residency;
 use serde::Serialize;
@@ -74,7 +74,7 @@ pub(crate) struct Report {
 
 /// Looks at a checkpoint. An error is one of input: no checkpoint, or one that cannot be read.
 pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report, Exit> {
-    let checkpoint = open(&config.checkpoint)?;
+    let checkpoint = Checkpoint::open(&config.checkpoint).map_err(Exit::input)?;
     let draft = draft_found(config, &checkpoint);
     let prefix = question.prefix.as_ref();
     let beside = Beside {
@@ -127,17 +127,6 @@ pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report,
     Ok(report)
 }
 
-/// Opens a checkpoint; of a family that is not known, says what else could serve it.
-pub(crate) fn open(dir: &Path) -> Result<Checkpoint, Exit> {
-    Checkpoint::open(dir).map_err(|error| match error {
-        mach_checkpoint::CheckpointError::UnknownArchitecture { .. } => Exit::input(format!(
-            "{error}; llama.cpp, mlx-lm or vLLM may serve it: the families here are {}",
-            Row::known()
-        )),
-        other => Exit::input(other),
-    })
-}
-
 /// As a list of models needs it: of one that is to be served with nothing said.
 pub(crate) fn quick(config: &ModelConfig) -> Result<Report, Exit> {
     let server = mach_server::ServerConfig::default();
@@ -159,7 +148,7 @@ const USUAL: usize = 8192;
 
 /// Compares every record of the sidecar with its checksum.
 pub(crate) fn verify(dir: &Path) -> Result<(), Exit> {
-    let checkpoint = open(dir)?;
+    let checkpoint = Checkpoint::open(dir).map_err(Exit::input)?;
     mach_convert::verify(&checkpoint, &mut |_| ()).map_err(Exit::failure)?;
     Ok(())
 }

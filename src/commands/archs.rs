@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use mach_checkpoint::{FAMILIES, FamilyCard};
+use mach_checkpoint::{Checkpoint, FAMILIES, FamilyCard};
 
 use crate::Exit;
 
@@ -24,7 +24,7 @@ pub struct ArchsArgs {
 pub fn run(args: &ArchsArgs) -> Result<(), Exit> {
     let text = match &args.checkpoint {
         Some(path) => {
-            let checkpoint = crate::check::open(&crate::hub::locate(path)?)?;
+            let checkpoint = Checkpoint::open(&crate::hub::locate(path)?).map_err(Exit::input)?;
             let card = checkpoint.family().card();
             if args.json { json(&card)? } else { table(&[card]) }
         }

@@ -41,7 +41,10 @@ pub enum CheckpointError {
         reason: String,
     },
     /// `model_type` is not one that this build knows.
-    #[error("{}: model_type `{model_type}` is not supported; known: {known}", file.display())]
+    #[error(
+        "{}: model_type `{model_type}` is not supported; known: {known}. llama.cpp, mlx-lm or vLLM may serve it",
+        file.display()
+    )]
     UnknownArchitecture {
         /// `config.json`.
         file: PathBuf,
