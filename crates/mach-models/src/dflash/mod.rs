@@ -46,7 +46,7 @@ pub struct DFlash {
 pub struct DraftNeeds {
     /// Bytes of its matrices.
     pub weights: usize,
-    /// Bytes of a page of its context, [`PAGE`](Self::PAGE) positions of every layer.
+    /// Bytes of a page of its context, 256 positions of every layer.
     pub page: usize,
     /// Bytes of the features of a position.
     pub row: usize,
