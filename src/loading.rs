@@ -372,7 +372,7 @@ pub(crate) fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> Draf
         return match block_bytes(checkpoint) {
             _ if !wants_block(config) => DraftFound::None,
             0 => DraftFound::NoBlock("the checkpoint has no tensors `mtp.0.*`".to_owned()),
-            bytes => DraftFound::Block(DraftNeeds { weights: bytes, ..DraftNeeds::default() }),
+            bytes => DraftFound::Block(DraftNeeds::of_weights(bytes)),
         };
     }
     let Some(dir) = draft_dir(config) else { return DraftFound::None };

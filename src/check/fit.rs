@@ -50,8 +50,8 @@ pub(crate) struct Parts {
     pub(crate) scratch: usize,
     /// Program, tokenizer, threads.
     pub(crate) process: usize,
-    /// Memory of a graphics card. No device but the CPU is built.
-    pub(crate) vram: usize,
+    /// Memory of a graphics card; null where no such device takes part.
+    pub(crate) vram: Option<usize>,
 }
 
 impl Parts {
@@ -117,7 +117,7 @@ impl Fit {
             prefix_cache: needs.prefix,
             scratch: needs.scratch,
             process: sizing.process(),
-            vram: 0,
+            vram: None,
         };
         let limit = sizing.bounds.limit(needs.base).map(|(limit, _)| limit);
         // Of the last tenth the system's own needs take their part.
@@ -173,12 +173,7 @@ fn settle(budget: Result<Result<Budget, String>, Exit>, sizing: &Sizing<'_>, con
 }
 
 /// With all experts in memory.
-pub(crate) fn resident(
-    _: &Checkpoint,
-    sizing: &Sizing<'_>,
-    context: usize,
-    supported: &Result<(), String>,
-) -> Fit {
+pub(crate) fn resident(sizing: &Sizing<'_>, context: usize, supported: &Result<(), String>) -> Fit {
     match supported {
         Ok(()) => settle(sizing.resident(), sizing, context),
         Err(reason) => Fit::refused(reason.clone()),

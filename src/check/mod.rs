@@ -7,8 +7,6 @@ mod forecast;
 mod paths;
 mod show;
 
-use std::path::Path;
-
 use mach_checkpoint::{Checkpoint, ExpertTensors, FamilyCard};
 use mach_prefix::PrefixConfig;
 use mach_server::Residency;
@@ -92,7 +90,7 @@ pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report,
     let supported = mach_cpu::supports(checkpoint.config(), &config.load)
         .map_err(|e| e.to_string())
         .and_then(|()| refuse_stacks(&checkpoint).map_err(|exit| exit.message));
-    let resident = fit::resident(&checkpoint, &sizing, context, &supported);
+    let resident = fit::resident(&sizing, context, &supported);
     let streaming = fit::streaming(&checkpoint, &sizing, context, &supported);
     let paths = paths::of(&checkpoint, config, &draft, &resident, &streaming, &supported);
     let explicit = config.experts.expert_cache_gb.is_some();
@@ -145,10 +143,3 @@ pub(crate) fn quick(config: &ModelConfig) -> Result<Report, Exit> {
 
 /// Tokens of a usual long conversation.
 const USUAL: usize = 8192;
-
-/// Compares every record of the sidecar with its checksum.
-pub(crate) fn verify(dir: &Path) -> Result<(), Exit> {
-    let checkpoint = Checkpoint::open(dir).map_err(Exit::input)?;
-    mach_convert::verify(&checkpoint, &mut |_| ()).map_err(Exit::failure)?;
-    Ok(())
-}

@@ -79,7 +79,7 @@ fn show_fit(f: &mut fmt::Formatter<'_>, title: &str, fit: &Fit) -> fmt::Result {
         ("prefix cache", prefix_cache),
         ("scratch", scratch),
         ("process", process),
-        ("vram", vram),
+        ("vram", vram.unwrap_or(0)),
     ];
     let parts = parts.into_iter().filter(|&(_, bytes)| bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", gb(bytes))).collect();

@@ -120,6 +120,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         return Ok(());
     }
     let Some(directory) = &args.checkpoint else { bail!("no checkpoint directory given") };
+    let directory = &crate::hub::locate(directory).map_err(|exit| anyhow::anyhow!(exit.message))?;
     let checkpoint =
         Checkpoint::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
     let plan = TimingPlan {

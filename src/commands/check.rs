@@ -86,7 +86,7 @@ pub fn run(args: CheckArgs) -> Result<(), Exit> {
     // A closed stdout is no reason to complain.
     let _ = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
     if args.verify {
-        crate::check::verify(&config.checkpoint)?;
+        super::convert::compare_checksums(&config.checkpoint)?;
     }
     match report.verdict {
         Verdict::WontFit => {

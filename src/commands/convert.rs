@@ -57,7 +57,7 @@ pub struct ExportArgs {
 /// Runs `mach convert`.
 pub fn run(args: ConvertArgs) -> Result<(), Exit> {
     crate::logging::init(&args.log, LogLevel::Info);
-    let source = Checkpoint::open(&args.source).map_err(Exit::input)?;
+    let source = Checkpoint::open(&crate::hub::locate(&args.source)?).map_err(Exit::input)?;
     let quantize = args.bits.map(|bits| Quantize { bits, group: args.group });
     let options = ConvertOptions { out: args.out.clone(), quantize, threads: args.threads };
     let bar = Bar::new("converting");
@@ -70,13 +70,14 @@ pub fn run(args: ConvertArgs) -> Result<(), Exit> {
 /// Runs `mach export-sidecar`.
 pub fn export(args: ExportArgs) -> Result<(), Exit> {
     crate::logging::init(&args.log, LogLevel::Info);
-    let checkpoint = Checkpoint::open(&args.checkpoint).map_err(Exit::input)?;
+    let dir = crate::hub::locate(&args.checkpoint)?;
+    let checkpoint = Checkpoint::open(&dir).map_err(Exit::input)?;
     let bar = Bar::new("writing experts");
     let report =
         mach_convert::export_sidecar(&checkpoint, args.threads, &mut |p| bar.update(p)).map_err(exit);
     bar.finish();
-    tell(&args.checkpoint.join(mach_checkpoint::SIDECAR_DIR), report?);
-    if args.verify { verify(&args.checkpoint) } else { Ok(()) }
+    tell(&dir.join(mach_checkpoint::SIDECAR_DIR), report?);
+    if args.verify { verify(&dir) } else { Ok(()) }
 }
 
 fn tell(out: &Path, report: Report) {
@@ -92,13 +93,18 @@ fn tell(out: &Path, report: Report) {
 }
 
 fn verify(dir: &Path) -> Result<(), Exit> {
+    compare_checksums(dir)?;
+    println!("{}: every checksum is right", dir.display());
+    Ok(())
+}
+
+/// Reads all that was written and compares it with its checksums.
+pub(crate) fn compare_checksums(dir: &Path) -> Result<(), Exit> {
     let checkpoint = Checkpoint::open(dir).map_err(Exit::input)?;
     let bar = Bar::new("verifying");
     let result = mach_convert::verify(&checkpoint, &mut |p| bar.update(p));
     bar.finish();
-    result.map_err(Exit::failure)?;
-    println!("{}: every checksum is right", dir.display());
-    Ok(())
+    result.map_err(Exit::failure)
 }
 
 fn exit(error: ConvertError) -> Exit {

@@ -47,9 +47,9 @@ pub struct DraftNeeds {
     /// Bytes of its matrices.
     pub weights: usize,
     /// Bytes of a page of its context, 256 positions of every layer.
-    pub page: usize,
+    page: usize,
     /// Bytes of the features of a position.
-    pub row: usize,
+    row: usize,
 }
 
 impl DraftNeeds {
@@ -61,6 +61,11 @@ impl DraftNeeds {
     fn of(config: &DraftConfig, weights: usize, page: usize) -> Self {
         let row = 4 * config.target_layer_ids.len() * config.hidden_size;
         Self { weights, page, row }
+    }
+
+    /// Of a draft that keeps next to nothing of a sequence.
+    pub fn of_weights(weights: usize) -> Self {
+        Self { weights, ..Self::default() }
     }
 
     /// Bytes of the context of a sequence of `tokens` tokens, as if no layer forgot anything.
