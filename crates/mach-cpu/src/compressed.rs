@@ -17,7 +17,7 @@ use mach_models::device::{
 };
 use mach_quant::{Order, TILE_ROWS};
 
-use crate::device::{Buf, Cpu, Routing};
+use crate::cpu::{Buf, Cpu, Routing};
 use crate::placement::Matrix;
 use crate::state::CpuState;
 

@@ -1,256 +1,31 @@
 //! The CPU as a device: `mach-kernels` behind [`Device`]. Operations run as they are recorded.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mach_checkpoint::Tensors;
-use mach_experts::{HotExperts, MatrixView, StreamingStats};
-use mach_kernels::Cores;
-use mach_kernels::attention::turbo::TurboQuant;
-use mach_kernels::attention::{AttentionScratch, Scores, attend, attend_ranges};
-use mach_kernels::delta::{self, DeltaInputs, DeltaScratch, DeltaShape};
-use mach_kernels::elementwise::{self, Activation, Gating, Heads, Rope, SoftmaxOver};
-use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, expert_ffn};
-use mach_kernels::linear::{MatRef, Product, multiply};
-use mach_kernels::math::exp64;
+use mach_experts::{HotExperts, StreamingStats};
+use mach_kernels::attention::{Scores, attend, attend_ranges};
+use mach_kernels::delta::{self, DeltaInputs};
+use mach_kernels::elementwise::{self, SoftmaxOver};
+use mach_kernels::experts::{ExpertJob, expert_ffn};
+use mach_kernels::linear::{Product, multiply};
 use mach_kernels::quantize::Operand;
 use mach_models::device::{
     AttentionSpec, AttentionWeights, ChoiceWeights, CompressedInputs, CompressedSpec, CompressedWeights,
-    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, GateFunction, LayerSpec, MixerSpec,
-    Mlp, ModelSpec, Placed, Readback, RopeSpec, RouterSpec, RouterWeights, ScoreFunction, Span, StreamSpec,
-    StreamWeights, Tap,
+    ConvolutionSpec, DeltaSpec, DeltaWeights, Device, FfnSpec, Finish, LayerSpec, MixerSpec, Mlp, ModelSpec,
+    Placed, Readback, RouterSpec, RouterWeights, ScoreFunction, Span, StreamSpec, StreamWeights, Tap,
 };
-use mach_models::{Activations, DeviceCard, ModelError, Purpose};
+use mach_models::{DeviceCard, ModelError, Purpose};
 
-use crate::compressed::{self, Compressing};
-use crate::experts::{self, Experts, RowKind};
+use crate::compressed::{self};
+use crate::cpu::{Buf, Cpu, Pending, Routing, Scratch};
+use crate::experts::{self};
 use crate::footprint::state_bytes_of;
-use crate::placement::{CpuPlacement, Matrix, Stores};
-use crate::rope::rope;
+use crate::forms::{convolve, delta_shape, delta_weights, gating, network, scale_weights, tanh};
+use crate::placement::{CpuPlacement, Matrix};
 use crate::state::CpuState;
 use crate::{check, fill, kv, numerics_of, order_of, stand_in};
-
-/// Rows of activations.
-#[derive(Debug, Default)]
-pub struct Buf {
-    pub(crate) data: Vec<f32>,
-    pub(crate) width: usize,
-}
-
-impl Buf {
-    pub(crate) fn shape(&mut self, rows: usize, width: usize) {
-        self.width = width;
-        self.data.resize(rows * width, 0.0);
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.data.len() / self.width.max(1)
-    }
-}
-
-/// Which experts each row goes to.
-#[derive(Debug, Clone, Default)]
-pub struct Routing {
-    /// `[rows, top_k]`, by falling weight.
-    pub(crate) experts: Vec<u32>,
-    /// `[rows, top_k]`, what multiplies the experts' outputs.
-    pub(crate) weights: Vec<f32>,
-    /// `[rows]`, what multiplies the shared expert's output; empty without one.
-    pub(crate) shared: Vec<f32>,
-}
-
-/// The device: compute threads, weights, working memory.
-#[derive(Debug)]
-pub struct Cpu {
-    pub(crate) cores: Cores,
-    pub(crate) activations: Activations,
-    turboquant_kv: Option<TurboQuant>,
-    pub(crate) stores: Stores,
-    /// Bytes of the model's weights, experts and padding not counted.
-    resident_bytes: u64,
-    pub(crate) experts: Experts,
-    /// What each row of the pass is, for streaming.
-    pub(crate) rows: Vec<RowKind>,
-    pub(crate) spans: Vec<Span>,
-    /// Angles of the rows of this pass, for each kind of rotation that it has met.
-    angles: Vec<Angles>,
-    readback: Pending,
-    pub(crate) scratch: Scratch,
-    /// Whether matrices share values; see [`stand_in`](crate::stand_in()).
-    stands_in: bool,
-    pub(crate) compressing: Compressing,
-}
-
-/// A rotation, and its angles at the rows of a pass.
-#[derive(Debug)]
-struct Angles {
-    spec: RopeSpec,
-    rope: Rope,
-    angles: Vec<f32>,
-    /// Whether `angles` are those of this pass.
-    fresh: bool,
-}
-
-/// What the next `finish` returns.
-#[derive(Debug, Default)]
-struct Pending {
-    outputs: Vec<Vec<f32>>,
-    taps: Vec<(Tap, Vec<f32>)>,
-    routing: Vec<(usize, Vec<u32>, Vec<f32>)>,
-    experts_took: Duration,
-}
-
-/// Working memory that passes reuse.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    operands: Vec<Operand>,
-    heads: [Vec<f32>; 3],
-    /// Values, where they are normed; the norm's weights, all 1.
-    values: [Vec<f32>; 2],
-    ranges: Vec<(usize, usize)>,
-    attention: AttentionScratch,
-    delta: DeltaScratch,
-    pub(crate) ffn: FfnScratch,
-    pub(crate) lists: Vec<Vec<u32>>,
-    pub(crate) all_rows: Vec<u32>,
-    pub(crate) pairs: Vec<f32>,
-    pub(crate) weights: Vec<f32>,
-    pub(crate) places: Vec<u32>,
-    routes: [Buf; 2],
-}
-
-impl Cpu {
-    /// A device without weights.
-    pub fn new(cores: Cores, activations: Activations, turboquant_kv: Option<TurboQuant>) -> Self {
-        Cpu {
-            cores,
-            activations,
-            turboquant_kv,
-            stores: Stores::default(),
-            resident_bytes: 0,
-            experts: Experts::None,
-            rows: Vec::new(),
-            spans: Vec::new(),
-            angles: Vec::new(),
-            readback: Pending::default(),
-            scratch: Scratch::default(),
-            stands_in: false,
-            compressing: Compressing::default(),
-        }
-    }
-
-    pub(crate) fn standing_in(self) -> Self {
-        Cpu { stands_in: true, ..self }
-    }
-
-    pub(crate) fn give(&mut self, experts: Experts) {
-        self.experts = experts;
-    }
-
-    /// The place of a rotation in `angles`, filled for this pass.
-    fn rotation(&mut self, spec: &RopeSpec) -> usize {
-        let at = self.angles.iter().position(|a| a.spec == *spec).unwrap_or_else(|| {
-            let rope = rope(spec);
-            self.angles.push(Angles { spec: *spec, rope, angles: Vec::new(), fresh: false });
-            self.angles.len() - 1
-        });
-        if let Some(rotation) = self.angles.get_mut(at).filter(|rotation| !rotation.fresh) {
-            rotation.angles.clear();
-            for span in &self.spans {
-                for position in span.position..span.position + span.rows {
-                    rotation.rope.angles(position, &mut rotation.angles);
-                }
-            }
-            rotation.fresh = true;
-        }
-        at
-    }
-
-    /// Norms and rotates heads of `x`, `head_stride` apart, into scratch `to`.
-    fn prepare_heads(
-        &mut self,
-        spec: &AttentionSpec,
-        heads: usize,
-        head_stride: usize,
-        norm: Option<&Vec<f32>>,
-        x: &Buf,
-        to: usize,
-    ) {
-        let at = self.rotation(&spec.rope);
-        let heads = Heads {
-            heads,
-            head_dim: spec.head_dim,
-            head_stride,
-            norm: norm.map(Vec::as_slice),
-            eps: spec.qk_norm.unwrap_or(0.0),
-            rotary_dim: spec.rope.rotary_dim,
-        };
-        let out = &mut self.scratch.heads[to];
-        out.resize(x.rows() * heads.heads * heads.head_dim, 0.0);
-        elementwise::prepare_heads(&mut self.cores, heads, &x.data, &self.angles[at].angles, out);
-    }
-
-    /// Norms the heads of values into scratch, if the layer does.
-    fn prepare_values(&mut self, spec: &AttentionSpec, v: &Buf) {
-        let Some(eps) = spec.v_norm else { return };
-        let [values, ones] = &mut self.scratch.values;
-        ones.resize(spec.head_dim, 1.0);
-        values.resize(v.data.len(), 0.0);
-        let ones = ones.get(..spec.head_dim).unwrap_or_default();
-        elementwise::rms_norm(&mut self.cores, &v.data, ones, eps, values);
-    }
-}
-
-pub(crate) fn view(m: MatrixView<'_>) -> MatRef<'_> {
-    MatRef::new(m.layout, m.data)
-}
-
-/// The kernels' form of the sizes.
-pub(crate) fn delta_shape(spec: &DeltaSpec) -> DeltaShape {
-    DeltaShape {
-        key_heads: spec.key_heads,
-        value_heads: spec.value_heads,
-        key_dim: spec.key_dim,
-        value_dim: spec.value_dim,
-        taps: spec.taps,
-    }
-}
-
-fn delta_weights<'a>(spec: &DeltaSpec, weights: &'a DeltaWeights<Vec<f32>>) -> delta::DeltaWeights<'a> {
-    delta::DeltaWeights {
-        conv: &weights.conv,
-        dt_bias: &weights.dt_bias,
-        neg_exp_a: &weights.neg_exp_a,
-        norm: &weights.norm,
-        eps: spec.eps,
-    }
-}
-
-/// The kernels' form of what combines gate and up.
-pub(crate) fn gating(spec: &FfnSpec) -> Gating {
-    let activation = match spec.gate {
-        GateFunction::Silu => Activation::Silu,
-        GateFunction::GeluTanh => Activation::GeluTanh,
-        GateFunction::SigmoidPlusOne { alpha } => Activation::SigmoidPlusOne { alpha },
-    };
-    Gating { activation, clamp: spec.clamp }
-}
-
-pub(crate) fn network<'a>(stores: &'a Stores, mlp: &'a Mlp<Matrix, Vec<f32>>) -> ExpertRef<'a> {
-    let biases = mlp.biases.as_ref();
-    ExpertRef {
-        gate: stores.get(&mlp.gate),
-        up: stores.get(&mlp.up),
-        down: stores.get(&mlp.down),
-        biases: biases.map_or([None; 3], |b| b.each_ref().map(|bias| Some(BiasRef::Floats(bias)))),
-        gating: gating(&mlp.spec),
-    }
-}
-
-/// By plain arithmetic, absolute error about 1e-16.
-fn tanh(x: f64) -> f64 {
-    1.0 - 2.0 / (exp64(2.0 * x) + 1.0)
-}
 
 impl Device for Cpu {
     type Buf = Buf;
@@ -719,46 +494,5 @@ impl Device for Cpu {
         let job = ExpertJob { expert: network(&self.stores, mlp), rows: all_rows, first_pair: 0 };
         expert_ffn(&mut self.cores, ffn, &x.data, &[job], pairs);
         elementwise::add(&mut self.cores, &mut h.data, pairs);
-    }
-}
-
-/// Multiplies the weight of each expert by a scale of its own, and puts each row into falling order again.
-fn scale_weights(scale: &[f32], top_k: usize, routing: &mut Routing) {
-    let rows =
-        routing.experts.chunks_exact_mut(top_k.max(1)).zip(routing.weights.chunks_exact_mut(top_k.max(1)));
-    let mut row: Vec<(f32, u32)> = Vec::with_capacity(top_k);
-    for (experts, weights) in rows {
-        let scaled = |(&e, &w): (&u32, &f32)| (w * scale.get(e as usize).copied().unwrap_or(1.0), e);
-        row.clear();
-        row.extend(experts.iter().zip(weights.iter()).map(scaled));
-        row.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for ((expert, weight), &(w, e)) in experts.iter_mut().zip(weights.iter_mut()).zip(&row) {
-            (*expert, *weight) = (e, w);
-        }
-    }
-}
-
-/// See [`ConvolutionSpec`]: rows of a block, offsets ascending.
-fn convolve(spec: &ConvolutionSpec, base: &[f32], dynamic: &Buf, x: &Buf, out: &mut [f32]) {
-    let (n, groups) = (x.width, x.width / spec.group.max(1));
-    out.fill(0.0);
-    let rows = out.chunks_exact_mut(n.max(1)).zip(dynamic.data.chunks_exact(dynamic.width.max(1)));
-    for (i, (out, d)) in rows.enumerate() {
-        for offset in 0..spec.kernel.min(i + 1) {
-            let tap = spec.which * spec.kernel + offset;
-            let (Some(x), Some(base), Some(d)) = (
-                x.data.get((i - offset) * n..(i - offset + 1) * n),
-                base.get(tap * n..(tap + 1) * n),
-                d.get(tap * groups..(tap + 1) * groups),
-            ) else {
-                continue;
-            };
-            let channels = out.chunks_exact_mut(spec.group).zip(x.chunks_exact(spec.group));
-            for (((out, x), base), d) in channels.zip(base.chunks_exact(spec.group)).zip(d) {
-                for ((out, x), base) in out.iter_mut().zip(x).zip(base) {
-                    *out += (base + d) * x;
-                }
-            }
-        }
     }
 }

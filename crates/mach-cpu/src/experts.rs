@@ -11,7 +11,8 @@ use mach_kernels::experts::{BiasRef, ExpertJob, ExpertRef, FfnScratch, combine, 
 use mach_models::device::{FfnSpec, Mlp, Span};
 use mach_models::{ExpertsCard, ModelError, Purpose};
 
-use crate::device::{Buf, Cpu, Routing, Scratch, gating, network, view};
+use crate::cpu::{Buf, Cpu, Routing, Scratch};
+use crate::forms::{gating, network, view};
 use crate::placement::Matrix;
 
 /// Streamed experts that one step of a prompt computes: few, so that their memory is soon free to be read into again.

@@ -6,7 +6,7 @@ use mach_kernels::attention::PAGE;
 use mach_models::device::{CheckpointLoader, MixerSpec, ModelSpec};
 use mach_models::{Activations, KvFormat, ModelError, StreamingSource, TurboQuant};
 
-use crate::device::delta_shape;
+use crate::forms::delta_shape;
 use crate::load::{expert_bytes, slices};
 use crate::placement::CpuPlacement;
 use crate::{compressed, kv, order_of};

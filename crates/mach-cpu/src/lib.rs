@@ -7,10 +7,12 @@
 
 mod check;
 mod compressed;
+mod cpu;
 mod device;
 mod experts;
 mod fill;
 mod footprint;
+mod forms;
 mod kv;
 mod load;
 mod placement;
@@ -22,7 +24,7 @@ mod state;
 use mach_models::{Activations, LoadOptions, TURBOQUANT_VERSION, TurboQuant};
 use mach_quant::Order;
 
-pub use device::{Buf, Cpu, Routing};
+pub use cpu::{Buf, Cpu, Routing};
 pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
 pub use load::{check_draft, load, supports};
 pub use placement::{CpuPlacement, Matrix};

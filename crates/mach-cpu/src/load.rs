@@ -17,7 +17,7 @@ use mach_models::{
 };
 use mach_quant::Order;
 
-use crate::device::Cpu;
+use crate::cpu::Cpu;
 use crate::experts::Experts;
 use crate::{check, kv, order_of};
 

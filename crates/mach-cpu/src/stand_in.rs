@@ -9,7 +9,7 @@ use mach_models::device::Placement as _;
 use mach_models::{Decoder, LoadOptions, Model, ModelError};
 use mach_quant::MatrixLayout;
 
-use crate::device::Cpu;
+use crate::cpu::Cpu;
 use crate::experts::Experts;
 use crate::load::{bank_error, supports};
 use crate::placement::CpuPlacement;
