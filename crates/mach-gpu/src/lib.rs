@@ -1,0 +1,22 @@
+//! A GPU as a device, through wgpu: Vulkan, and Metal. Its results are the CPU's, bit by bit, where the adapter allows.
+//!
+//! Shaders are WGSL and go through naga to SPIR-V or MSL by a pass that forbids contraction and asks for IEEE rounding;
+//! `docs/gpu.md` has the rules that they are written by.
+
+pub mod buffer;
+pub mod context;
+mod error;
+mod found;
+pub mod msl;
+pub mod pass;
+pub mod pipeline;
+pub mod shader;
+pub mod spirv;
+
+pub use buffer::Storage;
+pub use context::Context;
+pub use error::GpuError;
+pub use found::{AdapterFacts, Choice, Found, Kind, adapters};
+pub use pass::{Recorder, Submission};
+pub use pipeline::{Bound, Pipeline, Pipelines, Slice};
+pub use shader::{Constant, Division, Fma, Forms, Shader};
