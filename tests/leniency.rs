@@ -101,11 +101,11 @@ fn paths_are_found_and_probes_answer() {
 fn answers_carry_the_name_of_their_arithmetic() {
     let server = Server::demo(&[]);
     let whole = server.chat(json!({"messages": user("hi"), "max_tokens": 2})).json();
-    assert_eq!(whole["system_fingerprint"], "mach-1-int8");
+    assert_eq!(whole["system_fingerprint"], "mach-2-int8");
     let chunks = server.chat(json!({"messages": user("hi"), "max_tokens": 2, "stream": true})).chunks();
-    assert!(chunks.iter().all(|chunk| chunk["system_fingerprint"] == "mach-1-int8"));
+    assert!(chunks.iter().all(|chunk| chunk["system_fingerprint"] == "mach-2-int8"));
     let plain = server.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 1}).to_string()).json();
-    assert_eq!(plain["system_fingerprint"], "mach-1-int8");
+    assert_eq!(plain["system_fingerprint"], "mach-2-int8");
     let other = Server::demo(&["--turboquant-kv", "k4v3"]);
     let answer = other.chat(json!({"messages": user("hi"), "max_tokens": 1})).json();
     assert_ne!(answer["system_fingerprint"], whole["system_fingerprint"]);

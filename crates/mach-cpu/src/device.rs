@@ -22,7 +22,7 @@ use crate::compressed::{self};
 use crate::cpu::{Buf, Cpu, Pending, Routing, Scratch};
 use crate::experts::{self};
 use crate::footprint::state_bytes_of;
-use crate::forms::{convolve, delta_shape, delta_weights, gating, network, scale_weights, tanh};
+use crate::forms::{convolve, delta_shape, delta_weights, gating, network, scale_weights};
 use crate::placement::{CpuPlacement, Matrix};
 use crate::state::CpuState;
 use crate::{check, fill, kv, numerics_of, order_of, stand_in};
@@ -226,12 +226,7 @@ impl Device for Cpu {
     }
 
     fn cap(&mut self, x: &mut Buf, scale: f32, cap: Option<f32>) {
-        if scale != 1.0 {
-            x.data.iter_mut().for_each(|v| *v *= scale);
-        }
-        if let Some(cap) = cap {
-            x.data.iter_mut().for_each(|v| *v = (f64::from(cap) * tanh(f64::from(*v / cap))) as f32);
-        }
+        elementwise::cap(&mut self.cores, &mut x.data, scale, cap);
     }
 
     fn convolve(&mut self, spec: &ConvolutionSpec, base: &Vec<f32>, dynamic: &Buf, x: &Buf, out: &mut Buf) {

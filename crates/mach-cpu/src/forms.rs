@@ -5,7 +5,6 @@ use mach_kernels::delta::{self, DeltaShape};
 use mach_kernels::elementwise::{Activation, Gating};
 use mach_kernels::experts::{BiasRef, ExpertRef};
 use mach_kernels::linear::MatRef;
-use mach_kernels::math::exp64;
 use mach_models::device::{ConvolutionSpec, DeltaSpec, DeltaWeights, FfnSpec, GateFunction, Mlp};
 
 use crate::cpu::{Buf, Routing};
@@ -58,11 +57,6 @@ pub(crate) fn network<'a>(stores: &'a Stores, mlp: &'a Mlp<Matrix, Vec<f32>>) ->
         biases: biases.map_or([None; 3], |b| b.each_ref().map(|bias| Some(BiasRef::Floats(bias)))),
         gating: gating(&mlp.spec),
     }
-}
-
-/// By plain arithmetic, absolute error about 1e-16.
-pub(crate) fn tanh(x: f64) -> f64 {
-    1.0 - 2.0 / (exp64(2.0 * x) + 1.0)
 }
 
 /// Multiplies the weight of each expert by a scale of its own, and puts each row into falling order again.

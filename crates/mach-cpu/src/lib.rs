@@ -32,9 +32,9 @@ pub use stand_in::stand_in;
 pub use state::CpuState;
 
 /// Changes whenever the same tokens may lead to another state: cached states of other versions are not used.
-pub const NUMERICS_VERSION: u32 = 1;
+pub const NUMERICS_VERSION: u32 = 2;
 
-/// Name of the arithmetic that a model is loaded for, as in `mach-1-int8` or `mach-1-int8-kv4v3.1`: with equal names, equal
+/// Name of the arithmetic that a model is loaded for, as in `mach-2-int8` or `mach-2-int8-kv4v3.1`: with equal names, equal
 /// tokens lead to equal logits and states, bit for bit.
 pub fn numerics(options: &LoadOptions) -> String {
     numerics_of(options.activations, options.turboquant_kv)

@@ -11,7 +11,6 @@ use recurrence::{Gates, Steps, recur};
 pub use state::DeltaState;
 use state::{Undo, keep_last};
 
-use crate::math::softplus;
 use crate::{Cores, dispatch};
 
 /// Sizes of a Gated DeltaNet layer.
@@ -91,6 +90,7 @@ impl<'a> DeltaInputs<'a> {
 pub struct DeltaScratch {
     mixed: Vec<f32>,
     decay: Vec<f32>,
+    rates: Vec<f32>,
     beta: Vec<f32>,
     dropped: Vec<f32>,
 }
@@ -145,14 +145,18 @@ fn steps(
     }
     let pad = (rows * hv).next_multiple_of(16);
     scratch.decay.clear();
+    scratch.rates.clear();
     scratch.beta.clear();
     for (i, (&a, &b)) in inputs.a.iter().zip(inputs.b).take(rows * hv).enumerate() {
-        scratch.decay.push(weights.neg_exp_a[i % hv] * softplus(a + weights.dt_bias[i % hv]));
+        scratch.decay.push(a + weights.dt_bias[i % hv]);
+        scratch.rates.push(weights.neg_exp_a[i % hv]);
         scratch.beta.push(b);
     }
     scratch.decay.resize(pad, 0.0);
+    scratch.rates.resize(pad, 0.0);
     scratch.beta.resize(pad, 0.0);
-    dispatch(isa, Gates { decay: &mut scratch.decay, beta: &mut scratch.beta });
+    let DeltaScratch { decay, rates, beta, .. } = scratch;
+    dispatch(isa, Gates { decay, rates, beta });
 
     let DeltaState { conv, state: matrices, undo, .. } = state;
     undo.rows = 0;

@@ -55,6 +55,9 @@ pairwise! {
     SigmoidMul {} |s, a, b| s.mul(a, sigmoid(s, b));
     ScaleMul { factor } |s, a, b| s.mul(s.mul(a, s.splat(factor)), b);
     Weighted { weight } |s, a, b| s.fma(s.splat(weight), b, a);
+    Scale { factor } |s, a, _b| s.mul(a, s.splat(factor));
+    Cap { cap } |s, a, _b| s.mul(s.splat(cap), math::tanh(s, s.div(a, s.splat(cap))));
+    Softplus {} |s, a, _b| math::softplus(s, a);
     ExpMinus { top } |s, a, _b| math::exp(s, s.sub(a, s.splat(top)));
     DivideBy { total } |s, a, _b| s.div(a, s.splat(total));
 }
@@ -238,6 +241,8 @@ enum Op {
     Add,
     Gate(Gating),
     SigmoidMul,
+    Scale(f32),
+    Cap(f32),
 }
 struct Binary {
     x: *mut f32,
@@ -254,20 +259,24 @@ impl Kernel for Binary {
                 Op::Add => map2(s, self.x, self.y, self.n, Add {}),
                 Op::Gate(gating) => gating.apply(s, self.x, self.y, self.n),
                 Op::SigmoidMul => map2(s, self.x, self.y, self.n, SigmoidMul {}),
+                Op::Scale(factor) => map2(s, self.x, self.x, self.n, Scale { factor }),
+                Op::Cap(cap) => map2(s, self.x, self.x, self.n, Cap { cap }),
             }
         }
     }
 }
+/// An operation that looks at no second argument takes an empty one.
 fn binary(cores: &mut Cores, x: &mut [f32], y: &[f32], op: Op) {
     let isa = cores.isa();
-    assert_eq!(x.len(), y.len());
+    assert!(x.len() == y.len() || matches!(op, Op::Scale(_) | Op::Cap(_)));
     const CHUNK: usize = 2048;
     let (n, to) = (x.len(), SharedMut::new(x));
     over_rows(cores, n.div_ceil(CHUNK), |first, last| {
         let (first, last) = (first * CHUNK, (last * CHUNK).min(n));
         // SAFETY: disjoint parts of x.
         let x = unsafe { to.get().add(first) };
-        dispatch(isa, Binary { x, y: y[first..last].as_ptr(), n: last - first, op });
+        let y = y.get(first..last).unwrap_or_default().as_ptr();
+        dispatch(isa, Binary { x, y, n: last - first, op });
     });
 }
 
@@ -284,6 +293,16 @@ pub fn gate(cores: &mut Cores, gating: Gating, x: &mut [f32], y: &[f32]) {
 /// `x = x * sigmoid(y)`.
 pub fn sigmoid_mul(cores: &mut Cores, x: &mut [f32], y: &[f32]) {
     binary(cores, x, y, Op::SigmoidMul);
+}
+
+/// `x = cap * tanh(scale * x / cap)`; without a cap, `x = scale * x`.
+pub fn cap(cores: &mut Cores, x: &mut [f32], scale: f32, cap: Option<f32>) {
+    if scale != 1.0 {
+        binary(cores, x, &[], Op::Scale(scale));
+    }
+    if let Some(cap) = cap {
+        binary(cores, x, &[], Op::Cap(cap));
+    }
 }
 
 /// Adds `bias` to every row of `x` `[rows, bias.len()]`.

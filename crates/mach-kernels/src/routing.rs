@@ -1,9 +1,9 @@
 //! Routers whose scores do not depend on each other.
 
-use crate::Cores;
-use crate::elementwise::{over_rows, top_k};
-use crate::math::softplus;
+use crate::elementwise::{Softplus, map2, over_rows, top_k};
 use crate::pool::SharedMut;
+use crate::simd::Simd;
+use crate::{Cores, Kernel, dispatch};
 
 /// How rows choose.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +14,17 @@ pub enum Choice<'a> {
     Biased(&'a [f32]),
     /// By the tokens of the rows: a table `[tokens, k]` of experts, as floats, and the token of each row.
     ByToken(&'a [f32], &'a [u32]),
+}
+
+struct SqrtSoftplus<'a>(&'a mut [f32]);
+impl Kernel for SqrtSoftplus<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (n, x) = (self.0.len(), self.0.as_mut_ptr());
+        // SAFETY: n values at x.
+        unsafe { map2(s, x, x, n, Softplus {}) };
+        self.0.iter_mut().for_each(|x| *x = x.sqrt());
+    }
 }
 
 /// Routes rows of `scores` `[rows, width]`, overwritten by `sqrt(ln(1 + e^x))`: the chosen experts by falling weight into
@@ -32,7 +43,7 @@ pub fn route_by_score(
     experts: &mut [u32],
     weights: &mut [f32],
 ) {
-    let rows = scores.len() / width.max(1);
+    let (isa, rows) = (cores.isa(), scores.len() / width.max(1));
     let k = experts.len() / rows.max(1);
     assert!(weights.len() == experts.len() && k <= width);
     let (scores, experts, weights) =
@@ -48,7 +59,7 @@ pub fn route_by_score(
                     std::slice::from_raw_parts_mut(weights.get().add(row * k), k),
                 )
             };
-            scores.iter_mut().for_each(|x| *x = softplus(*x).sqrt());
+            dispatch(isa, SqrtSoftplus(scores));
             match choice {
                 Choice::Best => top_k(scores, k, &mut best),
                 Choice::Biased(bias) => {

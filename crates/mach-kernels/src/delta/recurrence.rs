@@ -3,7 +3,7 @@
 use super::state::BLOCK;
 use super::{DeltaShape, DeltaWeights};
 use crate::elementwise::{norm_row, sum_of_squares};
-use crate::math::{exp, sigmoid, silu};
+use crate::math::{exp, sigmoid, silu, softplus};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cores, Kernel, dispatch, partition};
@@ -33,18 +33,21 @@ pub(super) fn recur(
     });
 }
 
-/// Decay factors `e^g` and update rates, in place.
+/// Decay factors `e^(rate softplus(x))` and update rates `sigmoid(x)`, in place.
 pub(super) struct Gates<'a> {
     pub(super) decay: &'a mut [f32],
+    pub(super) rates: &'a [f32],
     pub(super) beta: &'a mut [f32],
 }
 impl Kernel for Gates<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (d, b) in self.decay.chunks_exact_mut(16).zip(self.beta.chunks_exact_mut(16)) {
+        let rates = self.rates.chunks_exact(16);
+        for ((d, r), b) in self.decay.chunks_exact_mut(16).zip(rates).zip(self.beta.chunks_exact_mut(16)) {
             // SAFETY: chunks of 16.
             unsafe {
-                s.store(d.as_mut_ptr(), exp(s, s.load(d.as_ptr())));
+                let g = s.mul(s.load(r.as_ptr()), softplus(s, s.load(d.as_ptr())));
+                s.store(d.as_mut_ptr(), exp(s, g));
                 s.store(b.as_mut_ptr(), sigmoid(s, s.load(b.as_ptr())));
             }
         }
