@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod context;
 mod error;
 mod found;
+pub mod kernels;
 pub mod msl;
 pub mod pass;
 pub mod pipeline;

@@ -1,5 +1,6 @@
 //! From WGSL to what a driver takes.
 
+use naga::valid::ValidationFlags;
 use naga::{AddressSpace, ShaderStage, StorageAccess};
 
 use crate::GpuError;
@@ -128,12 +129,11 @@ impl Shader {
         let mut module =
             naga::front::wgsl::parse_str(&text).map_err(|error| shader(error.emit_to_string(&text)))?;
         naga::compact::compact(&mut module, naga::compact::KeepUnused::No);
-        let info = naga::valid::Validator::new(
-            naga::valid::ValidationFlags::all(),
-            naga::valid::Capabilities::all(),
-        )
-        .validate(&module)
-        .map_err(|error| shader(error.emit_to_string(&text)))?;
+        // Loops around barriers have bounds that naga cannot see to be uniform.
+        let flags = ValidationFlags::all().difference(ValidationFlags::CONTROL_FLOW_UNIFORMITY);
+        let info = naga::valid::Validator::new(flags, naga::valid::Capabilities::all())
+            .validate(&module)
+            .map_err(|error| shader(error.emit_to_string(&text)))?;
         let interface = Interface::of(&module).map_err(shader)?;
         Ok(Module { name: self.name, module, info, interface })
     }

@@ -42,6 +42,8 @@ impl Kernel for Twin<'_> {
                     9 => math::silu(s, x),
                     10 => math::gelu_tanh(s, x),
                     11 => math::sloped_silu(s, x, 1.702),
+                    20 => math::softplus(s, x),
+                    21 => math::tanh(s, x),
                     14 => s.to_float(s.to_int(x)),
                     _ => unreachable!(),
                 };
@@ -104,7 +106,15 @@ fn with_forms(forms: Forms) {
     let mut wide = uniform(N, 4, 100.0);
     let special = [0.0, -0.0, 1.0, -1.0, 200.0, -200.0, 1e20, -1e20, f32::INFINITY, -87.0, 88.0, -64.0, 87.0];
     wide[..special.len()].copy_from_slice(&special);
-    for (what, op) in [("exp", 7), ("sigmoid", 8), ("silu", 9), ("gelu", 10), ("sloped silu", 11)] {
+    for (what, op) in [
+        ("exp", 7),
+        ("sigmoid", 8),
+        ("silu", 9),
+        ("gelu", 10),
+        ("sloped silu", 11),
+        ("softplus", 20),
+        ("tanh", 21),
+    ] {
         let (mut got, want) = (on_device(&pipelines, op, [&wide, &y, &z]), twin(op, &wide));
         // Nothing may depend on subnormals.
         got.iter_mut()

@@ -1,8 +1,8 @@
 // Functions of the CPU's `math.rs`, operation by operation. `fma_`, `fma4` and `div_` stand in front.
 
 // Below the first `exp_` is 0; above the second it is that of the second.
-const EXP_MIN: f32 = -87.0f;
-const EXP_MAX: f32 = 88.0f;
+const EXP_MIN: f32 = -64.0f;
+const EXP_MAX: f32 = 87.0f;
 const LOG2_E: f32 = 1.44269504f;
 
 // By comparison: built-in minima and maxima may flush subnormals.
@@ -61,6 +61,21 @@ fn gelu_tanh(x: f32) -> f32 {
   let z = (x * 1.595769f) * cubic;
   return div_(x, 1.0 + exp_(0.0 - z));
 }
+
+fn softplus_(x: f32) -> f32 {
+  let t = exp_(0.0 - abs(x));
+  let z = div_(t, t + 2.0f);
+  let z2 = z * z;
+  var p = 1.0f / 13.0f;
+  p = fma_(p, z2, 1.0f / 11.0f);
+  p = fma_(p, z2, 1.0f / 9.0f);
+  p = fma_(p, z2, 1.0f / 7.0f);
+  p = fma_(p, z2, 1.0f / 5.0f);
+  p = fma_(p, z2, 1.0f / 3.0f);
+  let twice = z + z;
+  return max_(x, 0.0f) + fma_(twice * z2, p, twice);
+}
+fn tanh_(x: f32) -> f32 { return 1.0f - div_(2.0f, 1.0f + exp_(x + x)); }
 
 // bfloat16 in the low half of a word, to nearest even; NaN stays NaN.
 fn to_bf16(x: f32) -> u32 {

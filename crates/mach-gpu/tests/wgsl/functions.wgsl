@@ -35,6 +35,8 @@ fn run(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) n:
     }
     case 18u: { r = fma4(vec4<f32>(x, y, z, x), vec4<f32>(y), vec4<f32>(z, x, y, z)).y; }
     case 19u: { r = (vec2<f32>(y, x) * z).y + y; }
+    case 20u: { r = softplus_(x); }
+    case 21u: { r = tanh_(x); }
     default: {}
   }
   out[i] = bitcast<u32>(r);
