@@ -2,6 +2,8 @@
 //!
 //! Offsets into buffers are in words of 4 bytes, so that rows may begin anywhere.
 
+pub mod attention;
+pub mod delta;
 pub mod heads;
 pub mod norm;
 
