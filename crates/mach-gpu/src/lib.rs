@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod msl;
 pub mod pass;
 pub mod pipeline;
+pub mod probe;
 pub mod shader;
 pub mod spirv;
 
@@ -20,4 +21,5 @@ pub use error::GpuError;
 pub use found::{AdapterFacts, Choice, Found, Kind, adapters};
 pub use pass::{Recorder, Submission};
 pub use pipeline::{Bound, Pipeline, Pipelines, Slice};
+pub use probe::{Exactness, probe};
 pub use shader::{Constant, Division, Fma, Forms, Shader};

@@ -56,8 +56,8 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     part_out[t] = o;
     workgroupBarrier();
     if (t < columns) {
-      let all = (part_out[c] + part_out[COLUMNS + c]) + (part_out[2u * COLUMNS + c] + part_out[3u * COLUMNS + c]);
-      out[((p.out_row + row) * p.value_heads + head) * p.value_dim + first + c] = all;
+      let sums = (part_out[c] + part_out[COLUMNS + c]) + (part_out[2u * COLUMNS + c] + part_out[3u * COLUMNS + c]);
+      out[((p.out_row + row) * p.value_heads + head) * p.value_dim + first + c] = sums;
     }
   }
   workgroupBarrier();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mach_gpu::{Choice, Context, Forms, GpuError, Pipelines};
+use mach_gpu::{Choice, Context, GpuError, Pipelines};
 
 /// Long enough for a software adapter on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -20,13 +20,12 @@ pub(crate) fn context() -> Option<Context> {
     }
 }
 
+/// Of the forms that the adapter is exact with.
 pub(crate) fn pipelines() -> Option<Pipelines> {
     let context = context()?;
-    Some(Pipelines::new(&context, forms()))
-}
-
-pub(crate) fn forms() -> Forms {
-    Forms { fma: mach_gpu::Fma::Double, division: mach_gpu::Division::Native }
+    let found = mach_gpu::probe::probe(&context).unwrap();
+    assert!(found.exact(), "{found:?}");
+    Some(Pipelines::new(&context, found.forms))
 }
 
 /// Integers without a pattern (Chris Wellons, "Prospecting for hash functions").
