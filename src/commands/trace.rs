@@ -92,7 +92,7 @@ fn record(args: RecordArgs) -> Result<()> {
     let config = args.model.clone().validate().map_err(plain)?;
     let checkpoint = mach_checkpoint::Checkpoint::open(&config.checkpoint)?;
     let prompt = match (&args.prompt, &args.prompt_file, args.random) {
-        (_, _, Some(tokens)) => token_ids(1, tokens.max(1), checkpoint.config().vocab_size),
+        (_, _, Some(tokens)) => token_ids(1, tokens.max(1), checkpoint.text_ids()),
         (Some(text), ..) => encode(&checkpoint, text)?,
         (None, Some(file), _) => {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -102,7 +102,7 @@ fn record(args: RecordArgs) -> Result<()> {
     };
     let prepared = experts::prepare(&checkpoint, &config, crate::sizing::Beside::alone()).map_err(plain)?;
     let mut model = mach_cpu::load(&checkpoint, &prepared.load, &mut |_| ())?;
-    let random = args.random.map(|tokens| token_ids(2, tokens + args.max_tokens, model.config().vocab_size));
+    let random = args.random.map(|tokens| token_ids(2, tokens + args.max_tokens, checkpoint.text_ids()));
     let header = Header::of(model.as_ref(), checkpoint.is_synthetic() || random.is_some());
     let mut trace = Trace { header, passes: Vec::new() };
     let mut state = model.new_state();

@@ -18,6 +18,8 @@ pub struct TimingPlan {
     pub reps: usize,
     /// Seed of the token ids.
     pub seed: u64,
+    /// The ids are below this.
+    pub ids: usize,
 }
 
 impl TimingPlan {
@@ -40,10 +42,9 @@ pub struct Samples {
 /// no two repeats route alike. Decoding feeds ids of the same source, not the model's choice: a model with random
 /// weights would fall into a loop, and a loop touches few experts.
 pub fn measure(model: &mut dyn Model, plan: &TimingPlan) -> Result<Samples, ModelError> {
-    let vocab = model.config().vocab_size;
     let mut samples = Samples::default();
     for rep in 0..=plan.reps {
-        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
+        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, plan.ids);
         let (prompt, decoded) = ids.split_at(plan.prompt);
         let mut state = model.new_state();
         let start = Instant::now();

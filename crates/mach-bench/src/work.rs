@@ -1,10 +1,12 @@
 //! What one token needs: bytes of weights and state to read, and products to form.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use mach_checkpoint::{Checkpoint, Dtype, LayerKind, ModelConfig};
 use mach_experts::Sidecar;
 use mach_quant::{Codec, FloatType, MatrixLayout};
 use serde::Serialize;
+
+use products::macs;
 
 /// Bytes that one decoded token must touch, and multiply-accumulates that one token costs.
 ///
@@ -105,6 +107,10 @@ impl TokenWork {
             else {
                 continue;
             };
+            // What predicts tokens after the next is a draft.
+            if in_module(inner, "mtp") {
+                continue;
+            }
             let table = in_module(inner, "embed_tokens") || in_module(inner, "embed");
             if table && !config.tie_word_embeddings {
                 work.embedding_bytes += tensor.bytes / config.vocab_size.max(1) as u64;
@@ -115,6 +121,9 @@ impl TokenWork {
                 let (int8, float) = macs(inner, tensor, config)?;
                 expert_int8 += int8;
                 expert_float += float;
+            } else if inner.ends_with(".tid2eid") {
+                // A table by token, of which one row is read.
+                work.resident_bytes += tensor.bytes / config.vocab_size.max(1) as u64;
             } else {
                 work.resident_bytes += tensor.bytes;
                 let (int8, float) = macs(inner, tensor, config)?;
@@ -219,48 +228,11 @@ fn is_routed(name: &str) -> bool {
     name.contains(".experts.") || name.contains(".switch_mlp.")
 }
 
-/// Products of one token with this tensor, `(quantized, float)`: its rows times the width of its input. Scales, zero
-/// points, norms and other vectors are not products.
-fn macs(inner: &str, tensor: &TensorFacts<'_>, config: &ModelConfig) -> Result<(u64, u64)> {
-    let module = inner.strip_suffix(".weight").unwrap_or(inner);
-    let small = [".scales", ".biases", ".bias", "_scales", "_bias"].iter().any(|end| inner.ends_with(end));
-    if small || tensor.shape.len() < 2 {
-        return Ok((0, 0));
-    }
-    if inner.ends_with("_blocks") {
-        // Two codes a byte.
-        return Ok((2 * elements(tensor.shape), 0));
-    }
-    if module.ends_with(".conv1d") {
-        return Ok((0, elements(tensor.shape)));
-    }
-    let gdn_width = config.gdn.as_ref().map_or(0, |gdn| gdn.value_heads * gdn.value_dim);
-    let moe = &config.moe;
-    let width = match module.rsplit('.').next().unwrap_or(module) {
-        "q_proj" | "k_proj" | "v_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "gate" | "router"
-        | "shared_expert_gate" | "in_proj_qkv" | "in_proj_z" | "in_proj_b" | "in_proj_a" => {
-            config.hidden_size
-        }
-        "o_proj" => config.num_heads * config.head_dim,
-        "out_proj" => gdn_width,
-        "down_proj" if is_routed(inner) => moe.intermediate_size,
-        "down_proj" if inner.contains(".shared_expert.") => moe.shared_intermediate_size.unwrap_or(0),
-        "down_proj" => config.intermediate_size,
-        _ => {
-            return Err(anyhow::anyhow!("its place in the model is unknown"))
-                .with_context(|| format!("cannot count the products of tensor `{}`", tensor.name));
-        }
-    };
-    let rows = elements(&tensor.shape[..tensor.shape.len() - 1]);
-    Ok(match tensor.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => (0, elements(tensor.shape)),
-        _ => (rows * width as u64, 0),
-    })
-}
-
 fn elements(shape: &[usize]) -> u64 {
     shape.iter().map(|&n| n as u64).product()
 }
+
+mod products;
 
 #[cfg(test)]
 mod tests;

@@ -105,6 +105,16 @@ impl Checkpoint {
         self.dir().join("synthetic.json").is_file()
     }
 
+    /// How many ids, from 0 on, stand for text that the model tells apart: the vocabulary; of a synthetic checkpoint
+    /// whose head is its embedding, those whose rows differ.
+    pub fn text_ids(&self) -> usize {
+        let vocabulary = self.config().vocab_size;
+        match self.is_synthetic() && self.family().synthetic.between_norms {
+            true => vocabulary.min(crate::synth::TEXT_TOKENS),
+            false => vocabulary,
+        }
+    }
+
     /// The index of `resident.safetensors`, if `mach convert` wrote this checkpoint: its experts are in the sidecar only.
     pub fn resident_index(&self) -> Option<&ResidentIndex> {
         self.tensors.shards.files.iter().find_map(|s| s.resident.as_ref())

@@ -299,7 +299,20 @@ fn it_is_told_how_a_request_starts() {
     assert_eq!((started.mode, started.active), (DecodeMode::TargetOnly, 1));
     let (second, started) = tell(request(vec![2], 1500));
     assert_eq!((started.mode, started.active), (DecodeMode::Batched, 2));
-    drop((first, second));
+    // Choices share passes, if the batch has room for more than one.
+    let two = || GenerateRequest { choices: 2, ..request(vec![3], 1500) };
+    let (third, started) = tell(two());
+    assert_eq!((started.mode, started.active), (DecodeMode::Batched, 3));
+    drop((first, second, third));
+    let (alone, _) = double(|d, c| {
+        slow(d);
+        c.max_batch = 1;
+    });
+    let started = alone.submit_and_tell(two()).unwrap().1.blocking_recv().unwrap();
+    assert_eq!((started.mode, started.active), (DecodeMode::TargetOnly, 1));
+    let (fresh, _) = double(|d, _| slow(d));
+    let started = fresh.submit_and_tell(two()).unwrap().1.blocking_recv().unwrap();
+    assert_eq!((started.mode, started.active), (DecodeMode::Batched, 1));
     // Those that went away are let go of before the next pass.
     let copies = || GenerateRequest { preset: Preset::Summarization, ..request(vec![3], 2) };
     let alone = (0..1000).any(|_| tell(copies()).1.mode == DecodeMode::Specdec);

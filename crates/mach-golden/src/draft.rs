@@ -8,7 +8,6 @@ use mach_models::{DraftHost, LogitRows, Model, Segment};
 use mach_specdec::{
     Argmax, Choice, DFlash, DFlashProposer, DraftOptions, Drafting, Proposed, Proposer, Taps, choose, verify,
 };
-use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::compare::{Extent, argmax, largest_difference};
@@ -92,8 +91,7 @@ pub(crate) fn check(
     if let Some(runs) = runs {
         let file = dir.join("golden.safetensors");
         let bytes = std::fs::read(&file).with_context(|| format!("{}", file.display()))?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(|| format!("{}", file.display()))?;
-        let golden = Golden { tensors };
+        let golden = Golden::parse(&bytes).with_context(|| format!("{}", file.display()))?;
         for run in &runs.runs {
             let name = format!("{name} run {} ({} tokens)", run.run, run.input_ids.len());
             check_features(&draft, run, &golden, &name, model, options, tell)

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use mach_checkpoint::Checkpoint;
 use mach_models::{LogitRows, Model, Segment};
 use mach_specdec::{Argmax, Drafting, MtpProposer, Proposed, Proposer as _};
-use safetensors::SafeTensors;
 
 use crate::Check;
 use crate::compare::{argmax, largest_difference};
@@ -33,8 +32,8 @@ pub(crate) fn check(
     let read =
         |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("{name} of {}", dir.display()));
     let (bytes, prompts) = (read("mtp.safetensors")?, read("golden.safetensors")?);
-    let golden = Golden { tensors: SafeTensors::deserialize(&bytes)? };
-    let prompts = Golden { tensors: SafeTensors::deserialize(&prompts)? };
+    let golden = Golden::parse(&bytes)?;
+    let prompts = Golden::parse(&prompts)?;
     for prompt in golden.prompts() {
         let key = |rest: &str| format!("p{prompt}.{rest}");
         let ids = prompts.ids(&key("input_ids"))?;

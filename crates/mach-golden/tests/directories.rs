@@ -137,15 +137,23 @@ fn a_wrong_golden_is_a_miss() {
     let mut bytes = std::fs::read(&golden).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-    let mut change = |name: &str, by: &dyn Fn([u8; 4]) -> [u8; 4]| {
+    let steps = header["__metadata__"]["steps"].as_str().unwrap();
+    let steps: serde_json::Value = serde_json::from_str(steps).unwrap();
+    let mut bytes_of = |name: &str, change: &dyn Fn(&mut [u8])| {
         let start = 8 + length + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
-        let value: [u8; 4] = bytes[start..start + 4].try_into().unwrap();
-        bytes[start..start + 4].copy_from_slice(&by(value));
+        change(&mut bytes[start..]);
     };
-    change("p0.logits", &|v| (f32::from_le_bytes(v) + 0.01).to_le_bytes());
-    change("p0.greedy_tokens", &|v| (i32::from_le_bytes(v) ^ 1).to_le_bytes());
-    change("p1.router.2.indices", &|v| (i32::from_le_bytes(v) ^ 1).to_le_bytes());
-    change("p2.hidden.1", &|_| f32::NAN.to_le_bytes());
+    let mut add = |name: &str, difference: f32| {
+        let count = (difference / 2f32.powi(steps[name].as_i64().unwrap() as i32)).round() as i16;
+        bytes_of(name, &|to| {
+            let value = i16::from_le_bytes(to[..2].try_into().unwrap());
+            to[..2].copy_from_slice(&(value + count).to_le_bytes());
+        });
+    };
+    add("p0.logits", 0.01);
+    add("p2.hidden.1", -0.005);
+    bytes_of("p0.greedy_tokens", &|to| to[0] ^= 1);
+    bytes_of("p1.router.2.indices", &|to| to[0] ^= 1);
     std::fs::write(&golden, bytes).unwrap();
     let (passed, checks) = run(dir.path());
     assert!(!passed);

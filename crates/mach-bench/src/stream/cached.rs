@@ -28,10 +28,9 @@ pub fn measure_cached(
     };
     let mut models = [model(ExpertMode::Resident)?, model(ExpertMode::Streaming(streaming))?];
     let mut rates = [Vec::new(), Vec::new()];
-    let vocab = checkpoint.config().vocab_size;
     // The first repeats fill the bank; after a prompt of this length nothing is missing.
     for rep in 0..=plan.reps {
-        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
+        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, plan.ids);
         let (prompt, decoded) = ids.split_at(plan.prompt);
         for (model, rates) in models.iter_mut().zip(&mut rates) {
             let mut state = model.new_state();

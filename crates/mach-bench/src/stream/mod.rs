@@ -30,6 +30,8 @@ pub struct StreamPlan {
     pub reps: usize,
     /// Seed of the token ids.
     pub seed: u64,
+    /// The ids are below this.
+    pub ids: usize,
 }
 
 /// One phase of one repeat.
@@ -73,9 +75,8 @@ pub fn measure_stream(
     ceiling: &mut dyn FnMut() -> Result<f64>,
 ) -> Result<Measured> {
     let mut found = Measured { ceilings: vec![ceiling()?], ..Measured::default() };
-    let vocab = model.config().vocab_size;
     for rep in 0..plan.reps {
-        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, vocab);
+        let ids = token_ids(plan.seed.wrapping_add(rep as u64), plan.prompt + plan.decode, plan.ids);
         let (prompt, decoded) = ids.split_at(plan.prompt);
         let mut state = model.new_state();
         let phases = [

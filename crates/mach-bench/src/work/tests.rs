@@ -111,3 +111,53 @@ fn a_matrix_of_unknown_place_is_named() {
     let error = TokenWork::count(&config(), &tensors, 0).unwrap_err();
     assert!(error.to_string().contains("mystery"));
 }
+
+fn fixture(path: &str) -> (Checkpoint, TokenWork) {
+    let dir = format!("{}/../../fixtures/{path}", env!("CARGO_MANIFEST_DIR"));
+    let checkpoint = Checkpoint::open(dir.as_ref()).unwrap();
+    let work = TokenWork::of(&checkpoint, 100).unwrap();
+    (checkpoint, work)
+}
+
+#[test]
+fn every_familys_tensors_are_known_and_forms_agree() {
+    for (family, forms) in [
+        ("qwen3_5_moe", &["bf16", "mlx-4bit"][..]),
+        ("qwen3_moe", &["bf16", "mlx-4bit", "mlx-8bit-g32", "mlx-mxfp4"]),
+        ("gpt_oss", &["bf16", "mxfp4", "mlx-mxfp4-q4"]),
+        ("gemma4", &["bf16", "mlx-4bit"]),
+        ("deepseek_v4", &["bf16", "mlx-4bit", "mlx-mixed"]),
+        ("qwen3_5", &["bf16", "mlx-4bit"]),
+        ("gemma3_text", &["bf16", "mlx-4bit"]),
+        ("llama", &["bf16", "mlx-4bit"]),
+    ] {
+        let products: Vec<u64> = forms
+            .iter()
+            .map(|form| fixture(&format!("{family}/{form}")).1)
+            .map(|work| work.int8_macs + work.float_macs)
+            .collect();
+        assert!(products[0] > 0 && products.iter().all(|&n| n == products[0]), "{family}: {products:?}");
+    }
+}
+
+#[test]
+fn what_one_token_of_deepseek_reads_is_one_row_of_the_table_and_no_draft() {
+    let (checkpoint, work) = fixture("deepseek_v4/fp8");
+    let (mut resident, mut rows) = (0, 0);
+    for name in checkpoint.names() {
+        let bytes = checkpoint.tensor(name).unwrap().data.len() as u64;
+        match name {
+            _ if name.starts_with("mtp.") || name.contains(".ffn.experts.") => {}
+            "embed.weight" | "head.weight" => {}
+            _ if name.ends_with(".tid2eid") => rows += bytes / checkpoint.config().vocab_size as u64,
+            _ => resident += bytes,
+        }
+    }
+    assert!(rows > 0);
+    assert_eq!(work.resident_bytes, resident + rows);
+    // Two codes a byte, and a scale for 32 of them.
+    let moe = &checkpoint.config().moe;
+    let expert = 3 * moe.intermediate_size * checkpoint.config().hidden_size;
+    let layers = checkpoint.config().layers.len();
+    assert_eq!(work.expert_bytes, (layers * moe.top_k * (expert / 2 + expert / 32)) as u64);
+}

@@ -19,6 +19,7 @@ pub use routing::Routing;
 pub use shape::Shape;
 pub(crate) use shape::{TAPS, extend};
 pub use spread::{LayerSpread, Spread, measure_spread};
+pub(crate) use tensors::TEXT_TOKENS;
 
 use crate::{Checkpoint, CheckpointError};
 

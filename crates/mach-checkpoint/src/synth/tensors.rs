@@ -14,7 +14,7 @@ use crate::Family;
 use crate::families::Synthetic;
 
 /// Token ids from here on have no text in the tokenizer that is written (or are special): the head never picks them.
-pub(super) const TEXT_TOKENS: usize = 16_368;
+pub(crate) const TEXT_TOKENS: usize = 16_368;
 
 /// Deviation of 4-bit codes times their varied scales, in units of the grid's power of two.
 const DEVIATION_4: f32 = 6.758;

@@ -288,3 +288,51 @@ impl Admission {
         Ok(if complete { Entry::Complete(sequence) } else { Entry::Runs(sequence) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::channel;
+    use crate::{
+        CacheHints, Events, GenerateRequest, OutputControl, Preset, SamplingParams, Speculation, Unread,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A request that came `age` ago.
+    fn job(age: Duration) -> (Job, Events) {
+        let request = GenerateRequest {
+            prompt: vec![1],
+            choices: 2,
+            max_tokens: None,
+            sampling: SamplingParams::greedy(),
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            preset: Preset::None,
+            cache: CacheHints::default(),
+            warm: false,
+            output: OutputControl::default(),
+            policy: None,
+        };
+        let (events, receiver) = channel(&Arc::new(Unread::new(1 << 20)));
+        let submitted = Instant::now() - age;
+        (Job { request, events, submitted, begun: Arc::default(), started: None }, receiver)
+    }
+
+    #[test]
+    fn late_is_who_came_long_ago_and_has_no_choice_running() {
+        let mut admissions = Admissions::new(Proposers::new(Speculation::default()), Arc::default(), 100);
+        let (jobs, _receivers): (Vec<_>, Vec<_>) =
+            [9, 0, 9, 9, 9].map(|seconds| job(Duration::from_secs(seconds))).into_iter().unzip();
+        // The fourth belongs to a request of which another part runs.
+        jobs[3].begun.store(true, Ordering::Relaxed);
+        jobs.into_iter().for_each(|job| admissions.take(job));
+        // Of the third the first choice runs, and the second waits.
+        admissions.waiting[2].next_choice = 1;
+        assert_eq!(admissions.late(LIMIT), [1, 5]);
+        assert_eq!(admissions.late(Duration::from_secs(3600)), [] as [u64; 0]);
+        admissions.fail(1, &EngineError::QueueTimeout { limit: LIMIT }, false);
+        assert_eq!((admissions.late(LIMIT), admissions.numbers().count()), (vec![5], 4));
+    }
+}

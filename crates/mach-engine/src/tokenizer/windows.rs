@@ -188,6 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn words_are_left_at_the_end_of_a_window_however_long_they_are() {
+        // The last word is longer than the margin: bytes alone would let the window end right before it.
+        let tokenizer = demo();
+        let windows = Windows::of(&tokenizer).unwrap();
+        let window = "word ".repeat(100) + &"a".repeat(2 * windows.margin);
+        let encoding = tokenizer.encode(window.as_str(), false).unwrap();
+        let (tokens, at) = windows.cut(&window, &encoding).unwrap();
+        let mut behind = encoding.get_word_ids()[tokens..].to_vec();
+        behind.dedup();
+        assert_eq!(behind.len(), WORDS + 1, "{:?}", &window[at..at + 20]);
+        assert_eq!(encoding.get_offsets()[tokens].0, at);
+        // With short words the bytes decide.
+        let window = "word ".repeat(1000);
+        let encoding = tokenizer.encode(window.as_str(), false).unwrap();
+        let (_, at) = windows.cut(&window, &encoding).unwrap();
+        assert!((window.len() - windows.margin - 5..=window.len() - windows.margin).contains(&at), "{at}");
+    }
+
+    #[test]
     fn a_long_text_can_be_given_up_between_its_windows() {
         let (tokenizer, text) = (demo(), "word ".repeat(2 * WINDOW));
         let given_up_after = |windows: usize| {
