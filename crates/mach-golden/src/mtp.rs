@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use mach_checkpoint::Checkpoint;
-use mach_models::{LogitRows, Model, Segment};
+use mach_models::mtp::Features;
+use mach_models::{DraftOptions, LogitRows, Model, Segment};
 use mach_specdec::{Argmax, Drafting, MtpProposer, Proposed, Proposer as _};
 use safetensors::SafeTensors;
 
@@ -23,7 +24,7 @@ pub(crate) fn check(
     tolerance: f32,
     tell: &mut dyn FnMut(Check),
 ) -> Result<()> {
-    let mtp = match model.load_mtp(checkpoint) {
+    let mtp = match model.load_mtp(checkpoint, DraftOptions::default()) {
         Ok(mtp) => Arc::new(mtp),
         Err(error) => {
             tell(Check::skipped("mtp.safetensors", error.to_string()));
@@ -46,7 +47,8 @@ pub(crate) fn check(
         let last = model.config().layers.len();
         let features = seen.hidden.get(&last).cloned().unwrap_or_default();
         let host = model.mtp_host().context("the block was not loaded")?;
-        let logits = host.predict(&mut mtp.new_context(), &features, &tokens, LogitRows::All)?;
+        let all = Features::Model(&features);
+        let logits = host.predict(&mut mtp.new_context(), all, &tokens, LogitRows::All)?.logits;
         let (error, at) = largest_difference(&logits.data, &golden.floats(&key("logits"))?);
         let name = format!("prompt {prompt} ({} tokens) mtp", tokens.len());
         let row = at / logits.vocab.max(1);
@@ -54,16 +56,35 @@ pub(crate) fn check(
         let (mut context, mut rows) = (mtp.new_context(), Vec::new());
         for (features, token) in features.chunks_exact(mtp.width()).zip(&tokens) {
             let token = std::slice::from_ref(token);
-            rows.extend(host.predict(&mut context, features, token, LogitRows::Last)?.data);
+            let features = Features::Model(features);
+            rows.extend(host.predict(&mut context, features, token, LogitRows::Last)?.logits.data);
         }
         let (error, _) = largest_difference(&rows, &logits.data);
         tell(Check::compared(format!("{name} row by row"), error, 0.0, ""));
 
+        // Rows that nothing is asked of, and a chain that is undone, leave the state that the others do.
+        let mut context = mtp.new_context();
+        if let Some(last) = tokens.len().checked_sub(1) {
+            let (before, own) = features.split_at(last * mtp.width());
+            let (first, anchor) = tokens.split_at(last);
+            host.predict(&mut context, Features::Model(before), first, LogitRows::None)?;
+            let mark = mtp.mark(&context);
+            let mut said = host.predict(&mut context, Features::Model(own), anchor, LogitRows::Last)?;
+            for _ in 0..3 {
+                said = host.predict(&mut context, Features::Own(&said.own), anchor, LogitRows::Last)?;
+            }
+            mtp.rewind(&mut context, mark);
+            let again = host.predict(&mut context, Features::Model(own), anchor, LogitRows::Last)?;
+            let last = logits.data.chunks_exact(logits.vocab.max(1)).next_back().unwrap_or_default();
+            let (error, _) = largest_difference(&again.logits.data, last);
+            tell(Check::compared(format!("{name} behind a chain"), error, 0.0, ""));
+        }
+
         // In use: shown the prompt in two pieces, it proposes what its last row says.
         let mut proposer = MtpProposer::new(Arc::clone(&mtp));
         let (first, second) = features.split_at(ids.len() / 2 * mtp.width());
-        proposer.observe(model, first)?;
-        proposer.observe(model, second)?;
+        proposer.observe(model, first, &ids)?;
+        proposer.observe(model, second, &ids)?;
         let all: Vec<u32> = ids.iter().chain(tokens.last()).copied().collect();
         let mut proposed = Proposed::default();
         let drafting = Drafting { tokens: &all, most: 1, model: &mut *model, picker: &mut Argmax };

@@ -271,8 +271,8 @@ impl<D: Device> Model for Decoder<D> {
         self.spec.hidden * self.spec.streams.map_or(1, |streams| streams.streams)
     }
 
-    fn load_mtp(&mut self, checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
-        self.load_block(checkpoint)
+    fn load_mtp(&mut self, checkpoint: &Checkpoint, options: DraftOptions) -> Result<Mtp, DraftError> {
+        self.load_block(checkpoint, options)
     }
 
     fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {

@@ -226,7 +226,7 @@ pub trait Model: Send {
         self.config().hidden_size
     }
     /// Loads the block that predicts the token after the next out of the model's own checkpoint.
-    fn load_mtp(&mut self, _checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
+    fn load_mtp(&mut self, _checkpoint: &Checkpoint, _options: DraftOptions) -> Result<Mtp, DraftError> {
         Err(DraftError::Mismatch("the model's family has no block of its own".into()))
     }
     /// Runs that block, if it is loaded.

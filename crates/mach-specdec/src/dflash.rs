@@ -77,7 +77,7 @@ impl Proposer for DFlashProposer {
         &self.draft.config().target_layer_ids
     }
 
-    fn observe(&mut self, model: &mut dyn Model, features: &[f32]) -> Result<(), DraftError> {
+    fn observe(&mut self, model: &mut dyn Model, features: &[f32], _: &[u32]) -> Result<(), DraftError> {
         let before = self.seen();
         self.pending.extend_from_slice(features);
         let seen = self.seen();

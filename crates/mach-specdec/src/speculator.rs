@@ -82,10 +82,10 @@ impl Speculator {
         self.failure.take()
     }
 
-    /// Hands on the features of positions that are there to stay.
-    pub fn observe(&mut self, model: &mut dyn Model, features: &[f32]) {
+    /// Hands on the features of positions that are there to stay, and the sequence's tokens as far as they are known.
+    pub fn observe(&mut self, model: &mut dyn Model, features: &[f32], tokens: &[u32]) {
         for lane in self.lanes.iter_mut().filter(|lane| !lane.failed && !lane.proposer.taps().is_empty()) {
-            if let Err(error) = lane.proposer.observe(model, features) {
+            if let Err(error) = lane.proposer.observe(model, features, tokens) {
                 lane.failed = true;
                 self.failure = Some(format!("{}: {error}", lane.proposer.name()));
             }

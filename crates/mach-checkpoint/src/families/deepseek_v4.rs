@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{
+use super::{MtpNaming, 
     Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
     Yarn,
 };
@@ -40,6 +40,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Compressed,
     specdec_kind: SpecdecKind::V4Mtp,
+    mtp: MtpNaming::Inside,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::deepseek_v4",

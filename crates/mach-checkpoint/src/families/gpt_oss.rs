@@ -3,7 +3,7 @@
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{
+use super::{MtpNaming, 
     Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
 };
 use crate::Family;
@@ -33,6 +33,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Rotating,
     specdec_kind: SpecdecKind::TargetOnly,
+    mtp: MtpNaming::None,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::gpt_oss",

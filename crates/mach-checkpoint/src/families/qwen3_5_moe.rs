@@ -3,7 +3,7 @@
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{
+use super::{MtpNaming, 
     Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
     Yarn,
 };
@@ -36,6 +36,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::HybridGdn,
     specdec_kind: SpecdecKind::SpecdecV7,
+    mtp: MtpNaming::Root,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_5_moe",

@@ -1,0 +1,123 @@
+//! A block of the model's own that predicts the token after the next: one more layer with its own experts, which borrows
+//! the model's embedding and head. Two forms are known (architectures.md sections 2.8 and 6.10).
+//!
+//! Row `t` takes what the model made of position `t` and the token at `t + 1`, and predicts the one at `t + 2`. What the
+//! block itself makes of a row can stand for what the model would make of the next position, so that it can go on by
+//! itself from the token that it predicted.
+
+mod forward;
+mod weights;
+
+pub use weights::check_block;
+pub(crate) use weights::{MtpWeights, place, present};
+
+use crate::{DraftNeeds, LogitRows, Logits, ModelError, SequenceState};
+
+/// What is known of a block that a model has loaded; shared by all sequences. The weights are the model's.
+#[derive(Debug)]
+pub struct Mtp {
+    empty: SequenceState,
+    width: usize,
+    window: Option<usize>,
+    taps: [usize; 1],
+    needs: DraftNeeds,
+}
+
+impl Mtp {
+    /// The state of a sequence of which nothing was taken in.
+    pub fn new_context(&self) -> SequenceState {
+        self.empty.clone()
+    }
+
+    /// Values of a row of features: the output of the model's last layer, all its residual streams.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows back that a prediction depends on, its own included; `None` if it depends on all.
+    pub fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    /// The layer whose output it takes: the last.
+    pub fn taps(&self) -> &[usize] {
+        &self.taps
+    }
+
+    /// Bytes of its matrices.
+    pub fn weight_bytes(&self) -> usize {
+        self.needs.weights
+    }
+
+    /// What it takes of memory.
+    pub fn needs(&self) -> DraftNeeds {
+        self.needs
+    }
+
+    /// What [`rewind`](Self::rewind) goes back to.
+    pub fn mark(&self, context: &SequenceState) -> Mark {
+        match self.window {
+            // What a window hides is forgotten.
+            Some(_) => Mark::Copy(Box::new(context.clone())),
+            None => Mark::Position(context.position()),
+        }
+    }
+
+    /// Undoes all rows that were taken in since the mark.
+    pub fn rewind(&self, context: &mut SequenceState, mark: Mark) {
+        match mark {
+            Mark::Copy(copy) => *context = *copy,
+            Mark::Position(position) => context.truncate(position),
+        }
+    }
+}
+
+/// A state of a block's context to go back to.
+#[derive(Debug)]
+pub enum Mark {
+    /// Nothing is forgotten: cutting off what came behind is enough.
+    Position(usize),
+    /// As it was.
+    Copy(Box<SequenceState>),
+}
+
+/// What rows of a block are made from, beside tokens; `[rows, width]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Features<'a> {
+    /// What the model's last layer put out.
+    Model(&'a [f32]),
+    /// What the block itself did ([`Predicted::own`]).
+    Own(&'a [f32]),
+}
+
+impl<'a> Features<'a> {
+    /// The values.
+    pub fn values(self) -> &'a [f32] {
+        match self {
+            Features::Model(values) | Features::Own(values) => values,
+        }
+    }
+}
+
+/// What a block says of rows.
+#[derive(Debug, Default)]
+pub struct Predicted {
+    /// Of the token after the one that a row was given, for the rows asked for.
+    pub logits: Logits,
+    /// For each of them, by how much the best logit leads the second.
+    pub margins: Vec<f32>,
+    /// Features of the position behind the last of them, if the predicted token stands there; `[width]`.
+    pub own: Vec<f32>,
+}
+
+/// Runs a loaded block on the model's device.
+pub trait MtpHost {
+    /// Takes in rows: features of positions that follow one another, and for each the token at the next position.
+    fn predict(
+        &mut self,
+        context: &mut SequenceState,
+        features: Features<'_>,
+        tokens: &[u32],
+        logits: LogitRows,
+    ) -> Result<Predicted, ModelError>;
+}
