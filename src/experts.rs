@@ -216,6 +216,24 @@ pub(crate) fn prepare(
     Ok(Prepared { load, budget, residency, signals })
 }
 
+/// Whether experts end up in the same place, memory or drive, with what `with` counts as with the less that `without` does.
+pub(crate) fn same_place(config: &ModelConfig, with: &Sizing<'_>, without: &Sizing<'_>) -> bool {
+    let args = &config.experts;
+    let in_memory = |sizing: &Sizing<'_>| matches!(sizing.resident(), Ok(Ok(_)));
+    let source = match args.expert_residency {
+        Some(ResidencyArg::Bf16Streaming) => StreamingSource::Bf16,
+        _ => StreamingSource::Sidecar,
+    };
+    let streams = |sizing: &Sizing<'_>| matches!(sizing.streaming(source, IN_FLIGHT), Ok(Ok(_)));
+    let asked = args.streaming
+        || args.expert_cache_gb.is_some()
+        || matches!(args.expert_residency, Some(ResidencyArg::Streaming | ResidencyArg::Bf16Streaming));
+    if !asked && (in_memory(without) || args.no_streaming) {
+        return in_memory(with);
+    }
+    streams(with) || !streams(without)
+}
+
 /// A family whose experts are served one by one is not served from stacks; `mach convert` makes records of them.
 pub(crate) fn refuse_stacks(checkpoint: &Checkpoint) -> Result<(), Exit> {
     let family = checkpoint.family();

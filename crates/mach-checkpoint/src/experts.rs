@@ -148,8 +148,8 @@ impl Checkpoint {
     }
 
     /// A matrix by the name that it would have if every expert had tensors of its own, `{stack}.{expert}.{matrix}`, out of
-    /// the stacks `{stack}.gate_up_proj` and `{stack}.down_proj`, or one for each of the three. `None` if the name is not of
-    /// that kind, or there is no such stack.
+    /// the stacks `{stack}.gate_up_proj` and `{stack}.down_proj`, or one for each of the three, there or in MLX's place
+    /// (`switch_mlp` for `experts`). `None` if the name is not of that kind, or there is no such stack.
     pub(crate) fn out_of_stack(
         &self,
         module: &str,
@@ -164,6 +164,10 @@ impl Checkpoint {
         let count = self.config().moe.num_experts;
         let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
         let (own, fused) = (format!("{stack}.{matrix}"), format!("{stack}.gate_up_proj"));
+        let own = match stack.strip_suffix("experts") {
+            Some(base) if !stacked(&own) => format!("{base}switch_mlp.{matrix}"),
+            _ => own,
+        };
         let first = match matrix {
             "gate_proj" => Some(0),
             "up_proj" => Some(rows),

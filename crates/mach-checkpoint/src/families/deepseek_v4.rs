@@ -128,6 +128,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e4,
         positions: 1 << 20,
+        mtp: false,
         full: None,
     },
     Shape {
@@ -143,6 +144,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e4,
         positions: 4096,
+        mtp: false,
         full: None,
     },
 ];

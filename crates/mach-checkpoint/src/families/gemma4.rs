@@ -69,6 +69,7 @@ static SHAPES: &[Shape] = &[
         interval: 6,
         theta: 1e4,
         positions: 262_144,
+        mtp: false,
     },
     Shape {
         name: "tiny-gemma4",
@@ -84,6 +85,7 @@ static SHAPES: &[Shape] = &[
         interval: 3,
         theta: 1e4,
         positions: 4096,
+        mtp: false,
     },
 ];
 

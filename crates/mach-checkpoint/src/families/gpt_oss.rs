@@ -68,6 +68,7 @@ const OSS_20B: Shape = Shape {
     interval: 2,
     theta: 150_000.0,
     positions: 131_072,
+    mtp: false,
 };
 
 static SHAPES: &[Shape] = &[
@@ -87,6 +88,7 @@ static SHAPES: &[Shape] = &[
         interval: 2,
         theta: 150_000.0,
         positions: 4096,
+        mtp: false,
     },
 ];
 

@@ -66,6 +66,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e6,
         positions: 40_960,
+        mtp: false,
     },
     Shape {
         name: "tiny-qwen3_moe",
@@ -81,6 +82,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e6,
         positions: 4096,
+        mtp: false,
     },
 ];
 

@@ -35,6 +35,8 @@ pub struct Shape {
     pub theta: f64,
     /// Longest context.
     pub positions: usize,
+    /// Whether a block for the token after the next is written as well.
+    pub mtp: bool,
 }
 
 /// Taps of the causal convolution.
