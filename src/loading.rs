@@ -134,16 +134,19 @@ impl Opened {
         let (Prepared { load, budget, residency, signals }, found) = self.budget(&engine)?;
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         let mut model = self.weights(&load, report, progress)?;
-        let (draft, draft_bytes, decoding) = match (own_path(&self.checkpoint), &found) {
-            (Some(path @ EffectivePath::V4Mtp), _) | (Some(path), DraftFound::Block(..)) => {
+        let own = match &found {
+            DraftFound::Block(path, _) | DraftFound::NoBlock(path, _) => Some(*path),
+            _ => own_path(&self.checkpoint).filter(|path| path.is_v4()),
+        };
+        let (draft, draft_bytes, decoding) = match own {
+            Some(path) => {
                 let (block, decoding) = load_block(&self.checkpoint, &self.config, path, model.as_mut())?;
                 let bytes = block.as_ref().map(|block| block.weight_bytes());
-                let gated = path == EffectivePath::V4Mtp;
-                let gate = gated.then(|| Arc::new(RhoGate::new(self.config.rho_gate)));
+                let gate = path.is_v4().then(|| Arc::new(RhoGate::new(self.config.rho_gate)));
                 let draft = block.map(|block| Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>);
                 (draft, bytes, decoding)
             }
-            _ => {
+            None => {
                 let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
                 let bytes = draft.as_ref().map(|draft| draft.weight_bytes());
                 (draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding)
@@ -253,7 +256,7 @@ impl Opened {
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
             crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
-            if matches!(decoding.gate.effective, EffectivePath::V4Mtp | EffectivePath::Mtp) {
+            if !matches!(decoding.gate.effective, EffectivePath::SpecdecV7 | EffectivePath::TargetOnly) {
                 crate::prefix::with_block(prefix);
             }
             if prefix.max_bytes == 0 {
@@ -343,10 +346,10 @@ pub(crate) enum DraftFound {
     Unusable(String),
     /// It can, and takes so much.
     Usable(DraftNeeds),
-    /// The model's own block that predicts a token more, which makes this path.
+    /// The model's own block that predicts a token more, or an EAGLE-3 head, which makes this path.
     Block(EffectivePath, DraftNeeds),
-    /// The model has no such block, and why.
-    NoBlock(String),
+    /// The model has no such block, or the head cannot be used, and why.
+    NoBlock(EffectivePath, String),
     /// There is no draft, and no block either that could take its place, and why.
     Neither(String),
 }
@@ -367,7 +370,7 @@ impl DraftFound {
             DraftFound::Unusable(reason) => DraftState::Unusable(reason),
             DraftFound::Usable(_) => DraftState::Ready,
             DraftFound::Block(path, _) => DraftState::Block(*path),
-            DraftFound::NoBlock(reason) => DraftState::NoBlock(EffectivePath::V4Mtp, reason),
+            DraftFound::NoBlock(path, reason) => DraftState::NoBlock(*path, reason),
         }
     }
 }
@@ -387,20 +390,31 @@ pub(crate) fn own_path(checkpoint: &Checkpoint) -> Option<EffectivePath> {
     }
 }
 
+/// Where an EAGLE-3 head is, if one is given for a family that takes them.
+fn head_dir(config: &ModelConfig, checkpoint: &Checkpoint) -> Option<std::path::PathBuf> {
+    let takes = own_path(checkpoint).is_some_and(EffectivePath::is_v4);
+    draft_dir(config).filter(|dir| takes && mach_models::eagle3::is_head(dir))
+}
+
 /// The draft that loading would use, by its headers. Where a draft is for the family, its own block is looked at only if
 /// there is none.
 fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
-    let dir = draft_dir(config);
-    let (dir, path) = match (dir, own_path(checkpoint)) {
-        (_, Some(EffectivePath::V4Mtp)) => (None, Some(EffectivePath::V4Mtp)),
-        (dir, path) => (dir, path),
-    };
+    let (dir, path) = (draft_dir(config), own_path(checkpoint));
+    let options = DraftOptions { quantize_bits: config.draft_bits };
+    if let Some(dir) = head_dir(config, checkpoint) {
+        return match mach_cpu::check_head(&dir, checkpoint.config(), &config.load, options) {
+            _ if !wants_block(config, EffectivePath::V4Eagle3) => DraftFound::None,
+            Ok(needs) => DraftFound::Block(EffectivePath::V4Eagle3, needs),
+            Err(error) => DraftFound::NoBlock(EffectivePath::V4Eagle3, of_draft(config, &error)),
+        };
+    }
+    // Other drafts are not for a family whose own block is under a gate.
+    let dir = dir.filter(|_| !path.is_some_and(EffectivePath::is_v4));
     let Some(dir) = dir else {
         let Some(path) = path.filter(|&path| wants_block(config, path)) else { return DraftFound::None };
-        let options = DraftOptions { quantize_bits: config.draft_bits };
         return match mach_cpu::check_block(checkpoint, &config.load, options) {
             Ok(needs) => DraftFound::Block(path, needs),
-            Err(error) if path == EffectivePath::V4Mtp => DraftFound::NoBlock(error.to_string()),
+            Err(error) if path.is_v4() => DraftFound::NoBlock(path, error.to_string()),
             Err(error) => DraftFound::Neither(error.to_string()),
         };
     };
@@ -408,7 +422,6 @@ fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
     if gate.effective != EffectivePath::SpecdecV7 {
         return DraftFound::None;
     }
-    let options = DraftOptions { quantize_bits: config.draft_bits };
     match mach_cpu::check_draft(&dir, checkpoint.config(), &config.load, options) {
         Ok(needs) => DraftFound::Usable(needs),
         Err(error) => DraftFound::Unusable(of_draft(config, &error)),
@@ -479,7 +492,7 @@ fn wants_block(config: &ModelConfig, path: EffectivePath) -> bool {
     resolve(config.decode_path, config.policy, false, DraftState::Block(path)).effective == path
 }
 
-/// Loads the model's own block, if it has one, and decides how tokens are decoded.
+/// Loads the model's own block, or an EAGLE-3 head, if there is one, and decides how tokens are decoded.
 fn load_block(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
@@ -487,7 +500,11 @@ fn load_block(
     model: &mut dyn Model,
 ) -> Result<(Option<Arc<Mtp>>, Decoding), Exit> {
     let options = DraftOptions { quantize_bits: config.draft_bits };
-    let load = || model.load_mtp(checkpoint, options).map_err(|error| error.to_string());
+    let head = head_dir(config, checkpoint);
+    let load = || match &head {
+        Some(dir) => model.load_eagle(dir, options).map_err(|error| of_draft(config, &error)),
+        None => model.load_mtp(checkpoint, options).map_err(|error| error.to_string()),
+    };
     let loaded = wants_block(config, path).then(load);
     let state = match &loaded {
         None => DraftState::Absent,
@@ -498,8 +515,12 @@ fn load_block(
     if config.require_draft && gate.effective != path {
         return Err(Exit::input(format!("--require-draft: {}", gate.reason)));
     }
-    if let Some(dir) = &config.draft_dir {
-        warn!(dir = %dir.display(), "drafts are not for this family, which has a block of its own");
+    match (&config.draft_dir, &head, state) {
+        (_, Some(_), DraftState::NoBlock(_, reason)) => warn!(reason, "decoding without the draft"),
+        (Some(dir), None, _) => {
+            warn!(dir = %dir.display(), "this draft is not for this family: EAGLE-3 heads are, and its own block");
+        }
+        _ => {}
     }
     let block = loaded.and_then(Result::ok).map(Arc::new);
     Ok((block, Decoding { path: config.decode_path, gate, policy: config.policy, guard: config.guard }))

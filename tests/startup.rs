@@ -373,6 +373,24 @@ fn deepseek_v4_says_how_it_decodes() {
     assert_eq!((&plain["effective_decode_path"], &plain["rho_gate"]), (&json!("target_only"), &json!(null)));
     assert_eq!(text, same);
 
+    // An EAGLE-3 head comes before the block, under the same gate; one that cannot be used is no reason not to serve.
+    let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/eagle3/deepseek_v4");
+    let given = ["--draft-dir", head.to_str().unwrap(), "--rho-gate", "0.5", "--require-draft"];
+    let (eagle, same, refused_preset) = serving(dir.path(), &given);
+    assert_eq!((&eagle["effective_decode_path"], refused_preset), (&json!("v4_eagle3"), 400));
+    assert_eq!(eagle["effective_decode_path_reason"], "v4_eagle3 draft is usable");
+    assert_eq!(eagle["decode_policy"]["engine_mode"], "native_v4_eagle3");
+    assert!(eagle["rho_gate"]["rho"].is_f64() && text == same, "{eagle}");
+    let broken = tempfile::tempdir().unwrap();
+    std::fs::copy(head.join("config.json"), broken.path().join("config.json")).unwrap();
+    let broken = broken.path().to_str().unwrap();
+    let (plain, same, _) = serving(dir.path(), &["--draft-dir", broken]);
+    assert_eq!(plain["effective_decode_path"], "target_only", "{plain}");
+    assert!(plain["effective_decode_path_reason"].as_str().unwrap().starts_with("draft unusable"), "{plain}");
+    assert_eq!(text, same);
+    let (code, _, error) = refused(command(dir.path(), &["--draft-dir", broken, "--require-draft"]));
+    assert!(code == 2 && error.contains("--require-draft"), "{code} {error}");
+
     let stacked = tiny("deepseek_v4", "mlx-4bit");
     let (code, _, error) = refused(command(stacked.path(), &["--no-streaming"]));
     assert!(

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
 use mach_experts::Sidecar;
+use mach_specdec::EffectivePath;
 use serde::Serialize;
 
 use crate::args::ModelConfig;
@@ -94,13 +95,17 @@ fn of_draft(config: &ModelConfig, draft: &DraftFound, has_drafts: bool) -> Vec<A
     let found = match draft {
         DraftFound::Usable(needs) => Ok(Some(format!("{} bytes of weights", needs.weights))),
         DraftFound::Unusable(reason) => Err(reason.clone()),
-        DraftFound::Block(..) | DraftFound::NoBlock(_) | DraftFound::Neither(_) => {
+        DraftFound::Block(EffectivePath::V4Eagle3, needs) => {
+            Ok(Some(format!("an EAGLE-3 head, {} bytes of weights", needs.weights)))
+        }
+        DraftFound::NoBlock(EffectivePath::V4Eagle3, reason) => Err(reason.clone()),
+        DraftFound::Block(..) | DraftFound::NoBlock(..) | DraftFound::Neither(_) => {
             let block = match draft {
                 DraftFound::Block(_, needs) => {
                     let found = format!("the model's own block, {} bytes", needs.weights);
                     Artifact::of("mtp", Ok(Some(found)), true)
                 }
-                DraftFound::NoBlock(reason) | DraftFound::Neither(reason) => {
+                DraftFound::NoBlock(_, reason) | DraftFound::Neither(reason) => {
                     Artifact::of("mtp", Err(reason.clone()), false)
                 }
                 _ => return Vec::new(),

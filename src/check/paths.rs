@@ -45,7 +45,7 @@ pub(crate) fn of(
         ("bf16_streaming", supported.clone().and(slices(checkpoint)).and(fits(streaming))),
     ];
     let decode_paths = match own_path(checkpoint) {
-        Some(EffectivePath::V4Mtp) => vec![EffectivePath::V4Mtp, EffectivePath::TargetOnly],
+        Some(own) if own.is_v4() => vec![own, EffectivePath::V4Eagle3, EffectivePath::TargetOnly],
         Some(own) => vec![EffectivePath::SpecdecV7, own, EffectivePath::TargetOnly],
         None => vec![EffectivePath::SpecdecV7, EffectivePath::TargetOnly],
     };
@@ -86,7 +86,13 @@ fn decoding(
     // A block is taken where there is no draft.
     let state = match (wanted, draft.state()) {
         (EffectivePath::SpecdecV7, DraftState::Block(_)) => DraftState::Absent,
-        (EffectivePath::Mtp, DraftState::Ready) => return Err("a draft comes before it".to_owned()),
+        (EffectivePath::Mtp, DraftState::Ready)
+        | (EffectivePath::V4Mtp, DraftState::Block(EffectivePath::V4Eagle3)) => {
+            return Err("a draft comes before it".to_owned());
+        }
+        (EffectivePath::V4Eagle3, DraftState::Block(EffectivePath::V4Mtp)) => {
+            return Err("no draft".to_owned());
+        }
         (_, state) => state,
     };
     let gate = resolve(asked, config.policy, has_drafts(checkpoint), state);

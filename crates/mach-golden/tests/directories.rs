@@ -103,6 +103,14 @@ fn drafts() {
 }
 
 #[test]
+fn eagle_heads() {
+    expect_all(
+        "fixtures/eagle3/deepseek_v4",
+        &["eagle3 logits", "row by row", "chain logits", "chain tokens", "proposal"],
+    );
+}
+
+#[test]
 fn a_wrong_trace_is_a_miss() {
     let source = root().join("fixtures/dflash/draft-full");
     let target = root().join("fixtures/qwen3_5_moe/bf16").canonicalize().unwrap();

@@ -43,10 +43,19 @@ pub enum EffectivePath {
     SpecdecV7,
     /// The model's own block proposes, the target verifies: that of DeepSeek-V4, under a gate of its own.
     V4Mtp,
+    /// An EAGLE-3 head proposes, the target verifies: DeepSeek-V4, under the same gate.
+    V4Eagle3,
     /// The same with the block that a checkpoint of another family carries.
     Mtp,
     /// One token a pass.
     TargetOnly,
+}
+
+impl EffectivePath {
+    /// Whether it is one of DeepSeek-V4's, which stand under a gate of their own and know no presets.
+    pub fn is_v4(self) -> bool {
+        matches!(self, EffectivePath::V4Mtp | EffectivePath::V4Eagle3)
+    }
 }
 
 impl fmt::Display for EffectivePath {
@@ -54,6 +63,7 @@ impl fmt::Display for EffectivePath {
         f.write_str(match self {
             EffectivePath::SpecdecV7 => "specdec_v7",
             EffectivePath::V4Mtp => "v4_mtp",
+            EffectivePath::V4Eagle3 => "v4_eagle3",
             EffectivePath::Mtp => "mtp",
             EffectivePath::TargetOnly => "target_only",
         })
@@ -69,9 +79,9 @@ pub enum DraftState<'a> {
     Unusable(&'a str),
     /// The draft is loaded and fits the model.
     Ready,
-    /// The model's own block, which this path would be, cannot be used, and why.
+    /// The model's own block, or the head given, which would make this path, cannot be used, and why.
     NoBlock(EffectivePath, &'a str),
-    /// The model's own block is loaded, which makes this path.
+    /// The model's own block, or the head given, is loaded, which makes this path.
     Block(EffectivePath),
 }
 
@@ -99,6 +109,12 @@ pub fn resolve(asked: DecodePath, policy: PolicySpec, family: bool, draft: Draft
     match (asked, policy, draft) {
         (DecodePath::TargetOnly, ..) => plain("asked for"),
         (_, PolicySpec::Off, _) => plain("the block policy is off"),
+        (_, _, DraftState::Block(path @ EffectivePath::V4Eagle3)) => {
+            Gate { effective: path, reason: format!("{path} draft is usable") }
+        }
+        (_, _, DraftState::NoBlock(EffectivePath::V4Eagle3, why)) => {
+            plain(&format!("draft unusable: {}", one_line(why)))
+        }
         (_, _, DraftState::Block(path)) => {
             Gate { effective: path, reason: format!("{path} block is usable") }
         }
@@ -122,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_way_has_its_reason() {
-        use EffectivePath::{Mtp, V4Mtp};
+        use EffectivePath::{Mtp, V4Eagle3, V4Mtp};
         use {DecodePath::*, PolicySpec as P};
         for (asked, policy, family, draft, effective, word) in [
             (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "usable"),
@@ -135,6 +151,22 @@ mod tests {
             (SpecdecV7, P::CostAware, false, DraftState::Block(V4Mtp), "v4_mtp", "v4_mtp block is usable"),
             (SpecdecV7, P::CostAware, true, DraftState::Block(Mtp), "mtp", "mtp block is usable"),
             (SpecdecV7, P::CostAware, false, DraftState::NoBlock(V4Mtp, "c\nd"), "target_only", "c d"),
+            (
+                SpecdecV7,
+                P::CostAware,
+                false,
+                DraftState::Block(V4Eagle3),
+                "v4_eagle3",
+                "v4_eagle3 draft is usable",
+            ),
+            (
+                SpecdecV7,
+                P::CostAware,
+                false,
+                DraftState::NoBlock(V4Eagle3, "d"),
+                "target_only",
+                "unusable: d",
+            ),
             (SpecdecV7, P::CostAware, true, DraftState::NoBlock(Mtp, "c"), "target_only", "no mtp block: c"),
             (TargetOnly, P::CostAware, false, DraftState::Block(V4Mtp), "target_only", "asked"),
             (SpecdecV7, P::Off, true, DraftState::Block(Mtp), "target_only", "policy"),

@@ -1,4 +1,5 @@
-//! A model's own block for the token after the next ([`mach_models::mtp`]) at work on one sequence.
+//! A model's own block for the token after the next ([`mach_models::mtp`]), or an EAGLE-3 head ([`mach_models::eagle3`]), at work on one
+//! sequence.
 
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ impl MtpProposer {
     }
 }
 
-/// A model's own block as the draft of its sequences.
+/// A model's own block, or a head, as the draft of its sequences.
 #[derive(Debug)]
 pub struct MtpDraft {
     block: Arc<Mtp>,
@@ -129,21 +130,16 @@ fn host_of(model: &mut dyn Model) -> Result<&mut dyn MtpHost, DraftError> {
 
 impl Proposer for MtpProposer {
     fn name(&self) -> &'static str {
-        "mtp"
+        self.block.name()
     }
 
     fn taps(&self) -> &[usize] {
         self.block.taps()
     }
 
-    fn observe(
-        &mut self,
-        model: &mut dyn Model,
-        features: &[f32],
-        tokens: &[u32],
-    ) -> Result<(), DraftError> {
+    fn observe(&mut self, model: &mut dyn Model, features: &[f32], tokens: &[u32]) -> Result<(), DraftError> {
         let (width, before) = (self.width(), self.pending.len());
-        self.pending.extend_from_slice(features);
+        self.block.take(features, &mut self.pending);
         let (rows, new) = (self.pending.len() / width, (self.pending.len() - before) / width);
         match self.block.window() {
             Some(window) if rows > 2 * window => {

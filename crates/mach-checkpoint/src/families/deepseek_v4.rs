@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{MtpNaming, 
-    Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
-    Yarn,
+use super::{
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};

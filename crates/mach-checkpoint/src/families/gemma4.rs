@@ -3,8 +3,9 @@
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{MtpNaming, 
-    Batching, KvCacheKind, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
+use super::{
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant, Synthetic,
+    Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};

@@ -3,9 +3,9 @@
 use mach_quant::Bits;
 use serde_json::{Value, json};
 
-use super::{MtpNaming, 
-    Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
-    Yarn,
+use super::{
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, TAPS, extend};

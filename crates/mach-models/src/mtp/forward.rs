@@ -114,9 +114,13 @@ impl<D: Device> MtpHost for Decoder<D> {
         logits: LogitRows,
     ) -> Result<Predicted, ModelError> {
         let vocab = self.config.vocab_size;
-        let Decoder { parts, device, mtp, .. } = self;
-        let mtp = mtp.as_mut().ok_or_else(|| ModelError::Unsupported("no block is loaded".into()))?;
-        let (rows, width) = (tokens.len(), mtp.spec.width());
+        let Decoder { parts, device, mtp, eagle, .. } = self;
+        let rows = tokens.len();
+        let width = match (&eagle, &mtp) {
+            (Some(head), _) => head.width_of(features),
+            (None, Some(mtp)) => mtp.spec.width(),
+            (None, None) => return Err(ModelError::Unsupported("no block is loaded".into())),
+        };
         if features.values().len() != rows * width {
             return Err(ModelError::Unsupported(format!("features of another number of rows than {rows}")));
         }
@@ -132,8 +136,12 @@ impl<D: Device> MtpHost for Decoder<D> {
         if rows == 0 {
             return Ok(Predicted { logits: nothing, ..Predicted::default() });
         }
-        let model =
-            Borrowed::<D> { embedding: &parts.embedding, norm: &parts.final_norm, head: &parts.head };
+        if let Some(head) = eagle {
+            let borrowed = (&parts.embedding, &parts.head);
+            return head.predict(device, borrowed, context, features, tokens, &wanted);
+        }
+        let Some(mtp) = mtp else { return Ok(Predicted::default()) };
+        let model = Borrowed::<D> { embedding: &parts.embedding, norm: &parts.final_norm, head: &parts.head };
         let Readback { mut outputs, taps, .. } =
             mtp.run(device, &model, context, features, tokens, &wanted)?;
         context.position += rows;

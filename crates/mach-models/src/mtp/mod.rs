@@ -13,23 +13,60 @@ pub(crate) use weights::{MtpWeights, place, present};
 
 use crate::{DraftNeeds, LogitRows, Logits, ModelError, SequenceState};
 
-/// What is known of a block that a model has loaded; shared by all sequences. The weights are the model's.
+/// What is known of a block, or of a head ([`crate::eagle3`]), that a model has loaded; shared by all sequences. The weights are the model's.
 #[derive(Debug)]
 pub struct Mtp {
+    name: &'static str,
     empty: SequenceState,
     width: usize,
     window: Option<usize>,
-    taps: [usize; 1],
+    taps: Vec<usize>,
+    /// How many residual streams a feature is the mean of, and the width of one.
+    mean_of: (usize, usize),
     needs: DraftNeeds,
 }
 
 impl Mtp {
+    /// An EAGLE-3 head.
+    pub(crate) fn of_head(
+        empty: SequenceState,
+        width: usize,
+        taps: Vec<usize>,
+        mean_of: (usize, usize),
+        needs: DraftNeeds,
+    ) -> Self {
+        Mtp { name: "eagle3", empty, width, window: None, taps, mean_of, needs }
+    }
+
+    /// What it is called in statistics: `mtp`, or `eagle3` for a head that came with files of its own.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Appends the outputs of the tapped layers, `[rows, taps, streams, hidden]`, as features.
+    pub fn take(&self, outputs: &[f32], features: &mut Vec<f32>) {
+        let (streams, hidden) = self.mean_of;
+        if streams <= 1 {
+            return features.extend_from_slice(outputs);
+        }
+        let share = 1.0 / streams as f32;
+        for streams in outputs.chunks_exact((streams * hidden).max(1)) {
+            let first = features.len();
+            features.extend(streams.iter().take(hidden));
+            let mean = features.get_mut(first..).unwrap_or_default();
+            for stream in streams.chunks_exact(hidden).skip(1) {
+                mean.iter_mut().zip(stream).for_each(|(sum, value)| *sum += value);
+            }
+            mean.iter_mut().for_each(|sum| *sum *= share);
+        }
+    }
+
     /// The state of a sequence of which nothing was taken in.
     pub fn new_context(&self) -> SequenceState {
         self.empty.clone()
     }
 
-    /// Values of a row of features: the output of the model's last layer, all its residual streams.
+    /// Values of a row of features: for a block of the model's own the output of the last layer, all its residual streams.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -39,7 +76,7 @@ impl Mtp {
         self.window
     }
 
-    /// The layer whose output it takes: the last.
+    /// The layers whose outputs it takes: a block of the model's own that of the last.
     pub fn taps(&self) -> &[usize] {
         &self.taps
     }
@@ -86,7 +123,7 @@ pub enum Mark {
 pub enum Features<'a> {
     /// What the model's last layer put out.
     Model(&'a [f32]),
-    /// What the block itself did ([`Predicted::own`]).
+    /// What the block itself did ([`Predicted::own`]), of its own width.
     Own(&'a [f32]),
 }
 
@@ -106,7 +143,7 @@ pub struct Predicted {
     pub logits: Logits,
     /// For each of them, by how much the best logit leads the second.
     pub margins: Vec<f32>,
-    /// Features of the position behind the last of them, if the predicted token stands there; `[width]`.
+    /// Features of the position behind the last of them, if the predicted token stands there.
     pub own: Vec<f32>,
 }
 

@@ -228,10 +228,12 @@ impl<D: Device> Decoder<D> {
         let placed = self.device.fill(from.placement, &mut |_| ())?;
         let state = Box::new(self.device.new_state(&spec.layer)) as Box<dyn LayerState>;
         let mtp = Mtp {
+            name: "mtp",
+            mean_of: (1, spec.width()),
             empty: SequenceState::new(vec![state]),
             width: spec.width(),
             window: spec.window(),
-            taps: [self.spec.layers.len().saturating_sub(1)],
+            taps: vec![self.spec.layers.len().saturating_sub(1)],
             needs,
         };
         let (workspace, buffers) = (Workspace::default(), Buffers::default());

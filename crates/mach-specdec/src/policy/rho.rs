@@ -252,6 +252,42 @@ mod tests {
         assert!(again > 800 && gate.status().open, "{again} {:?}", gate.status());
     }
 
+    /// Blocks of up to 8 rows of which so many tokens are always right, each of whose rows costs `cost` of a plain cycle: the
+    /// mean of the tokens proposed in the last half, and whether the policy saw shortened blocks.
+    fn chains(right: usize, cost: f64) -> f64 {
+        let gate = Arc::new(RhoGate::new(1.0));
+        let mut policy = gate.over(Box::new(Fixed(8)));
+        let (mut drafts, mut tokens) = (0, 0);
+        for cycle in 0..800 {
+            let proposed = policy.block().saturating_sub(1);
+            let accepted = proposed.min(right);
+            let verify_seconds = 1.0 + cost * proposed as f64;
+            if cycle >= 400 && proposed > 0 {
+                (drafts, tokens) = (drafts + 1, tokens + proposed);
+            }
+            assert_eq!(policy.held() == Held::Shortened, (1..7).contains(&proposed), "{proposed}");
+            policy.record(&Cycle {
+                drafted: proposed,
+                proposed,
+                accepted,
+                verify_seconds,
+                ..Cycle::default()
+            });
+        }
+        tokens as f64 / f64::from(drafts.max(1))
+    }
+
+    #[test]
+    fn chains_are_as_long_as_each_token_is_worth_its_row() {
+        let (none, one, three, all) = (chains(0, 0.3), chains(1, 0.3), chains(3, 0.3), chains(7, 0.3));
+        assert!(none < 1.2, "{none}");
+        assert!((1.0..1.3).contains(&one), "{one}");
+        assert!((2.8..3.4).contains(&three), "{three}");
+        assert!(all > 6.8, "{all}");
+        // Rows that cost next to nothing are worth a try.
+        assert!(chains(1, 0.001) > 1.5);
+    }
+
     #[test]
     fn a_threshold_of_nothing_always_drafts() {
         assert_eq!(run(&Arc::new(RhoGate::new(0.0)), 500, 100, 5.0), 500);
