@@ -107,6 +107,10 @@ impl Case<'_> {
         let step = format!("step {}", at / part.max(1));
         tell(Check::compared(format!("{name} chain logits"), error, self.tolerance, step));
 
+        if let Some(check) = crate::mtp::restored(head, model, &outputs, ids, &tokens, &name)? {
+            tell(check);
+        }
+
         // In use: shown the prompt in two pieces, it proposes the chain.
         let mut proposer = MtpProposer::new(Arc::clone(head));
         let half = outputs.len() / ids.len().max(1) * (ids.len() / 2);

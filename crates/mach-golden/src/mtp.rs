@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mach_checkpoint::Checkpoint;
-use mach_models::mtp::Features;
+use mach_models::mtp::{Features, Mtp};
 use mach_models::{DraftOptions, LogitRows, Model, Segment};
 use mach_specdec::{Argmax, Drafting, MtpProposer, Proposed, Proposer as _};
 use safetensors::SafeTensors;
@@ -80,6 +80,10 @@ pub(crate) fn check(
             tell(Check::compared(format!("{name} behind a chain"), error, 0.0, ""));
         }
 
+        if let Some(check) = restored(&mtp, model, &features, &ids, &tokens, &name)? {
+            tell(check);
+        }
+
         // In use: shown the prompt in two pieces, it proposes what its last row says.
         let mut proposer = MtpProposer::new(Arc::clone(&mtp));
         let (first, second) = features.split_at(ids.len() / 2 * mtp.width());
@@ -96,4 +100,44 @@ pub(crate) fn check(
         tell(Check::compared(format!("{name} proposal"), wrong, 0.0, detail));
     }
     Ok(())
+}
+
+/// A proposer that begins with what another has saved of half of the positions, and has gone through bytes, proposes what that
+/// other proposes, as surely. `outputs` are those of the tapped layers. Nothing to check where a window is all that counts.
+pub(crate) fn restored(
+    block: &Arc<Mtp>,
+    model: &mut dyn Model,
+    outputs: &[f32],
+    ids: &[u32],
+    tokens: &[u32],
+    name: &str,
+) -> Result<Option<Check>> {
+    if block.window().is_some() || ids.len() < 4 {
+        return Ok(None);
+    }
+    let half = ids.len() / 2;
+    let (first, second) = outputs.split_at(outputs.len() / ids.len() * half);
+    let mut one = MtpProposer::new(Arc::clone(block));
+    one.observe(model, first, ids)?;
+    let saved = one.save(model, ids)?.context("nothing was saved")?;
+    let bytes: Vec<Vec<u8>> = saved.export()?.into_iter().map(|piece| piece.into_owned()).collect();
+    let mut blank = block.blank_context(half);
+    for (to, from) in blank.import().into_iter().zip(&bytes) {
+        ensure!(to.len() == from.len(), "pieces of {} and {} bytes", to.len(), from.len());
+        to.copy_from_slice(from);
+    }
+    blank.imported()?;
+    let mut other = MtpProposer::new(Arc::clone(block));
+    other.restore(&blank);
+    let all: Vec<u32> = ids.iter().chain(tokens.last()).copied().collect();
+    let mut said = Vec::new();
+    for proposer in [&mut one, &mut other] {
+        proposer.observe(model, second, ids)?;
+        let mut proposed = Proposed::default();
+        let drafting = Drafting { tokens: &all, most: 4, model: &mut *model, picker: &mut Argmax };
+        proposer.propose(drafting, &mut proposed)?;
+        said.push(proposed);
+    }
+    let wrong = f32::from(u8::from(said.first() != said.last()));
+    Ok(Some(Check::compared(format!("{name} behind a restored prefix"), wrong, 0.0, format!("{said:?}"))))
 }

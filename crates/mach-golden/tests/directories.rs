@@ -40,8 +40,8 @@ const MTP: &[&str] = &["mtp logits", "mtp row by row", "mtp behind a chain", "mt
 #[test]
 fn qwen3_5_moe() {
     for form in ["bf16", "mlx-4bit"] {
-        let own = if form == "bf16" { MTP } else { &[] };
-        let kinds = &[COMMON, &["gdn conv", "gdn state"], own].concat();
+        let own = if form == "bf16" { [MTP, &["behind a restored prefix"]].concat() } else { Vec::new() };
+        let kinds = &[COMMON, &["gdn conv", "gdn state"], &own].concat();
         expect_all(&format!("fixtures/qwen3_5_moe/{form}"), kinds);
     }
 }
@@ -106,7 +106,14 @@ fn drafts() {
 fn eagle_heads() {
     expect_all(
         "fixtures/eagle3/deepseek_v4",
-        &["eagle3 logits", "row by row", "chain logits", "chain tokens", "proposal"],
+        &[
+            "eagle3 logits",
+            "row by row",
+            "chain logits",
+            "chain tokens",
+            "proposal",
+            "behind a restored prefix",
+        ],
     );
 }
 

@@ -87,7 +87,7 @@ impl Proposer for DFlashProposer {
         Ok(())
     }
 
-    fn save(&mut self, model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
+    fn save(&mut self, model: &mut dyn Model, _: &[u32]) -> Result<Option<SequenceState>, DraftError> {
         self.commit(host(model)?)?;
         Ok(Some(self.context.clone()))
     }

@@ -113,11 +113,14 @@ impl Draft for MtpDraft {
     }
 
     fn blank_context(&self, len: usize) -> Option<SequenceState> {
-        Some(nothing(len))
+        Some(match self.block.window() {
+            Some(_) => nothing(len),
+            None => self.block.blank_context(len),
+        })
     }
 }
 
-/// What is saved of `len` positions: that they were seen. The block does without what it made of them.
+/// What is saved of `len` positions where a window soon hides what the block made of them: that they were seen.
 fn nothing(len: usize) -> SequenceState {
     let mut context = SequenceState::without_layers();
     context.advance(len);
@@ -159,13 +162,32 @@ impl Proposer for MtpProposer {
         Ok(())
     }
 
-    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
-        Ok(Some(nothing(self.seen())))
+    fn save(&mut self, model: &mut dyn Model, tokens: &[u32]) -> Result<Option<SequenceState>, DraftError> {
+        let seen = self.seen();
+        if self.block.window().is_some() {
+            return Ok(Some(nothing(seen)));
+        }
+        if self.first > 0 {
+            return Ok(None);
+        }
+        let host = host_of(model)?;
+        self.commit(host, tokens, seen.min(tokens.len().saturating_sub(1)))?;
+        let mut saved = self.context.clone();
+        if let (false, Some(token)) = (self.pending.is_empty(), tokens.last()) {
+            // The token behind the last position is not chosen yet. What goes on from here may have any there, so that the
+            // row is a guess for it in any case.
+            let features = Features::Model(&self.pending);
+            host.predict(&mut saved, features, std::slice::from_ref(token), LogitRows::None)?;
+        }
+        Ok(Some(saved))
     }
 
     fn restore(&mut self, context: &SequenceState) {
         self.pending.clear();
         self.begin(context.position());
+        if self.block.window().is_none() {
+            (self.context, self.first) = (context.clone(), 0);
+        }
     }
 
     fn propose(&mut self, drafting: Drafting<'_>, out: &mut Proposed) -> Result<(), DraftError> {

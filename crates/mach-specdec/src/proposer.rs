@@ -87,8 +87,9 @@ pub trait Proposer: Send {
     ) -> Result<(), DraftError> {
         Ok(())
     }
-    /// A copy of what it keeps of the positions seen so far. `None` if that follows from the tokens.
-    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
+    /// A copy of what it keeps of the positions seen so far; `tokens` as in [`observe`](Proposer::observe). `None` if that
+    /// follows from the tokens.
+    fn save(&mut self, _model: &mut dyn Model, _tokens: &[u32]) -> Result<Option<SequenceState>, DraftError> {
         Ok(None)
     }
     /// Puts such a copy in the place of positions that it will not be shown.

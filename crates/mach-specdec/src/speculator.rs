@@ -92,11 +92,12 @@ impl Speculator {
         }
     }
 
-    /// A copy of what the draft keeps of the positions seen so far, if it keeps anything.
-    pub fn save(&mut self, model: &mut dyn Model) -> Option<SequenceState> {
+    /// A copy of what the draft keeps of the positions seen so far, if it keeps anything; `tokens` as in
+    /// [`observe`](Self::observe).
+    pub fn save(&mut self, model: &mut dyn Model, tokens: &[u32]) -> Option<SequenceState> {
         let wanted = |lane: &&mut Lane| !lane.failed && !lane.proposer.taps().is_empty();
         let lane = self.lanes.iter_mut().find(wanted)?;
-        lane.proposer.save(model).unwrap_or_else(|error| {
+        lane.proposer.save(model, tokens).unwrap_or_else(|error| {
             lane.failed = true;
             self.failure = Some(format!("{}: {error}", lane.proposer.name()));
             None

@@ -91,6 +91,11 @@ impl Mtp {
         self.needs
     }
 
+    /// A context of `len` positions to be imported into.
+    pub fn blank_context(&self, len: usize) -> SequenceState {
+        self.empty.blank(len)
+    }
+
     /// What [`rewind`](Self::rewind) goes back to.
     pub fn mark(&self, context: &SequenceState) -> Mark {
         match self.window {
