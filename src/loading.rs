@@ -147,6 +147,11 @@ impl Opened {
                 (draft, bytes, decoding)
             }
             None => {
+                if let DraftFound::Neither(reason) = &found
+                    && mach_models::mtp::present(&self.checkpoint)
+                {
+                    warn!(reason, "decoding without the model's own block");
+                }
                 let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
                 let bytes = draft.as_ref().map(|draft| draft.weight_bytes());
                 (draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding)

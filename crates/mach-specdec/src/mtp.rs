@@ -7,7 +7,7 @@ use mach_models::mtp::{Features, Mtp, MtpHost, Predicted};
 use mach_models::{DraftError, DraftNeeds, LogitRows, Model, SequenceState};
 
 use crate::policy::RhoGate;
-use crate::{Draft, Drafting, Proposed, Proposer};
+use crate::{Draft, Drafting, Picker, Proposed, Proposer};
 
 /// Most rows of a block, the anchor included. The block was trained for one token: of longer chains little is right.
 const BLOCK: usize = 8;
@@ -209,37 +209,36 @@ impl Proposer for MtpProposer {
         }
         let (features, behind) = (Features::Model(&self.pending), tokens.get(self.from() + 1..));
         let behind = behind.unwrap_or_default();
-        let mut said = host.predict(&mut self.context, features, behind, LogitRows::Last)?;
+        let said = host.predict(&mut self.context, features, behind, LogitRows::Last)?;
         self.pending.clear();
         // What follows are guesses, and leaves no trace.
         let mark = self.block.mark(&self.context);
-        let mut pick = |logits: &mut [f32], at| picker.pick(logits, end + at).ok_or(DraftError::NotFinite);
-        let drafted = chain(model, &mut self.context, &mut said, most, &mut pick, out);
+        let drafted = chain(model, &mut self.context, said, (most, end), picker, out);
         self.block.rewind(&mut self.context, mark);
         drafted
     }
 }
 
-/// Takes the tokens that a block says, up to `most`, and has it go on from each.
+/// Takes the tokens that a block says, up to `most` from position `end` on, and has it go on from each.
 fn chain(
     model: &mut dyn Model,
     context: &mut SequenceState,
-    said: &mut Predicted,
-    most: usize,
-    pick: &mut dyn FnMut(&mut [f32], usize) -> Result<u32, DraftError>,
+    mut said: Predicted,
+    (most, end): (usize, usize),
+    picker: &mut dyn Picker,
     out: &mut Proposed,
 ) -> Result<(), DraftError> {
     for at in 0..most {
         if said.logits.rows() == 0 {
             break;
         }
-        let token = pick(said.logits.row_mut(0), at)?;
+        let token = picker.pick(said.logits.row_mut(0), end + at).ok_or(DraftError::NotFinite)?;
         out.tokens.push(token);
         out.margins.push(said.margins.first().copied().unwrap_or(0.0));
-        let Predicted { logits, own, .. } = std::mem::take(said);
+        let Predicted { logits, own, .. } = std::mem::take(&mut said);
         model.recycle(logits);
         if at + 1 < most {
-            *said = host_of(model)?.predict(context, Features::Own(&own), &[token], LogitRows::Last)?;
+            said = host_of(model)?.predict(context, Features::Own(&own), &[token], LogitRows::Last)?;
         }
     }
     Ok(())

@@ -8,8 +8,8 @@
 mod forward;
 mod weights;
 
-pub use weights::check_block;
-pub(crate) use weights::{MtpWeights, place, present};
+pub(crate) use weights::{MtpWeights, place};
+pub use weights::{check_block, present};
 
 use crate::{DraftNeeds, LogitRows, Logits, ModelError, SequenceState};
 

@@ -154,7 +154,7 @@ fn first_module(config: &ModelConfig) -> Option<&'static str> {
 }
 
 /// Whether a checkpoint's family has such a block and its files hold it.
-pub(crate) fn present(checkpoint: &Checkpoint) -> bool {
+pub fn present(checkpoint: &Checkpoint) -> bool {
     let config = checkpoint.config();
     let known = BlockSpec::of(config, &families::spec(config)).is_some();
     let module = first_module(config).filter(|_| known);
