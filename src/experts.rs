@@ -216,6 +216,24 @@ pub(crate) fn prepare(
     Ok(Prepared { load, budget, residency, signals })
 }
 
+/// Whether experts end up in the same place, memory or drive, with what `with` counts as with the less that `without` does.
+pub(crate) fn same_place(config: &ModelConfig, with: &Sizing<'_>, without: &Sizing<'_>) -> bool {
+    let args = &config.experts;
+    let in_memory = |sizing: &Sizing<'_>| matches!(sizing.resident(), Ok(Ok(_)));
+    let source = match args.expert_residency {
+        Some(ResidencyArg::Bf16Streaming) => StreamingSource::Bf16,
+        _ => StreamingSource::Sidecar,
+    };
+    let streams = |sizing: &Sizing<'_>| matches!(sizing.streaming(source, IN_FLIGHT), Ok(Ok(_)));
+    let asked = args.streaming
+        || args.expert_cache_gb.is_some()
+        || matches!(args.expert_residency, Some(ResidencyArg::Streaming | ResidencyArg::Bf16Streaming));
+    if !asked && (in_memory(without) || args.no_streaming) {
+        return in_memory(with);
+    }
+    streams(with) || !streams(without)
+}
+
 /// A family whose experts are served one by one is not served from stacks; `mach convert` makes records of them.
 pub(crate) fn refuse_stacks(checkpoint: &Checkpoint) -> Result<(), Exit> {
     let family = checkpoint.family();
@@ -372,4 +390,39 @@ fn reading(signal: Signal, found: &ProbeReport, depth: usize) -> Signal {
         .with("probed_depth", found.depth)
         .with("read_kib", found.read_kib)
         .with("probed_bytes_per_second", found.bandwidth as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use mach_models::DraftNeeds;
+
+    use super::*;
+    use crate::args::ModelArgs;
+
+    /// What nobody asked for is not there at the price of experts in memory, or of a bank.
+    #[test]
+    fn a_block_that_would_move_the_experts_is_seen() {
+        let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+        let checkpoint = Checkpoint::open(&demo).unwrap();
+        let same = |change: &dyn Fn(&mut ExpertArgs), bytes: usize| {
+            let mut config = ModelArgs::of(&demo).validate().unwrap();
+            change(&mut config.experts);
+            let sizing = |draft| Sizing::new(&checkpoint, &config, Beside { draft, ..Beside::alone() });
+            same_place(&config, &sizing(DraftNeeds::of_weights(bytes)), &sizing(DraftNeeds::default()))
+        };
+        const SMALL: usize = 1 << 10;
+        const HUGE: usize = 1 << 44;
+        let usual = |_: &mut ExpertArgs| ();
+        let in_memory = |args: &mut ExpertArgs| args.no_streaming = true;
+        let streamed = |args: &mut ExpertArgs| args.streaming = true;
+        assert!(same(&usual, SMALL) && !same(&usual, HUGE));
+        assert!(same(&in_memory, SMALL) && !same(&in_memory, HUGE));
+        assert!(same(&streamed, SMALL) && !same(&streamed, HUGE));
+        // Where nothing fits in any case, the block makes no difference.
+        let little = |args: &mut ExpertArgs| {
+            args.streaming = true;
+            args.memory_gb = Some(Gigabytes { bytes: 1 << 20 });
+        };
+        assert!(same(&little, SMALL));
+    }
 }

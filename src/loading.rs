@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mach_api::output::OutputFormat;
-use mach_checkpoint::{Checkpoint, Dtype, OutputConvention, SpecdecKind};
+use mach_checkpoint::{Checkpoint, MtpNaming, OutputConvention, SpecdecKind};
 use mach_engine::{Engine, EngineConfig, Generator as _, SamplingParams, Speculation, TextTokenizer, Unread};
 use mach_models::{DraftNeeds, LoadOptions, LoadProgress, Model, ModelCard};
 use mach_prefix::PrefixConfig;
@@ -22,7 +22,7 @@ use crate::budget::{Budget, Clients};
 use crate::experts::Prepared;
 use crate::identity::{Identity, WeightFiles};
 use crate::signals::{Signal, Signals};
-use crate::sizing::Beside;
+use crate::sizing::{Beside, Sizing};
 
 /// A checkpoint whose files have been read and checked, weights aside.
 #[derive(Debug)]
@@ -131,18 +131,27 @@ impl Opened {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<ChatModel, Exit> {
         let started = Instant::now();
-        let Prepared { load, budget, residency, signals } = self.budget(&engine)?;
+        let (Prepared { load, budget, residency, signals }, found) = self.budget(&engine)?;
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         let mut model = self.weights(&load, report, progress)?;
-        let (draft, draft_bytes, decoding) = match self.checkpoint.family().specdec_kind {
-            SpecdecKind::V4Mtp => {
-                let (block, decoding) = load_block(&self.checkpoint, &self.config, model.as_mut())?;
+        let own = match &found {
+            DraftFound::Block(path, _) | DraftFound::NoBlock(path, _) => Some(*path),
+            _ => own_path(&self.checkpoint).filter(|path| path.is_v4()),
+        };
+        let (draft, draft_bytes, decoding) = match own {
+            Some(path) => {
+                let (block, decoding) = load_block(&self.checkpoint, &self.config, path, model.as_mut())?;
                 let bytes = block.as_ref().map(|block| block.weight_bytes());
-                let gate = Arc::new(RhoGate::new(self.config.rho_gate));
+                let gate = path.is_v4().then(|| Arc::new(RhoGate::new(self.config.rho_gate)));
                 let draft = block.map(|block| Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>);
                 (draft, bytes, decoding)
             }
-            SpecdecKind::SpecdecV7 | SpecdecKind::TargetOnly => {
+            None => {
+                if let DraftFound::Neither(reason) = &found
+                    && mach_models::mtp::present(&self.checkpoint)
+                {
+                    warn!(reason, "decoding without the model's own block");
+                }
                 let (draft, decoding) = load_draft(&self.config, model.as_mut())?;
                 let bytes = draft.as_ref().map(|draft| draft.weight_bytes());
                 (draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding)
@@ -159,7 +168,7 @@ impl Opened {
             self.model_signal(&names, &card),
             self.engine_signal(&engine, &settings),
             prefix_signal(settings.prefix.as_ref()),
-            decoding_signal(&decoding, draft_bytes),
+            decoding_signal(&decoding, draft_bytes, &found),
             self.sampling_signal(&defaults),
         ];
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
@@ -194,16 +203,17 @@ impl Opened {
         }
     }
 
-    /// What memory holds, and how experts are reached.
-    fn budget(&self, engine: &EngineConfig) -> Result<Prepared, Exit> {
+    /// What memory holds, and how experts are reached; the draft that there is room for.
+    fn budget(&self, engine: &EngineConfig) -> Result<(Prepared, DraftFound), Exit> {
         let beside = Beside {
             sequences: engine.max_batch,
-            draft: draft_found(&self.config, &self.checkpoint).needs(),
+            draft: DraftNeeds::default(),
             prefix: engine.prefix.as_ref().map_or(0, |prefix| prefix.max_bytes),
             saves: engine.prefix.as_ref().map_or(0, PrefixConfig::saving_bytes),
             clients: self.clients,
         };
-        crate::experts::prepare(&self.checkpoint, &self.config, beside)
+        let (found, beside) = draft_that_fits(&self.config, &self.checkpoint, beside);
+        Ok((crate::experts::prepare(&self.checkpoint, &self.config, beside)?, found))
     }
 
     fn weights(
@@ -251,6 +261,9 @@ impl Opened {
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
             crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
+            if !matches!(decoding.gate.effective, EffectivePath::SpecdecV7 | EffectivePath::TargetOnly) {
+                crate::prefix::with_block(prefix);
+            }
             if prefix.max_bytes == 0 {
                 // Half of what the shortest useful request does not need.
                 prefix.max_bytes = (budget.state - budget.needs.least_state.min(budget.state)) / 2;
@@ -306,13 +319,17 @@ impl Opened {
     }
 }
 
-fn decoding_signal(decoding: &Decoding, draft_bytes: Option<usize>) -> Signal {
+fn decoding_signal(decoding: &Decoding, draft_bytes: Option<usize>, found: &DraftFound) -> Signal {
     let signal = Signal::pairs()
         .with("decode_path", decoding.path)
         .with("adaptive_block_policy", decoding.policy)
         .with("guard", decoding.guard)
         .with("effective_decode_path", decoding.gate.effective)
         .with("reason", &decoding.gate.reason);
+    let signal = match found {
+        DraftFound::Neither(why) => signal.with("mtp", why),
+        _ => signal,
+    };
     match draft_bytes {
         Some(bytes) => signal.with("draft_weight_bytes", bytes),
         None => signal,
@@ -334,17 +351,19 @@ pub(crate) enum DraftFound {
     Unusable(String),
     /// It can, and takes so much.
     Usable(DraftNeeds),
-    /// The model's own block that predicts a token more.
-    Block(DraftNeeds),
-    /// The model has no such block, and why.
-    NoBlock(String),
+    /// The model's own block that predicts a token more, or an EAGLE-3 head, which makes this path.
+    Block(EffectivePath, DraftNeeds),
+    /// The model has no such block, or the head cannot be used, and why.
+    NoBlock(EffectivePath, String),
+    /// There is no draft, and no block either that could take its place, and why.
+    Neither(String),
 }
 
 impl DraftFound {
     /// What it takes of memory.
     pub(crate) fn needs(&self) -> DraftNeeds {
         match self {
-            DraftFound::Usable(needs) | DraftFound::Block(needs) => *needs,
+            DraftFound::Usable(needs) | DraftFound::Block(_, needs) => *needs,
             _ => DraftNeeds::default(),
         }
     }
@@ -352,11 +371,11 @@ impl DraftFound {
     /// As the gate takes it.
     pub(crate) fn state(&self) -> DraftState<'_> {
         match self {
-            DraftFound::None => DraftState::Absent,
+            DraftFound::None | DraftFound::Neither(_) => DraftState::Absent,
             DraftFound::Unusable(reason) => DraftState::Unusable(reason),
             DraftFound::Usable(_) => DraftState::Ready,
-            DraftFound::Block(_) => DraftState::Block,
-            DraftFound::NoBlock(reason) => DraftState::NoBlock(reason),
+            DraftFound::Block(path, _) => DraftState::Block(*path),
+            DraftFound::NoBlock(path, reason) => DraftState::NoBlock(*path, reason),
         }
     }
 }
@@ -366,25 +385,71 @@ pub(crate) fn has_drafts(checkpoint: &Checkpoint) -> bool {
     checkpoint.family().specdec_kind == SpecdecKind::SpecdecV7
 }
 
-/// The draft that loading would use, by its headers.
-pub(crate) fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
-    if checkpoint.family().specdec_kind == SpecdecKind::V4Mtp {
-        return match block_bytes(checkpoint) {
-            _ if !wants_block(config) => DraftFound::None,
-            0 => DraftFound::NoBlock("the checkpoint has no tensors `mtp.0.*`".to_owned()),
-            bytes => DraftFound::Block(DraftNeeds::of_weights(bytes)),
+/// The path that the model's own block makes, if the family has one.
+pub(crate) fn own_path(checkpoint: &Checkpoint) -> Option<EffectivePath> {
+    let family = checkpoint.family();
+    match (family.specdec_kind, family.mtp) {
+        (SpecdecKind::V4Mtp, _) => Some(EffectivePath::V4Mtp),
+        (_, MtpNaming::None) => None,
+        _ => Some(EffectivePath::Mtp),
+    }
+}
+
+/// Where an EAGLE-3 head is, if one is given for a family that takes them.
+fn head_dir(config: &ModelConfig, checkpoint: &Checkpoint) -> Option<std::path::PathBuf> {
+    let takes = own_path(checkpoint).is_some_and(EffectivePath::is_v4);
+    draft_dir(config).filter(|dir| takes && mach_models::eagle3::is_head(dir))
+}
+
+/// The draft that loading would use, by its headers. Where a draft is for the family, its own block is looked at only if
+/// there is none.
+fn draft_found(config: &ModelConfig, checkpoint: &Checkpoint) -> DraftFound {
+    let (dir, path) = (draft_dir(config), own_path(checkpoint));
+    let options = DraftOptions { quantize_bits: config.draft_bits };
+    if let Some(dir) = head_dir(config, checkpoint) {
+        return match mach_cpu::check_head(&dir, checkpoint.config(), &config.load, options) {
+            _ if !wants_block(config, EffectivePath::V4Eagle3) => DraftFound::None,
+            Ok(needs) => DraftFound::Block(EffectivePath::V4Eagle3, needs),
+            Err(error) => DraftFound::NoBlock(EffectivePath::V4Eagle3, of_draft(config, &error)),
         };
     }
-    let Some(dir) = draft_dir(config) else { return DraftFound::None };
+    // Other drafts are not for a family whose own block is under a gate.
+    let dir = dir.filter(|_| !path.is_some_and(EffectivePath::is_v4));
+    let Some(dir) = dir else {
+        let Some(path) = path.filter(|&path| wants_block(config, path)) else { return DraftFound::None };
+        return match mach_cpu::check_block(checkpoint, &config.load, options) {
+            Ok(needs) => DraftFound::Block(path, needs),
+            Err(error) if path.is_v4() => DraftFound::NoBlock(path, error.to_string()),
+            Err(error) => DraftFound::Neither(error.to_string()),
+        };
+    };
     let gate = resolve(config.decode_path, config.policy, has_drafts(checkpoint), DraftState::Ready);
     if gate.effective != EffectivePath::SpecdecV7 {
         return DraftFound::None;
     }
-    let options = DraftOptions { quantize_bits: config.draft_bits };
     match mach_cpu::check_draft(&dir, checkpoint.config(), &config.load, options) {
         Ok(needs) => DraftFound::Usable(needs),
         Err(error) => DraftFound::Unusable(of_draft(config, &error)),
     }
+}
+
+/// The draft that loading would use, and what is needed beside the model with it. A block that nobody asked for is left
+/// where the model has no room with it, or would have to stream its experts for it.
+pub(crate) fn draft_that_fits(
+    config: &ModelConfig,
+    checkpoint: &Checkpoint,
+    beside: Beside,
+) -> (DraftFound, Beside) {
+    let found = draft_found(config, checkpoint);
+    let with = Beside { draft: found.needs(), ..beside };
+    if !matches!(found, DraftFound::Block(EffectivePath::Mtp, _)) {
+        return (found, with);
+    }
+    let sizing = |beside| Sizing::new(checkpoint, config, beside);
+    if crate::experts::same_place(config, &sizing(with), &sizing(beside)) {
+        return (found, with);
+    }
+    (DraftFound::Neither("there is no room for the model's own block".to_owned()), beside)
 }
 
 /// What is wrong with a draft. A directory that was given is named as such, whatever it is.
@@ -428,37 +493,39 @@ pub(crate) fn load_draft(
 }
 
 /// Whether the model's own block would be used if it is sound.
-fn wants_block(config: &ModelConfig) -> bool {
-    let gate = resolve(config.decode_path, config.policy, false, DraftState::Block);
-    gate.effective == EffectivePath::V4Mtp
+fn wants_block(config: &ModelConfig, path: EffectivePath) -> bool {
+    resolve(config.decode_path, config.policy, false, DraftState::Block(path)).effective == path
 }
 
-/// Bytes that the model's own block takes at most; fp8 becomes bfloat16.
-fn block_bytes(checkpoint: &Checkpoint) -> usize {
-    let views =
-        checkpoint.names().filter(|name| name.starts_with("mtp.")).map(|name| checkpoint.tensor(name));
-    let wide = |dtype| if dtype == Dtype::F8E4M3 { 2 } else { 1 };
-    views.filter_map(Result::ok).map(|view| view.data.len() * wide(view.dtype)).sum()
-}
-
-/// Loads the model's own block, if it has one, and decides how tokens are decoded.
+/// Loads the model's own block, or an EAGLE-3 head, if there is one, and decides how tokens are decoded.
 fn load_block(
     checkpoint: &Checkpoint,
     config: &ModelConfig,
+    path: EffectivePath,
     model: &mut dyn Model,
 ) -> Result<(Option<Arc<Mtp>>, Decoding), Exit> {
-    let loaded = wants_block(config).then(|| model.load_mtp(checkpoint).map_err(|error| error.to_string()));
+    let options = DraftOptions { quantize_bits: config.draft_bits };
+    let head = head_dir(config, checkpoint);
+    let load = || match &head {
+        Some(dir) => model.load_eagle(dir, options).map_err(|error| of_draft(config, &error)),
+        None => model.load_mtp(checkpoint, options).map_err(|error| error.to_string()),
+    };
+    let loaded = wants_block(config, path).then(load);
     let state = match &loaded {
         None => DraftState::Absent,
-        Some(Err(reason)) => DraftState::NoBlock(reason),
-        Some(Ok(_)) => DraftState::Block,
+        Some(Err(reason)) => DraftState::NoBlock(path, reason),
+        Some(Ok(_)) => DraftState::Block(path),
     };
     let gate = resolve(config.decode_path, config.policy, model.can_be_drafted_for(), state);
-    if config.require_draft && gate.effective != EffectivePath::V4Mtp {
+    if config.require_draft && gate.effective != path {
         return Err(Exit::input(format!("--require-draft: {}", gate.reason)));
     }
-    if let Some(dir) = &config.draft_dir {
-        warn!(dir = %dir.display(), "drafts are not for this family, which has a block of its own");
+    match (&config.draft_dir, &head, state) {
+        (_, Some(_), DraftState::NoBlock(_, reason)) => warn!(reason, "decoding without the draft"),
+        (Some(dir), None, _) => {
+            warn!(dir = %dir.display(), "this draft is not for this family: EAGLE-3 heads are, and its own block");
+        }
+        _ => {}
     }
     let block = loaded.and_then(Result::ok).map(Arc::new);
     Ok((block, Decoding { path: config.decode_path, gate, policy: config.policy, guard: config.guard }))

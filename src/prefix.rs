@@ -147,6 +147,11 @@ pub(crate) fn complete(
     config.disk_later = true;
 }
 
+/// Prefixes of sequences that the model's own block drafts for are kept apart from those of others.
+pub(crate) fn with_block(config: &mut PrefixConfig) {
+    config.namespace = chain::namespace([config.namespace.as_slice(), b"mtp"]);
+}
+
 /// The safetensors of a directory, in order.
 pub(crate) fn safetensors(dir: &Path) -> Vec<PathBuf> {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());

@@ -62,6 +62,36 @@ fn what_is_announced_is_what_a_server_takes() {
     }
 }
 
+/// A block of the model's own is found, counted like a draft, and a way of its own; where there is none, that is said.
+#[test]
+fn a_models_own_block_is_counted() {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+    let artifact = |report: &Value, name: &str| {
+        report["artifacts"].as_array().unwrap().iter().find(|a| a["name"] == name).unwrap().clone()
+    };
+    let (_, report, _) = check(&fixture("qwen3_5_moe/bf16"), &[]);
+    let block = artifact(&report, "mtp");
+    assert_eq!((&block["present"], &block["valid"]), (&json!(true), &json!(true)), "{block}");
+    let draft = report["resident"]["memory"]["draft"].as_u64().unwrap();
+    assert!(block["detail"].as_str().unwrap().contains(&format!("{draft} bytes")) && draft > 100_000);
+    assert_eq!(path(&report, "cpu", "stacked", "mtp")["runs"], true);
+    assert_eq!(path(&report, "cpu", "stacked", "specdec_v7")["reason"], "no draft");
+    let (_, fewer, _) = check(&fixture("qwen3_5_moe/bf16"), &["--draft-bits", "4"]);
+    assert!(fewer["resident"]["memory"]["draft"].as_u64().unwrap() < draft, "{fewer:#}");
+    let (_, off, _) = check(&fixture("qwen3_5_moe/bf16"), &["--decode-path", "target-only"]);
+    assert_eq!(off["resident"]["memory"]["draft"], 0);
+    let (_, without, _) = check(&fixture("qwen3_5_moe/mlx-4bit"), &[]);
+    let reason = "no tensors `mtp.*`";
+    assert!(artifact(&without, "mtp")["detail"].as_str().unwrap().contains(reason), "{without:#}");
+    assert!(path(&without, "cpu", "stacked", "mtp")["reason"].as_str().unwrap().contains(reason));
+    // An EAGLE-3 head comes before a block.
+    let head = fixture("eagle3/deepseek_v4");
+    let (_, report, _) = check(&fixture("deepseek_v4/bf16"), &["--draft-dir", head.to_str().unwrap()]);
+    assert_eq!(path(&report, "cpu", "stacked", "v4_eagle3")["runs"], true, "{report:#}");
+    assert_eq!(path(&report, "cpu", "stacked", "v4_mtp")["runs"], false);
+    assert_eq!(artifact(&report, "draft")["valid"], true);
+}
+
 #[test]
 fn verdicts_are_exit_codes() {
     let (code, report, stderr) = check(DEMO.as_ref(), &["--memory-gb", "0.05"]);

@@ -285,10 +285,10 @@ fn a_server_that_drains_says_so_on_open_connections() {
     }
 }
 
-/// A deepseek_v4 checkpoint with a tokenizer of bytes beside it.
-fn deepseek(form: &str) -> tempfile::TempDir {
+/// A tiny checkpoint with a tokenizer of bytes beside it.
+fn tiny(family: &str, form: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/deepseek_v4").join(form);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(family).join(form);
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(from.join(file), dir.path().join(file)).unwrap();
     }
@@ -309,6 +309,47 @@ fn deepseek(form: &str) -> tempfile::TempDir {
     dir
 }
 
+/// A qwen3_5_moe checkpoint's own block proposes where no draft is given: said at the start, by the capabilities and by the
+/// check, counted, and switched off like a draft. Presets stay.
+#[test]
+fn qwen3_5_moe_drafts_with_its_own_block() {
+    let dir = tiny("qwen3_5_moe", "bf16");
+    let ask = |args: &[&str]| {
+        let server = Server::start(dir.path(), &[&["--no-streaming"], args].concat());
+        let plain = json!({"prompt": [5, 6, 7, 8], "max_tokens": 60, "temperature": 0});
+        let text = server.post("/v1/completions", &plain.to_string()).json()["choices"][0]["text"].clone();
+        let preset = json!({"prompt": [5], "max_tokens": 1, "speculation": {"preset": "summarization"}});
+        let preset = server.post("/v1/completions", &preset.to_string()).status;
+        let serving = server.get("/v1/capabilities").json()["serving"].clone();
+        let stats = server.get("/v1/stats").json();
+        (line(&server, "startup decode_path").to_owned(), serving, text, preset, stats)
+    };
+    let unguarded = ["--serving-block-guard", "off", "--require-draft"];
+    let (said, serving, text, preset, stats) = ask(&unguarded);
+    assert!(said.contains("effective_decode_path=mtp") && said.contains("mtp block is usable"), "{said}");
+    assert!(value(&said, "draft_weight_bytes").is_some_and(|bytes| bytes.parse::<u64>().unwrap() > 100_000));
+    assert_eq!((&serving["effective_decode_path"], &serving["rho_gate"]), (&json!("mtp"), &json!(null)));
+    assert_eq!(serving["decode_policy"]["engine_mode"], "native_mtp");
+    assert_eq!(serving["speculation"]["supported_presets"].as_array().map(Vec::len), Some(3));
+    assert_eq!(preset, 200);
+    assert!(stats["proposers"]["mtp"]["drafted"].as_u64() > Some(20), "{stats}");
+    for off in [["--decode-path", "target-only"], ["--serving-adaptive-block-policy", "off"]] {
+        let (said, serving, same, _, stats) = ask(&off);
+        assert_eq!(serving["effective_decode_path"], "target_only", "{said}");
+        assert!(value(&said, "draft_weight_bytes").is_none() && stats["proposers"]["mtp"].is_null());
+        assert_eq!(same, text);
+    }
+    // A draft that was given comes first, even if it cannot be used.
+    let (said, ..) = ask(&["--draft-dir", "/nowhere"]);
+    assert!(said.contains("effective_decode_path=target_only") && said.contains("unusable"), "{said}");
+
+    // A file without it decodes plainly and says what is not there.
+    let without = tiny("qwen3_5_moe", "mlx-4bit");
+    let server = Server::start(without.path(), &["--no-streaming"]);
+    let said = line(&server, "startup decode_path");
+    assert!(said.contains(r#"reason="no draft""#) && said.contains("no tensors `mtp.*`"), "{said}");
+}
+
 /// The model's own block proposes where there is one; without it, or told to, decoding is plain. Stacks are not served.
 #[test]
 fn deepseek_v4_says_how_it_decodes() {
@@ -321,7 +362,7 @@ fn deepseek_v4_says_how_it_decodes() {
         let serving = server.get("/v1/capabilities").json()["serving"].clone();
         (serving, text, server.post("/v1/completions", &preset.to_string()).status)
     };
-    let dir = deepseek("bf16");
+    let dir = tiny("deepseek_v4", "bf16");
     let (own, text, refused_preset) = serving(dir.path(), &["--rho-gate", "0.5", "--require-draft"]);
     assert_eq!((&own["effective_decode_path"], refused_preset), (&json!("v4_mtp"), 400));
     assert_eq!(own["speculation"]["supported_presets"], json!(["none"]));
@@ -332,7 +373,25 @@ fn deepseek_v4_says_how_it_decodes() {
     assert_eq!((&plain["effective_decode_path"], &plain["rho_gate"]), (&json!("target_only"), &json!(null)));
     assert_eq!(text, same);
 
-    let stacked = deepseek("mlx-4bit");
+    // An EAGLE-3 head comes before the block, under the same gate; one that cannot be used is no reason not to serve.
+    let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/eagle3/deepseek_v4");
+    let given = ["--draft-dir", head.to_str().unwrap(), "--rho-gate", "0.5", "--require-draft"];
+    let (eagle, same, refused_preset) = serving(dir.path(), &given);
+    assert_eq!((&eagle["effective_decode_path"], refused_preset), (&json!("v4_eagle3"), 400));
+    assert_eq!(eagle["effective_decode_path_reason"], "v4_eagle3 draft is usable");
+    assert_eq!(eagle["decode_policy"]["engine_mode"], "native_v4_eagle3");
+    assert!(eagle["rho_gate"]["rho"].is_f64() && text == same, "{eagle}");
+    let broken = tempfile::tempdir().unwrap();
+    std::fs::copy(head.join("config.json"), broken.path().join("config.json")).unwrap();
+    let broken = broken.path().to_str().unwrap();
+    let (plain, same, _) = serving(dir.path(), &["--draft-dir", broken]);
+    assert_eq!(plain["effective_decode_path"], "target_only", "{plain}");
+    assert!(plain["effective_decode_path_reason"].as_str().unwrap().starts_with("draft unusable"), "{plain}");
+    assert_eq!(text, same);
+    let (code, _, error) = refused(command(dir.path(), &["--draft-dir", broken, "--require-draft"]));
+    assert!(code == 2 && error.contains("--require-draft"), "{code} {error}");
+
+    let stacked = tiny("deepseek_v4", "mlx-4bit");
     let (code, _, error) = refused(command(stacked.path(), &["--no-streaming"]));
     assert!(
         code == 2 && error.contains("sliced experts") && error.contains("mach convert"),

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
 use mach_experts::Sidecar;
+use mach_specdec::EffectivePath;
 use serde::Serialize;
 
 use crate::args::ModelConfig;
-use crate::loading::{DraftFound, draft_dir};
+use crate::loading::{DraftFound, draft_dir, has_drafts};
 
 /// A part of a checkpoint.
 #[derive(Debug, Serialize)]
@@ -58,7 +59,7 @@ pub(crate) fn of(checkpoint: &Checkpoint, config: &ModelConfig, draft: &DraftFou
     all.push(
         Artifact::of("engine format", found, engine).made_by(format!("mach convert {at} --out DIRECTORY")),
     );
-    all.push(of_draft(config, draft));
+    all.extend(of_draft(config, draft, has_drafts(checkpoint)));
     all
 }
 
@@ -87,19 +88,34 @@ fn sidecar(checkpoint: &Checkpoint) -> Artifact {
     Artifact::of("expert_sidecar", found, present)
 }
 
-fn of_draft(config: &ModelConfig, draft: &DraftFound) -> Artifact {
+/// The draft, and the model's own block where that is looked for.
+fn of_draft(config: &ModelConfig, draft: &DraftFound, has_drafts: bool) -> Vec<Artifact> {
     let dir = draft_dir(config);
     let present = dir.as_deref().is_some_and(Path::is_dir);
     let found = match draft {
         DraftFound::Usable(needs) => Ok(Some(format!("{} bytes of weights", needs.weights))),
         DraftFound::Unusable(reason) => Err(reason.clone()),
-        DraftFound::Block(needs) => {
-            let found = Ok(Some(format!("the model's own block, {} bytes", needs.weights)));
-            return Artifact::of("mtp", found, true);
+        DraftFound::Block(EffectivePath::V4Eagle3, needs) => {
+            Ok(Some(format!("an EAGLE-3 head, {} bytes of weights", needs.weights)))
         }
-        DraftFound::NoBlock(reason) => return Artifact::of("mtp", Err(reason.clone()), false),
+        DraftFound::NoBlock(EffectivePath::V4Eagle3, reason) => Err(reason.clone()),
+        DraftFound::Block(..) | DraftFound::NoBlock(..) | DraftFound::Neither(_) => {
+            let block = match draft {
+                DraftFound::Block(_, needs) => {
+                    let found = format!("the model's own block, {} bytes", needs.weights);
+                    Artifact::of("mtp", Ok(Some(found)), true)
+                }
+                DraftFound::NoBlock(_, reason) | DraftFound::Neither(reason) => {
+                    Artifact::of("mtp", Err(reason.clone()), false)
+                }
+                _ => return Vec::new(),
+            };
+            // Where a draft comes before the block, it is missing.
+            let missing = has_drafts.then(|| Artifact::of("draft", Ok(None), false));
+            return missing.into_iter().chain([block]).collect();
+        }
         DraftFound::None if present => Ok(Some("not wanted".to_owned())),
         DraftFound::None => Ok(None),
     };
-    Artifact::of("draft", found, present)
+    vec![Artifact::of("draft", found, present)]
 }

@@ -8,6 +8,7 @@ mod paths;
 mod show;
 
 use mach_checkpoint::{Checkpoint, ExpertTensors, FamilyCard};
+use mach_models::DraftNeeds;
 use mach_prefix::PrefixConfig;
 use mach_server::Residency;
 use serde::Serialize;
@@ -20,7 +21,7 @@ use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::Clients;
 use crate::experts::refuse_stacks;
-use crate::loading::draft_found;
+use crate::loading::draft_that_fits;
 use crate::sizing::{Beside, Sizing};
 
 pub(crate) use artifacts::Artifact;
@@ -73,15 +74,15 @@ pub(crate) struct Report {
 /// Looks at a checkpoint. An error is one of input: no checkpoint, or one that cannot be read.
 pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report, Exit> {
     let checkpoint = Checkpoint::open(&config.checkpoint).map_err(Exit::input)?;
-    let draft = draft_found(config, &checkpoint);
     let prefix = question.prefix.as_ref();
     let beside = Beside {
         sequences: question.sequences,
-        draft: draft.needs(),
+        draft: DraftNeeds::default(),
         prefix: prefix.map_or(0, |prefix| prefix.max_bytes),
         saves: prefix.map_or(0, PrefixConfig::saving_bytes),
         clients: Some(question.clients),
     };
+    let (draft, beside) = draft_that_fits(config, &checkpoint, beside);
     // What the server holds before it measures itself is held here as well.
     let tokenizer = checkpoint.tokenizer().ok();
     let sizing = Sizing::new(&checkpoint, config, beside);

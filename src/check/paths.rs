@@ -1,16 +1,16 @@
 //! Every path, residency and device: whether it would run, and why.
 
-use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE, SpecdecKind};
+use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
 use mach_experts::Sidecar;
 use mach_models::StreamingSource;
-use mach_specdec::{DecodePath, EffectivePath, resolve};
+use mach_specdec::{DecodePath, DraftState, EffectivePath, resolve};
 use serde::Serialize;
 
 use super::Fit;
 use super::fit::Verdict;
 use crate::args::ModelConfig;
 use crate::experts::FallbackArg;
-use crate::loading::{DraftFound, has_drafts};
+use crate::loading::{DraftFound, has_drafts, own_path};
 
 /// One way of running the checkpoint.
 #[derive(Debug, Serialize)]
@@ -44,15 +44,15 @@ pub(crate) fn of(
         ("streaming", supported.clone().and(sidecar(checkpoint, config)).and(fits(streaming))),
         ("bf16_streaming", supported.clone().and(slices(checkpoint)).and(fits(streaming))),
     ];
-    let drafted = match checkpoint.family().specdec_kind {
-        SpecdecKind::V4Mtp => EffectivePath::V4Mtp,
-        _ => EffectivePath::SpecdecV7,
+    let decode_paths = match own_path(checkpoint) {
+        Some(own) if own.is_v4() => vec![own, EffectivePath::V4Eagle3, EffectivePath::TargetOnly],
+        Some(own) => vec![EffectivePath::SpecdecV7, own, EffectivePath::TargetOnly],
+        None => vec![EffectivePath::SpecdecV7, EffectivePath::TargetOnly],
     };
-    let decode_paths = [drafted, EffectivePath::TargetOnly];
     let mut all = Vec::new();
     for (device, missing) in DEVICES {
         for (residency, loads) in &residencies {
-            for wanted in decode_paths {
+            for &wanted in &decode_paths {
                 let decodes = decoding(checkpoint, config, draft, wanted);
                 let why = match (missing, loads, &decodes) {
                     (Some(reason), ..) => Err(reason.to_owned()),
@@ -83,8 +83,24 @@ fn decoding(
         EffectivePath::TargetOnly => DecodePath::TargetOnly,
         _ => DecodePath::SpecdecV7,
     };
-    let gate = resolve(asked, config.policy, has_drafts(checkpoint), draft.state());
-    if gate.effective == wanted { Ok(gate.reason) } else { Err(gate.reason) }
+    // A block is taken where there is no draft.
+    let state = match (wanted, draft.state()) {
+        (EffectivePath::SpecdecV7, DraftState::Block(_)) => DraftState::Absent,
+        (EffectivePath::Mtp, DraftState::Ready)
+        | (EffectivePath::V4Mtp, DraftState::Block(EffectivePath::V4Eagle3)) => {
+            return Err("a draft comes before it".to_owned());
+        }
+        (EffectivePath::V4Eagle3, DraftState::Block(EffectivePath::V4Mtp)) => {
+            return Err("no draft".to_owned());
+        }
+        (_, state) => state,
+    };
+    let gate = resolve(asked, config.policy, has_drafts(checkpoint), state);
+    match (wanted, draft) {
+        (EffectivePath::Mtp, DraftFound::Neither(why)) => Err(why.clone()),
+        _ if gate.effective == wanted => Ok(gate.reason),
+        _ => Err(gate.reason),
+    }
 }
 
 /// Whether a server would stream from the sidecar.

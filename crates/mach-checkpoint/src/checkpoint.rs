@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::config::parse::parse_config;
-use crate::families::{Names, Row};
+use crate::families::{MtpNaming, Names, Row};
 use crate::identity::WeightFile;
 use crate::resident::{MANIFEST_FILE, ResidentIndex};
 use crate::shards::Shards;
@@ -95,8 +95,12 @@ impl Checkpoint {
         self.row
     }
 
-    /// The full name of a module or tensor of the text model, in this file's words.
+    /// The full name of a module or tensor of the text model, in this file's words. What predicts the token after the
+    /// next (`mtp.`) may lie beside the text model.
     pub fn full_name(&self, relative: &str) -> String {
+        if self.row.mtp == MtpNaming::Root && relative.starts_with("mtp.") {
+            return relative.to_owned();
+        }
         format!("{}{}", self.config.tensor_prefix, self.names.rename(relative))
     }
 

@@ -147,6 +147,44 @@ impl Checkpoint {
         self.single_experts(plain, count, width, hidden)
     }
 
+    /// A matrix by the name that it would have if every expert had tensors of its own, `{stack}.{expert}.{matrix}`, out of
+    /// the stacks `{stack}.gate_up_proj` and `{stack}.down_proj`, or one for each of the three, there or in MLX's place
+    /// (`switch_mlp` for `experts`). `None` if the name is not of that kind, or there is no such stack.
+    pub(crate) fn out_of_stack(
+        &self,
+        module: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<LinearSource<'_>>, CheckpointError> {
+        let parts = module.rsplit_once('.').and_then(|(expert, matrix)| {
+            let (stack, expert) = expert.rsplit_once('.')?;
+            Some((stack, expert.parse::<usize>().ok()?, matrix))
+        });
+        let Some((stack, expert, matrix)) = parts else { return Ok(None) };
+        let count = self.config().moe.num_experts;
+        let stacked = |module: &str| self.has(&format!("{module}.weight")) || self.has(module);
+        let (own, fused) = (format!("{stack}.{matrix}"), format!("{stack}.gate_up_proj"));
+        let own = match stack.strip_suffix("experts") {
+            Some(base) if !stacked(&own) => format!("{base}switch_mlp.{matrix}"),
+            _ => own,
+        };
+        let first = match matrix {
+            "gate_proj" => Some(0),
+            "up_proj" => Some(rows),
+            _ => None,
+        };
+        if stacked(&own) {
+            return Ok(self.linear_stack(&own, count, rows, cols)?.get(expert).copied());
+        }
+        match first.filter(|_| stacked(&fused)) {
+            Some(first) => {
+                let pairs = self.linear_stack(&fused, count, 2 * rows, cols)?;
+                Ok(pairs.get(expert).and_then(|pair| pair.slice_rows(first, rows)))
+            }
+            None => Ok(None),
+        }
+    }
+
     /// One tensor per expert and matrix.
     fn single_experts(
         &self,

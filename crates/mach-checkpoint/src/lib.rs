@@ -30,8 +30,8 @@ pub use config::{
 pub use error::CheckpointError;
 pub use experts::{ExpertBiases, ExpertSource, VectorSource};
 pub use families::{
-    Batching, FAMILIES, FamilyCard, KvCacheKind, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant,
-    Synthetic, Yarn,
+    Batching, FAMILIES, FamilyCard, KvCacheKind, MtpNaming, Naming, OutputConvention, Row, SpecdecKind,
+    SwigluVariant, Synthetic, Yarn,
 };
 pub use header::{Dtype, TensorEntry, parse_header};
 pub use identity::{FileStamp, WeightFile};

@@ -58,7 +58,8 @@ impl WeightSource<'_> {
 
 impl Checkpoint {
     /// The weight of a linear layer or embedding table, as [`linear`](Self::linear), or laid out already if this
-    /// checkpoint is converted.
+    /// checkpoint is converted. The matrices of an expert may lie in stacks of all experts (see
+    /// [`experts`](Self::experts)).
     pub fn weights(
         &self,
         module: &str,
@@ -68,6 +69,11 @@ impl Checkpoint {
         let name = format!("{module}.weight");
         let index = self.resident_index().and_then(|index| index.tensors.get(&name));
         let Some((layout, crc32c)) = index.and_then(|t| Some((t.layout?, t.crc32c))) else {
+            if !self.has(&name)
+                && let Some(source) = self.out_of_stack(module, rows, cols)?
+            {
+                return Ok(WeightSource::Stored(source));
+            }
             return self.linear(module, rows, cols).map(WeightSource::Stored);
         };
         let view = self.tensor(&name)?;

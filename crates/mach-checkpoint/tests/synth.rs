@@ -95,6 +95,23 @@ fn equal_seeds_give_equal_files() {
     assert_ne!(fingerprint(3), fingerprint(4));
 }
 
+/// What predicts the token after the next is there where the shape says so, and is all that differs.
+#[test]
+fn a_shape_may_have_a_block_of_its_own() {
+    let names = |shape: &str| {
+        let (dir, _) = write(shape, 2, Routing::Uniform, 3);
+        let checkpoint = Checkpoint::open(&dir.path().join("model")).unwrap();
+        let all: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+        all
+    };
+    let (plain, with) = (names("tiny-qwen3_5_moe"), names("tiny-qwen3_5_moe-mtp"));
+    let (block, rest): (Vec<String>, Vec<String>) = with.into_iter().partition(|n| n.starts_with("mtp."));
+    assert_eq!(rest, plain);
+    for name in ["mtp.fc.weight", "mtp.norm.weight", "mtp.layers.0.mlp.switch_mlp.up_proj.weight"] {
+        assert!(block.iter().any(|n| n == name), "{name} is not in {block:?}");
+    }
+}
+
 #[test]
 fn requests_that_cannot_be_met() {
     let dir = tempfile::tempdir().unwrap();

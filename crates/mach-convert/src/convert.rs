@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mach_checkpoint::{Checkpoint, MANIFEST_FILE, SIDECAR_DIR};
+use mach_checkpoint::{Checkpoint, MANIFEST_FILE, MtpNaming, SIDECAR_DIR};
 use mach_experts::{LayerEntry, MANIFEST_FORMAT, Manifest, RECORD_ALIGN, Sidecar, source_id};
 
 use crate::ConvertError;
@@ -60,7 +60,7 @@ pub struct Report {
     pub expert_bytes: u64,
     /// Layers with experts.
     pub layers: usize,
-    /// Tensors of the source that the model does not use (vision, extra prediction heads) and that were left out.
+    /// Tensors of the source that the model does not use (vision, prediction heads that are not known) and that were left out.
     pub left_out: usize,
     /// The result was there already.
     pub unchanged: bool,
@@ -222,8 +222,12 @@ fn is_result(out: &Path, id: &str) -> bool {
 /// Tensors outside the text model.
 fn left_out(source: &Checkpoint) -> usize {
     let config = source.config();
+    // The block for the token after the next, where it lies beside the text model.
+    let block = source.family().mtp == MtpNaming::Root && source.has("mtp.fc.weight");
     let used = |name: &str| {
-        name.starts_with(&config.tensor_prefix) || name.starts_with(&format!("{}.", config.head_module))
+        name.starts_with(&config.tensor_prefix)
+            || name.starts_with(&format!("{}.", config.head_module))
+            || block && name.starts_with("mtp.")
     };
     let visual = format!("{}visual.", config.tensor_prefix);
     source.names().filter(|name| !used(name) || name.starts_with(&visual)).count()

@@ -4,10 +4,12 @@ mod common;
 
 use common::{converted, copy_of, logits, project};
 use mach_checkpoint::Checkpoint;
+use mach_checkpoint::synth::{self, Routing, SynthOptions};
 use mach_convert::{Quantize, export_sidecar, verify};
 use mach_experts::{Bank, Sidecar};
 use mach_io::{Caching, ReaderOptions, Submission};
-use mach_models::Activations;
+use mach_models::mtp::Features;
+use mach_models::{Activations, DraftOptions, LoadOptions, LogitRows};
 use mach_quant::{Bits, Order};
 
 const CHECKPOINTS: [&str; 14] = [
@@ -55,6 +57,60 @@ fn conversion_changes_no_logit() {
         let again = converted(&out, &dir.path().join("again"), None).unwrap_err();
         assert!(again.to_string().contains("already in engine format"), "{again}");
     }
+}
+
+/// What a model's own block says of a prompt, as bits.
+fn predicted(dir: &std::path::Path, activations: Activations) -> Vec<u32> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let options = LoadOptions { activations, threads: 2, ..LoadOptions::default() };
+    let mut model = mach_cpu::load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let block = model.load_mtp(&checkpoint, DraftOptions::default()).unwrap();
+    let needs = mach_cpu::check_block(&checkpoint, &options, DraftOptions::default()).unwrap();
+    assert_eq!(needs, block.needs());
+    let tokens: Vec<u32> = (0..24).map(|i| (i * 37 + 11) % 200).collect();
+    let features: Vec<f32> = (0..24 * block.width()).map(|i| (i * 7 % 13) as f32 / 4.0 - 1.5).collect();
+    let host = model.mtp_host().unwrap();
+    let features = Features::Model(&features);
+    let said = host.predict(&mut block.new_context(), features, &tokens, LogitRows::All).unwrap();
+    said.logits.data.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The block for the token after the next is kept, whichever form its experts have.
+#[test]
+fn a_models_own_block_is_kept() {
+    for name in ["fixtures/qwen3_5_moe/bf16", "fixtures/deepseek_v4/bf16"] {
+        let source = project(name);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("converted");
+        // But for the two tensors of an image encoder nothing is left out.
+        let left_out = if name.contains("qwen") { 2 } else { 0 };
+        assert_eq!(converted(&source, &out, None).unwrap().left_out, left_out, "{name}");
+        for activations in [Activations::Int8, Activations::F32] {
+            let (ours, theirs) = (predicted(&out, activations), predicted(&source, activations));
+            assert!(ours == theirs && ours.len() > 1000, "{name} {activations:?}");
+        }
+        let fewer = dir.path().join("fewer");
+        converted(&source, &fewer, Some(Quantize { bits: Bits::B4, group: 64 })).unwrap();
+        assert!(predicted(&fewer, Activations::F32) != predicted(&source, Activations::F32), "{name}");
+        verify(&Checkpoint::open(&fewer).unwrap(), &mut |_| ()).unwrap();
+    }
+    // In MLX's form, whose experts are quantized and lie in stacks of another name.
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("converted"));
+    let shape = "tiny-qwen3_5_moe-mtp".to_owned();
+    let (routing, out_of_synth) = (Routing::Uniform, source.clone());
+    let options = SynthOptions { shape, layers: 1, routing, seed: 3, out: out_of_synth };
+    synth::write(&options, &mut |_| ()).unwrap();
+    assert_eq!(converted(&source, &out, None).unwrap().left_out, 0);
+    assert!(predicted(&out, Activations::Int8) == predicted(&source, Activations::Int8));
+
+    // A file without it converts as well, and says what it lacks.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("converted");
+    converted(&project("fixtures/qwen3_5_moe/mlx-4bit"), &out, None).unwrap();
+    let checkpoint = Checkpoint::open(&out).unwrap();
+    let error = mach_cpu::check_block(&checkpoint, &LoadOptions::default(), DraftOptions::default());
+    assert!(error.unwrap_err().to_string().contains("no tensors `mtp.*`"));
 }
 
 /// The published forms of gpt_oss hold the same values, whichever way they lie.

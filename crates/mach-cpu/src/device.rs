@@ -183,6 +183,16 @@ impl Device for Cpu {
         }
     }
 
+    fn join(&mut self, left: &Buf, right: &Buf, out: &mut Buf) {
+        out.shape(left.rows(), left.width + right.width);
+        let rows = left.data.chunks_exact(left.width.max(1)).zip(right.data.chunks_exact(right.width.max(1)));
+        for (to, (a, b)) in out.data.chunks_exact_mut(out.width.max(1)).zip(rows) {
+            let (first, second) = to.split_at_mut(a.len());
+            first.copy_from_slice(a);
+            second.copy_from_slice(b);
+        }
+    }
+
     fn norm(&mut self, x: &Buf, weight: &Vec<f32>, eps: f32, out: &mut Buf) {
         out.shape(x.rows(), x.width);
         elementwise::rms_norm(&mut self.cores, &x.data, weight, eps, &mut out.data);

@@ -26,7 +26,7 @@ use mach_quant::Order;
 
 pub use cpu::{Buf, Cpu, Routing};
 pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
-pub use load::{check_draft, load, supports};
+pub use load::{check_block, check_draft, check_head, load, supports};
 pub use placement::{CpuPlacement, Matrix};
 pub use stand_in::stand_in;
 pub use state::CpuState;

@@ -47,6 +47,28 @@ pub fn check_draft(
     mach_models::dflash::check_draft(dir, target, options, &cpu)
 }
 
+/// Looks at the block for the token after the next that `checkpoint` holds as it would be loaded, and loads nothing.
+pub fn check_block(
+    checkpoint: &Checkpoint,
+    load: &LoadOptions,
+    options: DraftOptions,
+) -> Result<DraftNeeds, DraftError> {
+    let cpu = Cpu::new(Cores::new(1, Isa::best()), load.activations, load.turboquant_kv);
+    mach_models::mtp::check_block(checkpoint, options, &cpu)
+}
+
+/// Looks at the EAGLE-3 head in `dir` as a target with these settings would load it, and loads nothing.
+pub fn check_head(
+    dir: &Path,
+    target: &ModelConfig,
+    load: &LoadOptions,
+    options: DraftOptions,
+) -> Result<DraftNeeds, DraftError> {
+    let cpu = Cpu::new(Cores::new(1, Isa::best()), load.activations, load.turboquant_kv);
+    let streams = mach_models::spec(target).streams.map_or(1, |streams| streams.streams);
+    mach_models::eagle3::check_head(dir, target, streams, options, &cpu)
+}
+
 /// Loads a checkpoint. What the kernels cannot run is refused before anything is read.
 pub fn load(
     checkpoint: &Checkpoint,

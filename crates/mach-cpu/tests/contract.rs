@@ -135,6 +135,9 @@ impl Device for Halting {
     fn select(&mut self, x: &Buf, rows: &[usize], out: &mut Buf) {
         self.record(|cpu| cpu.select(x, rows, out));
     }
+    fn join(&mut self, left: &Buf, right: &Buf, out: &mut Buf) {
+        self.record(|cpu| cpu.join(left, right, out));
+    }
     fn norm(&mut self, x: &Buf, weight: &Vector, eps: f32, out: &mut Buf) {
         self.record(|cpu| cpu.norm(x, weight, eps, out));
     }

@@ -161,7 +161,7 @@ impl Prefix {
         logits: Option<&[f32]>,
         (tokens, kind): (Arc<[u32]>, Kind),
     ) -> Option<[u8; 32]> {
-        let draft = sequence.speculator.save(model);
+        let draft = sequence.speculator.save(model, &sequence.tokens);
         if self.drafting && draft.as_ref().is_none_or(|draft| draft.position() != state.position()) {
             // Going on from it would mean to go on without the draft.
             return None;

@@ -176,7 +176,7 @@ impl Sequence {
     /// Shows a draft what the model made of tokens that are there to stay.
     pub(crate) fn observe(&mut self, model: &mut dyn Model, features: &[f32]) {
         if !self.speculator.taps().is_empty() {
-            self.speculator.observe(model, features);
+            self.speculator.observe(model, features, &self.tokens);
         }
     }
 

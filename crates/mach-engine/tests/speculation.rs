@@ -170,30 +170,33 @@ fn policies_presets_and_drafts_change_nothing() {
     }
 }
 
-/// The block that a model has of its own proposes, and changes nothing either: alone, with others, and where a prefix
-/// comes from the cache.
-#[test]
-fn a_models_own_block_changes_nothing() {
-    let engine = |policy: &str, prefix: bool| {
-        let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/deepseek_v4/bf16").as_ref()).unwrap();
-        let options = LoadOptions { threads: 1, ..LoadOptions::default() };
-        let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
-        let block = (policy != "off").then(|| {
-            let block = Arc::new(model.load_mtp(&checkpoint).unwrap());
-            Arc::new(MtpDraft::new(block, Arc::new(RhoGate::new(0.0)))) as Arc<dyn Draft>
-        });
-        let config = EngineConfig {
-            speculation: Speculation { draft: block, policy: policy.parse().unwrap(), guard: GuardSpec::Off },
-            prefill_chunk: 13,
-            prefix: prefix.then(|| PrefixConfig {
-                directory: None,
-                max_bytes: 1 << 26,
-                ..PrefixConfig::default()
-            }),
-            ..EngineConfig::default()
+/// A model with a block of its own, or with the head for deepseek_v4 (`eagle3`), which drafts unless the policy is `off`.
+fn with_block(fixture: &str, policy: &str, prefix: Option<PrefixConfig>) -> Engine {
+    let family = if fixture == "eagle3" { "deepseek_v4" } else { fixture };
+    let checkpoint = Checkpoint::open(format!("{ROOT}fixtures/{family}/bf16").as_ref()).unwrap();
+    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+    let mut model = load(&checkpoint, &options, &mut |_| ()).unwrap();
+    let block = (policy != "off").then(|| {
+        let options = DraftOptions { quantize_bits: Some(Bits::B8) };
+        let block = match fixture {
+            "eagle3" => model.load_eagle(format!("{ROOT}fixtures/eagle3/deepseek_v4").as_ref(), options),
+            _ => model.load_mtp(&checkpoint, options),
         };
-        Engine::start(model, tokenizer(), config).unwrap()
+        let block = Arc::new(block.unwrap());
+        let gate = (family == "deepseek_v4").then(|| Arc::new(RhoGate::new(0.0)));
+        Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>
+    });
+    let config = EngineConfig {
+        speculation: Speculation { draft: block, policy: policy.parse().unwrap(), guard: GuardSpec::Off },
+        prefill_chunk: 40,
+        prefix,
+        ..EngineConfig::default()
     };
+    Engine::start(model, tokenizer(), config).unwrap()
+}
+
+/// Short and long prompts, greedy and sampled, alone and in batches, cut short and stopped in blocks.
+fn requests_of_a_tiny_model() -> Vec<GenerateRequest> {
     let prompt: Vec<u32> = (0..150).map(|i| i * 37 % 251).collect();
     let warm = SamplingParams { temperature: 0.9, seed: 3, ..SamplingParams::greedy() };
     let mut requests = Vec::new();
@@ -201,25 +204,82 @@ fn a_models_own_block_changes_nothing() {
         for len in [1, 20, 150] {
             let one = GenerateRequest { logprobs: Some(2), ..request(&prompt[..len], 40, sampling.clone()) };
             requests.push(one.clone());
+            requests.push(GenerateRequest { max_tokens: Some(6), ..one.clone() });
             requests.push(GenerateRequest { choices: 2, ..one });
         }
     }
-    let plain = engine("off", false);
-    let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
-    for prefix in [false, true] {
-        let own = engine("fixed-16", prefix);
-        for round in 0..2 {
-            for (request, expected) in requests.iter().zip(&expected) {
-                assert_eq!(answers(&own, request), *expected, "prefix {prefix}, round {round}: {request:?}");
+    requests
+}
+
+/// The block that a model has of its own proposes, and changes nothing either: one token or a chain, alone, with others,
+/// and where a prefix comes from the cache in memory.
+#[test]
+fn a_models_own_block_changes_nothing() {
+    for fixture in ["deepseek_v4", "qwen3_5_moe", "eagle3"] {
+        let mut requests = requests_of_a_tiny_model();
+        let plain = with_block(fixture, "off", None);
+        for told in requests.clone().iter().filter(|r| r.choices == 1 && r.max_tokens == Some(40)) {
+            let said = answers(&plain, told).remove(0).logprobs;
+            requests.push(GenerateRequest { stop_token_ids: vec![said[9].id], ..told.clone() });
+        }
+        let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
+        for (policy, in_memory) in
+            [("fixed-2", false), ("fixed-16", false), ("fixed-5", true), ("opencode-sampled-v1", true)]
+        {
+            let settings = PrefixConfig { directory: None, max_bytes: 1 << 26, ..PrefixConfig::default() };
+            let own = with_block(fixture, policy, in_memory.then_some(settings));
+            for round in 0..2 {
+                for (request, expected) in requests.iter().zip(&expected) {
+                    let got = answers(&own, request);
+                    assert_eq!(got, *expected, "{fixture}, {policy}, round {round}: {request:?}");
+                }
+            }
+            let stats = own.stats();
+            // Its weights are random: few of its proposals are right.
+            let name = if fixture == "eagle3" { "eagle3" } else { "mtp" };
+            let counts = stats.specdec.proposers.get(name).copied().unwrap_or_default();
+            assert!(counts.drafted > 400 && counts.accepted > 0, "{fixture}, {policy}: {stats:?}");
+            // Chains are as long as the policy says, up to what the block gives.
+            let longest = match policy {
+                "fixed-2" => 1,
+                "fixed-5" => 4,
+                _ => 7,
+            };
+            assert_eq!(stats.specdec.positions.len(), longest, "{fixture}, {policy}: {stats:?}");
+            if let Some(cache) = own.prefix() {
+                assert!(cache.stats().hits > 0, "{:?}", cache.stats());
             }
         }
-        let stats = own.stats();
-        // Its weights are random: few of its proposals are right.
-        let counts = stats.specdec.proposers.get("mtp").copied().unwrap_or_default();
-        assert!(counts.drafted > 400 && counts.accepted > 0, "{stats:?}");
-        if let Some(cache) = own.prefix() {
-            assert!(cache.stats().hits > 0, "{:?}", cache.stats());
+    }
+}
+
+/// A prefix that was saved by one process and is restored by the next gives the same answer, and is drafted behind.
+#[test]
+fn a_block_drafts_behind_a_prefix_from_the_disk() {
+    for fixture in ["deepseek_v4", "qwen3_5_moe", "eagle3"] {
+        let requests: Vec<_> =
+            requests_of_a_tiny_model().into_iter().filter(|r| r.prompt.len() == 150).collect();
+        let plain = with_block(fixture, "off", None);
+        let expected: Vec<_> = requests.iter().map(|r| answers(&plain, r)).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let settings = || {
+            let directory = Some(dir.path().to_owned());
+            Some(PrefixConfig { directory, block: 16, max_bytes: 1 << 26, ..PrefixConfig::default() })
+        };
+        let first = with_block(fixture, "fixed-4", settings());
+        for (request, expected) in requests.iter().zip(&expected) {
+            assert_eq!(answers(&first, request), *expected, "{fixture}: {request:?}");
         }
+        drop(first);
+        let second = with_block(fixture, "fixed-4", settings());
+        for (request, expected) in requests.iter().zip(&expected) {
+            assert_eq!(answers(&second, request), *expected, "{fixture}, restored: {request:?}");
+        }
+        let cache = second.prefix().unwrap().stats();
+        assert!(cache.l2_hits > 0, "{cache:?}");
+        let name = if fixture == "eagle3" { "eagle3" } else { "mtp" };
+        let counts = second.stats().specdec.proposers.get(name).copied().unwrap_or_default();
+        assert!(counts.drafted > 100, "{fixture}: {counts:?}");
     }
 }
 

@@ -229,7 +229,7 @@ fn run_greedy(
     while tokens.len() < limit {
         let start = tokens.len() - 1;
         let block = draft.config().block_size.min(limit - start);
-        proposer.observe(model, &features)?;
+        proposer.observe(model, &features, &tokens)?;
         let mut drafted = Proposed::default();
         if block > 1 {
             let drafting = Drafting { tokens: &tokens, most: block - 1, model, picker: &mut Argmax };

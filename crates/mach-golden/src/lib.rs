@@ -7,6 +7,7 @@
 
 mod compare;
 mod draft;
+mod eagle;
 mod fixture;
 mod mtp;
 mod recorder;
@@ -111,6 +112,9 @@ impl fmt::Display for Check {
 pub fn check_directory(dir: &Path, options: &Options, report: &mut dyn FnMut(&Check)) -> Result<bool> {
     if is_draft(dir) {
         return draft::check_alone(dir, options, report);
+    }
+    if mach_models::eagle3::is_head(dir) {
+        return eagle::check(dir, options, report);
     }
     let fixture = dir.join("golden.safetensors");
     let cases = read_cases(dir)?;

@@ -35,10 +35,14 @@ fn expect_all(name: &str, kinds: &[&str]) {
 const COMMON: &[&str] =
     &["logits", "hidden", "final", "router experts", "router weights", "greedy tokens", "greedy logits"];
 
+const MTP: &[&str] = &["mtp logits", "mtp row by row", "mtp behind a chain", "mtp proposal"];
+
 #[test]
 fn qwen3_5_moe() {
     for form in ["bf16", "mlx-4bit"] {
-        expect_all(&format!("fixtures/qwen3_5_moe/{form}"), &[COMMON, &["gdn conv", "gdn state"]].concat());
+        let own = if form == "bf16" { [MTP, &["behind a restored prefix"]].concat() } else { Vec::new() };
+        let kinds = &[COMMON, &["gdn conv", "gdn state"], &own].concat();
+        expect_all(&format!("fixtures/qwen3_5_moe/{form}"), kinds);
     }
 }
 
@@ -75,8 +79,7 @@ fn gpt_oss() {
 #[test]
 fn deepseek_v4() {
     for form in ["bf16", "fp8", "mlx-4bit", "mlx-mixed"] {
-        let own: &[&str] =
-            if form == "bf16" { &["mtp logits", "mtp row by row", "mtp proposal"] } else { &[] };
+        let own = if form == "bf16" { MTP } else { &[] };
         expect_all(&format!("fixtures/deepseek_v4/{form}"), &[COMMON, own].concat());
     }
 }
@@ -97,6 +100,21 @@ fn drafts() {
             &["draft logits", "drafted tokens", "features", "verify logits", "trace", "output"],
         );
     }
+}
+
+#[test]
+fn eagle_heads() {
+    expect_all(
+        "fixtures/eagle3/deepseek_v4",
+        &[
+            "eagle3 logits",
+            "row by row",
+            "chain logits",
+            "chain tokens",
+            "proposal",
+            "behind a restored prefix",
+        ],
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::blocks::{Mixer, Workspace};
 use crate::card::ModelCard;
 use crate::device::{CheckpointLoader, Device, Finish, LayerState, ModelSpec, Readback, Span, Tap};
 use crate::dflash::{DFlash, DraftHost, DraftOptions, DraftWeights};
+use crate::eagle3::EagleWeights;
 use crate::families::{self, Parts};
 use crate::model::{LogitRows, Logits, Model, ModelError, Observer, Segment, no_drafts};
 use crate::mtp::{Mtp, MtpHost, MtpWeights};
@@ -26,6 +27,7 @@ pub struct Decoder<D: Device> {
     pub(crate) workspace: Workspace<D>,
     pub(crate) draft: Option<DraftWeights<D>>,
     pub(crate) mtp: Option<MtpWeights<D>>,
+    pub(crate) eagle: Option<EagleWeights<D>>,
 }
 
 /// What a pass is over.
@@ -66,7 +68,8 @@ impl<D: Device> Decoder<D> {
         let mut loader = CheckpointLoader::new(checkpoint, device.placement(checkpoint.tensors()));
         let parts = families::load(&mut loader, &spec)?;
         device.fill(loader.placement, progress)?;
-        Ok(Decoder { config, spec, parts, device, workspace: Workspace::default(), draft: None, mtp: None })
+        let workspace = Workspace::default();
+        Ok(Decoder { config, spec, parts, device, workspace, draft: None, mtp: None, eagle: None })
     }
 
     /// What runs the model.
@@ -271,12 +274,16 @@ impl<D: Device> Model for Decoder<D> {
         self.spec.hidden * self.spec.streams.map_or(1, |streams| streams.streams)
     }
 
-    fn load_mtp(&mut self, checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
-        self.load_block(checkpoint)
+    fn load_mtp(&mut self, checkpoint: &Checkpoint, options: DraftOptions) -> Result<Mtp, DraftError> {
+        self.load_block(checkpoint, options)
+    }
+
+    fn load_eagle(&mut self, dir: &Path, options: DraftOptions) -> Result<Mtp, DraftError> {
+        self.load_head(dir, options)
     }
 
     fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {
-        self.mtp.is_some().then_some(self as &mut dyn MtpHost)
+        (self.mtp.is_some() || self.eagle.is_some()).then_some(self as &mut dyn MtpHost)
     }
 
     fn streaming_stats(&self) -> Option<Arc<StreamingStats>> {

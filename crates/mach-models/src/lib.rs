@@ -5,7 +5,7 @@
 //! calls, on the other segments of a call, on threads, on the instruction set or on the device.
 //!
 //! Families (see [`spec`]) describe what is computed through the coarse operations of [`device::Device`]; a
-//! [`Decoder`] runs them, and a draft ([`dflash`]), on whatever device it was given. No kernel, thread or instruction set is known
+//! [`Decoder`] runs them, and a draft ([`dflash`], [`eagle3`], [`mtp`]), on whatever device it was given. No kernel, thread or instruction set is known
 //! here.
 
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod card;
 mod decoder;
 pub mod device;
 pub mod dflash;
+pub mod eagle3;
 mod families;
 mod inventory;
 mod model;

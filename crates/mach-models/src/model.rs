@@ -226,10 +226,14 @@ pub trait Model: Send {
         self.config().hidden_size
     }
     /// Loads the block that predicts the token after the next out of the model's own checkpoint.
-    fn load_mtp(&mut self, _checkpoint: &Checkpoint) -> Result<Mtp, DraftError> {
+    fn load_mtp(&mut self, _checkpoint: &Checkpoint, _options: DraftOptions) -> Result<Mtp, DraftError> {
         Err(DraftError::Mismatch("the model's family has no block of its own".into()))
     }
-    /// Runs that block, if it is loaded.
+    /// Loads the EAGLE-3 head in `dir`, which then takes the block's place.
+    fn load_eagle(&mut self, _dir: &Path, _options: DraftOptions) -> Result<Mtp, DraftError> {
+        Err(no_drafts())
+    }
+    /// Runs that block or head, if one is loaded.
     fn mtp_host(&mut self) -> Option<&mut dyn MtpHost> {
         None
     }

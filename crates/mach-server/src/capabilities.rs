@@ -91,15 +91,21 @@ pub fn capabilities(model: &ChatModel) -> Value {
     let decoding = &model.decoding;
     let effective = decoding.gate.effective;
     let speculates = effective != EffectivePath::TargetOnly;
-    // The presets need no draft; only the policy `off` silences them, and a model's own block stands alone.
+    // The presets need no draft; only the policy `off` silences them, and DeepSeek-V4's drafts stand alone.
     let presets: &[&str] = match (decoding.policy, effective) {
-        (PolicySpec::Off, _) | (_, EffectivePath::V4Mtp) => &["none"],
+        (PolicySpec::Off, _) => &["none"],
+        (_, path) if path.is_v4() => &["none"],
         _ => &["none", "summarization", "classification"],
     };
     let residency = serving.map(|s| s.residency).unwrap_or_default();
     // What a request gets that does not set a temperature.
     let samples = model.defaults.temperature > 0.0;
-    let own = if effective == EffectivePath::V4Mtp { "native_v4_mtp" } else { "native_v7" };
+    let own = match effective {
+        EffectivePath::V4Mtp => "native_v4_mtp",
+        EffectivePath::V4Eagle3 => "native_v4_eagle3",
+        EffectivePath::Mtp => "native_mtp",
+        EffectivePath::SpecdecV7 | EffectivePath::TargetOnly => "native_v7",
+    };
     let (policy, engine) = match (speculates, samples) {
         (true, false) => ("greedy-specdec", own),
         (true, true) => ("sampled-specdec", own),

@@ -15,7 +15,7 @@ use mach_engine::{
     TokenizerError,
 };
 use mach_specdec::policy::{GuardSpec, PolicySpec, RhoGate};
-use mach_specdec::{DecodePath, EffectivePath, Gate};
+use mach_specdec::{DecodePath, Gate};
 use serde_json::{Map, Value};
 
 use crate::account::Account;
@@ -420,8 +420,11 @@ impl ChatModel {
             tokens.extend(self.stop_ids.last());
             Ok(tokens)
         };
-        if self.decoding.gate.effective == EffectivePath::V4Mtp && *preset != SpeculationPreset::None {
-            let reason = "this model proposes by its own block (v4_mtp), where the only preset is `none`";
+        if self.decoding.gate.effective.is_v4() && *preset != SpeculationPreset::None {
+            let path = self.decoding.gate.effective;
+            let reason = format!(
+                "this model proposes by a draft of its own ({path}), where the only preset is `none`"
+            );
             return Err(ApiError::field("speculation", reason));
         }
         match preset {

@@ -77,7 +77,7 @@ impl Proposer for DFlashProposer {
         &self.draft.config().target_layer_ids
     }
 
-    fn observe(&mut self, model: &mut dyn Model, features: &[f32]) -> Result<(), DraftError> {
+    fn observe(&mut self, model: &mut dyn Model, features: &[f32], _: &[u32]) -> Result<(), DraftError> {
         let before = self.seen();
         self.pending.extend_from_slice(features);
         let seen = self.seen();
@@ -87,7 +87,7 @@ impl Proposer for DFlashProposer {
         Ok(())
     }
 
-    fn save(&mut self, model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
+    fn save(&mut self, model: &mut dyn Model, _: &[u32]) -> Result<Option<SequenceState>, DraftError> {
         self.commit(host(model)?)?;
         Ok(Some(self.context.clone()))
     }

@@ -41,10 +41,21 @@ impl FromStr for DecodePath {
 pub enum EffectivePath {
     /// A draft proposes, the target verifies.
     SpecdecV7,
-    /// The model's own block proposes, the target verifies.
+    /// The model's own block proposes, the target verifies: that of DeepSeek-V4, under a gate of its own.
     V4Mtp,
+    /// An EAGLE-3 head proposes, the target verifies: DeepSeek-V4, under the same gate.
+    V4Eagle3,
+    /// The same with the block that a checkpoint of another family carries.
+    Mtp,
     /// One token a pass.
     TargetOnly,
+}
+
+impl EffectivePath {
+    /// Whether it is one of DeepSeek-V4's, which stand under a gate of their own and know no presets.
+    pub fn is_v4(self) -> bool {
+        matches!(self, EffectivePath::V4Mtp | EffectivePath::V4Eagle3)
+    }
 }
 
 impl fmt::Display for EffectivePath {
@@ -52,6 +63,8 @@ impl fmt::Display for EffectivePath {
         f.write_str(match self {
             EffectivePath::SpecdecV7 => "specdec_v7",
             EffectivePath::V4Mtp => "v4_mtp",
+            EffectivePath::V4Eagle3 => "v4_eagle3",
+            EffectivePath::Mtp => "mtp",
             EffectivePath::TargetOnly => "target_only",
         })
     }
@@ -66,10 +79,10 @@ pub enum DraftState<'a> {
     Unusable(&'a str),
     /// The draft is loaded and fits the model.
     Ready,
-    /// The family has a block of its own, which is not there, and why.
-    NoBlock(&'a str),
-    /// The model's own block is loaded.
-    Block,
+    /// The model's own block, or the head given, which would make this path, cannot be used, and why.
+    NoBlock(EffectivePath, &'a str),
+    /// The model's own block, or the head given, is loaded, which makes this path.
+    Block(EffectivePath),
 }
 
 /// The path that is taken, with its reason.
@@ -96,10 +109,16 @@ pub fn resolve(asked: DecodePath, policy: PolicySpec, family: bool, draft: Draft
     match (asked, policy, draft) {
         (DecodePath::TargetOnly, ..) => plain("asked for"),
         (_, PolicySpec::Off, _) => plain("the block policy is off"),
-        (_, _, DraftState::Block) => {
-            Gate { effective: EffectivePath::V4Mtp, reason: "v4_mtp block is usable".to_owned() }
+        (_, _, DraftState::Block(path @ EffectivePath::V4Eagle3)) => {
+            Gate { effective: path, reason: format!("{path} draft is usable") }
         }
-        (_, _, DraftState::NoBlock(why)) => plain(&format!("no v4_mtp block: {}", one_line(why))),
+        (_, _, DraftState::NoBlock(EffectivePath::V4Eagle3, why)) => {
+            plain(&format!("draft unusable: {}", one_line(why)))
+        }
+        (_, _, DraftState::Block(path)) => {
+            Gate { effective: path, reason: format!("{path} block is usable") }
+        }
+        (_, _, DraftState::NoBlock(path, why)) => plain(&format!("no {path} block: {}", one_line(why))),
         _ if !family => plain("there are no drafts for the model's family"),
         (_, _, DraftState::Absent) => plain("no draft"),
         (_, _, DraftState::Unusable(why)) => plain(&format!("draft unusable: {}", one_line(why))),
@@ -119,6 +138,7 @@ mod tests {
 
     #[test]
     fn every_way_has_its_reason() {
+        use EffectivePath::{Mtp, V4Eagle3, V4Mtp};
         use {DecodePath::*, PolicySpec as P};
         for (asked, policy, family, draft, effective, word) in [
             (SpecdecV7, P::CostAware, true, DraftState::Ready, "specdec_v7", "usable"),
@@ -128,10 +148,28 @@ mod tests {
             (SpecdecV7, P::CostAware, false, DraftState::Absent, "target_only", "no drafts for"),
             (SpecdecV7, P::CostAware, true, DraftState::Absent, "target_only", "no draft"),
             (SpecdecV7, P::CostAware, true, DraftState::Unusable("a\n b"), "target_only", "a b"),
-            (SpecdecV7, P::CostAware, false, DraftState::Block, "v4_mtp", "usable"),
-            (SpecdecV7, P::CostAware, false, DraftState::NoBlock("c\nd"), "target_only", "c d"),
-            (TargetOnly, P::CostAware, false, DraftState::Block, "target_only", "asked"),
-            (SpecdecV7, P::Off, false, DraftState::Block, "target_only", "policy"),
+            (SpecdecV7, P::CostAware, false, DraftState::Block(V4Mtp), "v4_mtp", "v4_mtp block is usable"),
+            (SpecdecV7, P::CostAware, true, DraftState::Block(Mtp), "mtp", "mtp block is usable"),
+            (SpecdecV7, P::CostAware, false, DraftState::NoBlock(V4Mtp, "c\nd"), "target_only", "c d"),
+            (
+                SpecdecV7,
+                P::CostAware,
+                false,
+                DraftState::Block(V4Eagle3),
+                "v4_eagle3",
+                "v4_eagle3 draft is usable",
+            ),
+            (
+                SpecdecV7,
+                P::CostAware,
+                false,
+                DraftState::NoBlock(V4Eagle3, "d"),
+                "target_only",
+                "unusable: d",
+            ),
+            (SpecdecV7, P::CostAware, true, DraftState::NoBlock(Mtp, "c"), "target_only", "no mtp block: c"),
+            (TargetOnly, P::CostAware, false, DraftState::Block(V4Mtp), "target_only", "asked"),
+            (SpecdecV7, P::Off, true, DraftState::Block(Mtp), "target_only", "policy"),
         ] {
             let gate = resolve(asked, policy, family, draft);
             assert_eq!(gate.effective.to_string(), effective);

@@ -78,12 +78,18 @@ pub trait Proposer: Send {
         &[]
     }
     /// Sees the features of positions that the target has run and that are there to stay, each once, in order:
-    /// `[rows, taps, hidden]`.
-    fn observe(&mut self, _model: &mut dyn Model, _features: &[f32]) -> Result<(), DraftError> {
+    /// `[rows, taps, hidden]`. `tokens` are those of the sequence as far as they are known, which may be further.
+    fn observe(
+        &mut self,
+        _model: &mut dyn Model,
+        _features: &[f32],
+        _tokens: &[u32],
+    ) -> Result<(), DraftError> {
         Ok(())
     }
-    /// A copy of what it keeps of the positions seen so far. `None` if that follows from the tokens.
-    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
+    /// A copy of what it keeps of the positions seen so far; `tokens` as in [`observe`](Proposer::observe). `None` if that
+    /// follows from the tokens.
+    fn save(&mut self, _model: &mut dyn Model, _tokens: &[u32]) -> Result<Option<SequenceState>, DraftError> {
         Ok(None)
     }
     /// Puts such a copy in the place of positions that it will not be shown.

@@ -82,21 +82,22 @@ impl Speculator {
         self.failure.take()
     }
 
-    /// Hands on the features of positions that are there to stay.
-    pub fn observe(&mut self, model: &mut dyn Model, features: &[f32]) {
+    /// Hands on the features of positions that are there to stay, and the sequence's tokens as far as they are known.
+    pub fn observe(&mut self, model: &mut dyn Model, features: &[f32], tokens: &[u32]) {
         for lane in self.lanes.iter_mut().filter(|lane| !lane.failed && !lane.proposer.taps().is_empty()) {
-            if let Err(error) = lane.proposer.observe(model, features) {
+            if let Err(error) = lane.proposer.observe(model, features, tokens) {
                 lane.failed = true;
                 self.failure = Some(format!("{}: {error}", lane.proposer.name()));
             }
         }
     }
 
-    /// A copy of what the draft keeps of the positions seen so far, if it keeps anything.
-    pub fn save(&mut self, model: &mut dyn Model) -> Option<SequenceState> {
+    /// A copy of what the draft keeps of the positions seen so far, if it keeps anything; `tokens` as in
+    /// [`observe`](Self::observe).
+    pub fn save(&mut self, model: &mut dyn Model, tokens: &[u32]) -> Option<SequenceState> {
         let wanted = |lane: &&mut Lane| !lane.failed && !lane.proposer.taps().is_empty();
         let lane = self.lanes.iter_mut().find(wanted)?;
-        lane.proposer.save(model).unwrap_or_else(|error| {
+        lane.proposer.save(model, tokens).unwrap_or_else(|error| {
             lane.failed = true;
             self.failure = Some(format!("{}: {error}", lane.proposer.name()));
             None

@@ -48,11 +48,11 @@ impl Proposer for Scripted {
     fn taps(&self) -> &[usize] {
         self.taps
     }
-    fn observe(&mut self, _model: &mut dyn Model, features: &[f32]) -> Result<(), DraftError> {
+    fn observe(&mut self, _model: &mut dyn Model, features: &[f32], _: &[u32]) -> Result<(), DraftError> {
         self.log.lock().unwrap().observed += features.len();
         self.check()
     }
-    fn save(&mut self, _model: &mut dyn Model) -> Result<Option<SequenceState>, DraftError> {
+    fn save(&mut self, _model: &mut dyn Model, _: &[u32]) -> Result<Option<SequenceState>, DraftError> {
         self.check()?;
         let mut state = SequenceState::without_layers();
         state.advance(7);
@@ -177,8 +177,8 @@ fn who_fails_is_given_up() {
         let model = &mut Double::new(VOCAB, 100);
         match how {
             "propose" => assert_eq!(propose(&mut speculator, &[], 9).proposer, Some("plain")),
-            "observe" => speculator.observe(model, &[0.0; 4]),
-            "save" => assert!(speculator.save(model).is_none()),
+            "observe" => speculator.observe(model, &[0.0; 4], &[]),
+            "save" => assert!(speculator.save(model, &[]).is_none()),
             _ => speculator.restore(None),
         }
         let failure = speculator.take_failure();
@@ -190,9 +190,9 @@ fn who_fails_is_given_up() {
         let asked = log.lock().unwrap().asked.len();
         assert_eq!(propose(&mut speculator, &[], 9).proposer, Some("plain"));
         assert_eq!(log.lock().unwrap().asked.len(), asked, "{how}");
-        assert!(speculator.taps().is_empty() && speculator.save(model).is_none());
+        assert!(speculator.taps().is_empty() && speculator.save(model, &[]).is_none());
         let observed = log.lock().unwrap().observed;
-        speculator.observe(model, &[0.0; 4]);
+        speculator.observe(model, &[0.0; 4], &[]);
         assert_eq!((log.lock().unwrap().observed, speculator.is_empty()), (observed, false));
     }
     let (broken, _) = lane("broken", &[3], &[5], |s, _| s.fails = true);
@@ -208,8 +208,8 @@ fn only_who_has_taps_sees_features_and_keeps_something() {
     let mut speculator = Speculator::new(vec![plain, draft]);
     let model = &mut Double::new(VOCAB, 100);
     assert_eq!(speculator.taps(), [1, 4]);
-    speculator.observe(model, &[0.0; 6]);
-    let saved = speculator.save(model).unwrap();
+    speculator.observe(model, &[0.0; 6], &[]);
+    let saved = speculator.save(model, &[]).unwrap();
     assert_eq!(saved.position(), 7);
     speculator.restore(Some(&saved));
     assert_eq!(*draft_log.lock().unwrap(), Log { observed: 6, restored: vec![7], ..Log::default() });

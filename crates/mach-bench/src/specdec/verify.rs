@@ -166,14 +166,14 @@ pub fn measure_draft(
         let segment = Segment::prompt(&mut state, ids.get(..length - 1).unwrap_or(&ids), LogitRows::None);
         model.forward(&mut [segment], &mut taps)?;
         let mut end = plan.context;
-        proposer.observe(model, taps.rows(0..end))?;
+        proposer.observe(model, taps.rows(0..end), &[])?;
         let tokens = |end| ids.get(..=end).unwrap_or(&ids);
         let mut picker = Argmax;
         let first =
             Drafting { tokens: tokens(end), most: block - 1, model: &mut *model, picker: &mut picker };
         proposer.propose(first, &mut Proposed::default())?;
         for (&rows, samples) in sizes.iter().zip(&mut samples) {
-            proposer.observe(model, taps.rows(end..end + committed))?;
+            proposer.observe(model, taps.rows(end..end + committed), &[])?;
             end += committed;
             let drafting =
                 Drafting { tokens: tokens(end), most: rows - 1, model: &mut *model, picker: &mut picker };

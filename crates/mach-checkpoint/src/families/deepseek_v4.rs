@@ -6,8 +6,8 @@ use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{
-    Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
-    Yarn,
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};
@@ -40,6 +40,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Compressed,
     specdec_kind: SpecdecKind::V4Mtp,
+    mtp: MtpNaming::Inside,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::deepseek_v4",
@@ -127,6 +128,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e4,
         positions: 1 << 20,
+        mtp: false,
         full: None,
     },
     Shape {
@@ -142,6 +144,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e4,
         positions: 4096,
+        mtp: false,
         full: None,
     },
 ];

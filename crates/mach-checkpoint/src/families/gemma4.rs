@@ -4,7 +4,8 @@ use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{
-    Batching, KvCacheKind, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, Row, SpecdecKind, SwigluVariant, Synthetic,
+    Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};
@@ -36,6 +37,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Rotating,
     specdec_kind: SpecdecKind::TargetOnly,
+    mtp: MtpNaming::None,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::gemma4",
@@ -68,6 +70,7 @@ static SHAPES: &[Shape] = &[
         interval: 6,
         theta: 1e4,
         positions: 262_144,
+        mtp: false,
     },
     Shape {
         name: "tiny-gemma4",
@@ -83,6 +86,7 @@ static SHAPES: &[Shape] = &[
         interval: 3,
         theta: 1e4,
         positions: 4096,
+        mtp: false,
     },
 ];
 

@@ -4,7 +4,8 @@ use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{
-    Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
+    Batching, KvCacheKind, MtpNaming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};
@@ -33,6 +34,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Rotating,
     specdec_kind: SpecdecKind::TargetOnly,
+    mtp: MtpNaming::None,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::gpt_oss",
@@ -67,6 +69,7 @@ const OSS_20B: Shape = Shape {
     interval: 2,
     theta: 150_000.0,
     positions: 131_072,
+    mtp: false,
 };
 
 static SHAPES: &[Shape] = &[
@@ -86,6 +89,7 @@ static SHAPES: &[Shape] = &[
         interval: 2,
         theta: 150_000.0,
         positions: 4096,
+        mtp: false,
     },
 ];
 

@@ -73,6 +73,17 @@ pub enum KvCacheKind {
     Compressed,
 }
 
+/// Where a family keeps its block for the token after the next (`mtp.`), if its checkpoints may hold one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MtpNaming {
+    /// It has none.
+    None,
+    /// Under the text model's prefix.
+    Inside,
+    /// Beside the text model, whatever its prefix.
+    Root,
+}
+
 /// The generation of drafts that a family can be sped up by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpecdecKind {
@@ -181,6 +192,7 @@ const DENSE: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Standard,
     specdec_kind: SpecdecKind::TargetOnly,
+    mtp: MtpNaming::None,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "",
@@ -281,6 +293,8 @@ pub struct Row {
     pub kv_cache_kind: KvCacheKind,
     /// The generation of drafts that it can be sped up by.
     pub specdec_kind: SpecdecKind,
+    /// Where its own block for the token after the next is.
+    pub mtp: MtpNaming,
     /// Whether sequences can share passes.
     pub batching: Batching,
     /// How it writes calls and reasoning.

@@ -4,8 +4,8 @@ use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{
-    Batching, KvCacheKind, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic,
-    Yarn,
+    Batching, KvCacheKind, MtpNaming, Naming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, TAPS, extend};
@@ -36,6 +36,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::HybridGdn,
     specdec_kind: SpecdecKind::SpecdecV7,
+    mtp: MtpNaming::Root,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_5_moe",
@@ -53,37 +54,45 @@ pub(super) static ROW: Row = Row {
     },
 };
 
+const LARGE: Shape = Shape {
+    name: "qwen3.6-35b-a3b",
+    family: Family::Qwen3_5Moe,
+    hidden: 2048,
+    layers: 40,
+    vocab: 248_320,
+    attention: (16, 2, 256),
+    full: None,
+    experts: (256, 8, 512),
+    shared: 512,
+    gdn: (16, 32, 128),
+    interval: 4,
+    theta: 1e7,
+    positions: 262_144,
+    mtp: false,
+};
+
+const TINY: Shape = Shape {
+    name: "tiny-qwen3_5_moe",
+    family: Family::Qwen3_5Moe,
+    hidden: 256,
+    layers: 4,
+    vocab: 16_512,
+    attention: (4, 2, 64),
+    full: None,
+    experts: (32, 4, 64),
+    shared: 64,
+    gdn: (2, 4, 64),
+    interval: 4,
+    theta: 1e7,
+    positions: 4096,
+    mtp: false,
+};
+
 static SHAPES: &[Shape] = &[
-    Shape {
-        name: "qwen3.6-35b-a3b",
-        family: Family::Qwen3_5Moe,
-        hidden: 2048,
-        layers: 40,
-        vocab: 248_320,
-        attention: (16, 2, 256),
-        full: None,
-        experts: (256, 8, 512),
-        shared: 512,
-        gdn: (16, 32, 128),
-        interval: 4,
-        theta: 1e7,
-        positions: 262_144,
-    },
-    Shape {
-        name: "tiny-qwen3_5_moe",
-        family: Family::Qwen3_5Moe,
-        hidden: 256,
-        layers: 4,
-        vocab: 16_512,
-        attention: (4, 2, 64),
-        full: None,
-        experts: (32, 4, 64),
-        shared: 64,
-        gdn: (2, 4, 64),
-        interval: 4,
-        theta: 1e7,
-        positions: 4096,
-    },
+    LARGE,
+    TINY,
+    Shape { name: "qwen3.6-35b-a3b-mtp", mtp: true, ..LARGE },
+    Shape { name: "tiny-qwen3_5_moe-mtp", mtp: true, ..TINY },
 ];
 
 fn config(shape: &Shape, layers: usize, mut text: Value, mut root: Value) -> Value {
@@ -102,6 +111,7 @@ fn config(shape: &Shape, layers: usize, mut text: Value, mut root: Value) -> Val
             "linear_num_value_heads": value_heads,
             "linear_value_head_dim": dim,
             "model_type": "qwen3_5_moe_text",
+            "mtp_num_hidden_layers": usize::from(shape.mtp),
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": shape.theta, "partial_rotary_factor": 0.25,
             },

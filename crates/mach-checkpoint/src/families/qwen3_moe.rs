@@ -4,7 +4,8 @@ use mach_quant::Bits;
 use serde_json::{Value, json};
 
 use super::{
-    Batching, KvCacheKind, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant, Synthetic, Yarn,
+    Batching, KvCacheKind, MtpNaming, OutputConvention, PUBLISHED, Row, SpecdecKind, SwigluVariant,
+    Synthetic, Yarn,
 };
 use crate::Family;
 use crate::synth::{Shape, extend};
@@ -33,6 +34,7 @@ pub(super) static ROW: Row = Row {
     default_quantization: (Bits::B4, 64),
     kv_cache_kind: KvCacheKind::Standard,
     specdec_kind: SpecdecKind::SpecdecV7,
+    mtp: MtpNaming::None,
     batching: Batching::Able,
     output: OutputConvention::AsTemplate,
     module: "mach_models::qwen3_moe",
@@ -65,6 +67,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e6,
         positions: 40_960,
+        mtp: false,
     },
     Shape {
         name: "tiny-qwen3_moe",
@@ -80,6 +83,7 @@ static SHAPES: &[Shape] = &[
         interval: 1,
         theta: 1e6,
         positions: 4096,
+        mtp: false,
     },
 ];
 

@@ -35,6 +35,8 @@ pub struct Shape {
     pub theta: f64,
     /// Longest context.
     pub positions: usize,
+    /// Whether a block for the token after the next is written as well.
+    pub mtp: bool,
 }
 
 /// Taps of the causal convolution.
@@ -62,9 +64,9 @@ impl Shape {
         quantization.insert("group_size".into(), json!(64));
         quantization.insert("bits".into(), json!(4));
         quantization.insert("mode".into(), json!("affine"));
-        for layer in 0..layers {
+        let bases = (0..layers).map(|layer| format!("{}layers.{layer}", form.naming.prefix));
+        for base in bases.chain(self.mtp.then(|| "mtp.layers.0".to_owned())) {
             let eight = json!({"group_size": 64, "bits": 8});
-            let base = format!("{}layers.{layer}", form.naming.prefix);
             quantization.insert(format!("{base}.{}", form.router), eight.clone());
             for matrix in ["gate_proj", "up_proj", "down_proj"].into_iter().filter(|_| form.mxfp4_experts) {
                 let mxfp4 = json!({"group_size": 32, "bits": 4, "mode": "mxfp4"});

@@ -73,6 +73,9 @@ pub(super) fn plan(shape: &'static Shape, form: &Synthetic, options: &SynthOptio
         plan.ones(format!("{prefix}norm.weight"), shape.hidden);
         plan.head(shape, form.naming.head);
     }
+    if shape.mtp {
+        plan.mtp(shape, form, options);
+    }
     plan.tensors
 }
 
@@ -324,6 +327,20 @@ impl TensorPlan {
         self.made(format!("{base}dt_bias"), "BF16", vec![value_heads], Arc::new(steps));
         self.ones(format!("{base}norm.weight"), dim);
         self.linear(&format!("{base}out_proj"), &[], shape.hidden, value_heads * dim, Role::Out);
+    }
+
+    /// The block for the token after the next: both its inputs through one matrix, then a layer of attention with experts.
+    fn mtp(&mut self, shape: &'static Shape, form: &Synthetic, options: &SynthOptions) {
+        for norm in ["pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"] {
+            self.ones(format!("mtp.{norm}.weight"), shape.hidden);
+        }
+        self.linear("mtp.fc", &[], shape.hidden, 2 * shape.hidden, Role::In);
+        let base = "mtp.layers.0.";
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            self.ones(format!("{base}{norm}.weight"), shape.hidden);
+        }
+        self.attention(shape, form, 0, &format!("{base}self_attn."));
+        self.moe(shape, form, base, options);
     }
 
     fn moe(&mut self, shape: &'static Shape, form: &Synthetic, base: &str, options: &SynthOptions) {

@@ -19,15 +19,15 @@ pub(crate) struct Attention<M, V> {
 }
 
 impl<M: Copy, V> Attention<M, V> {
-    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm`, `k_norm` and `sinks` under `layers.{layer}.self_attn`.
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm`, `k_norm` and `sinks` under `{layer}.self_attn`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
-        layer: usize,
+        layer: &str,
         spec: &AttentionSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
         let (width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let base = format!("layers.{layer}.self_attn");
+        let base = format!("{layer}.self_attn");
         Ok(Attention {
             q: from.matrix(&format!("{base}.q_proj"), if spec.gated { 2 * width } else { width }, hidden)?,
             k: from.matrix(&format!("{base}.k_proj"), kv_width, hidden)?,
@@ -64,6 +64,28 @@ impl<M: Copy, V> Attention<M, V> {
             },
             spec: spec.clone(),
         })
+    }
+
+    /// Takes in the keys and values of rows in `ws.x` that nothing is asked of.
+    pub(crate) fn append<D: Device<Matrix = M, Vector = V>>(
+        &self,
+        d: &mut D,
+        ws: &mut Workspace<D>,
+        states: &mut [&mut D::LayerState],
+    ) {
+        let [_, k, v, _] = &mut ws.p;
+        match self.v {
+            Some(of_v) => d.linear(&ws.x, &[self.k, of_v], &mut [&mut *k, &mut *v]),
+            None => d.linear(&ws.x, &[self.k], &mut [&mut *k]),
+        }
+        if let Some([_, of_k, of_v, _]) = &self.biases {
+            d.add_bias(k, of_k);
+            if self.v.is_some() {
+                d.add_bias(v, of_v);
+            }
+        }
+        let v = if self.v.is_some() { &*v } else { &*k };
+        d.append(&self.spec, &self.weights, k, v, states);
     }
 
     /// From `ws.x` to `ws.y`.

@@ -23,16 +23,15 @@ pub(crate) struct Beside<M, V> {
 }
 
 impl<M: Copy, V> Beside<M, V> {
-    /// The modules `mlp` and `router`, and the norms around them, under `layers.{layer}`.
+    /// The modules `mlp` and `router`, and the norms around them, under `base`.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
-        layer: usize,
+        base: &str,
         dense: FfnSpec,
         spec: RouterSpec,
         expert: FfnSpec,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
-        let base = format!("layers.{layer}");
         let mut norm = |name: &str| from.norm(&format!("{base}.{name}.weight"), hidden);
         let dense_behind = norm("post_feedforward_layernorm_1")?;
         let experts_norm = norm("pre_feedforward_layernorm_2")?;

@@ -56,15 +56,16 @@ pub(super) fn load_mlp<L: Loader>(
 }
 
 impl<M: Copy, V> FeedForward<M, V> {
-    /// The modules under `layers.{layer}.mlp`, the router among them by its name.
+    /// The modules under `{layer}.mlp`, the router among them by its name; if they are to be `placed`, the experts too.
     pub(crate) fn load(
         from: &mut impl Loader<Matrix = M, Vector = V>,
-        layer: usize,
+        layer: &str,
         router: &str,
         spec: &FeedForwardSpec,
+        placed: bool,
     ) -> Result<Self, CheckpointError> {
         let hidden = from.config().hidden_size;
-        let base = format!("layers.{layer}.mlp");
+        let base = format!("{layer}.mlp");
         match *spec {
             FeedForwardSpec::Beside { dense, router, expert } => {
                 Ok(FeedForward::Beside(Beside::load(from, layer, dense, router, expert)?))
@@ -89,7 +90,9 @@ impl<M: Copy, V> FeedForward<M, V> {
                 spec,
                 expert,
                 choice: ChoiceWeights { bias: None, table: None },
-                placed: Vec::new(),
+                placed: (0..if placed { spec.experts } else { 0 })
+                    .map(|e| load_mlp(from, &format!("{base}.experts.{e}"), expert))
+                    .collect::<Result<_, _>>()?,
             })),
         }
     }

@@ -4,7 +4,7 @@ use mach_checkpoint::CheckpointError;
 
 use super::{Attention, Compressed, FeedForward, GatedDelta, Streams, Workspace};
 use crate::ModelError;
-use crate::device::{Device, LayerSpec, Loader, MixerSpec};
+use crate::device::{AttentionSpec, Device, FeedForwardSpec, LayerSpec, Loader, MixerSpec};
 
 /// What mixes tokens.
 #[derive(Debug)]
@@ -21,7 +21,9 @@ impl<M: Copy, V> Mixer<M, V> {
         spec: &MixerSpec,
     ) -> Result<Self, CheckpointError> {
         Ok(match spec {
-            MixerSpec::Attention(spec) => Mixer::Attention(Attention::load(from, index, spec)?),
+            MixerSpec::Attention(spec) => {
+                Mixer::Attention(Attention::load(from, &format!("layers.{index}"), spec)?)
+            }
             MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(GatedDelta::load(from, index, spec)?),
             MixerSpec::Compressed(spec) => {
                 Mixer::Compressed(Compressed::load(from, &format!("layers.{index}"), spec)?)
@@ -58,7 +60,33 @@ impl<M: Copy, V> Layer<M, V> {
             input_norm: from.norm(&format!("layers.{index}.input_layernorm.weight"), hidden)?,
             mixer: Mixer::load(from, index, &spec.mixer)?,
             post_norm: from.norm(&format!("layers.{index}.post_attention_layernorm.weight"), hidden)?,
-            feed_forward: FeedForward::load(from, index, router, &spec.feed_forward)?,
+            feed_forward: FeedForward::load(
+                from,
+                &format!("layers.{index}"),
+                router,
+                &spec.feed_forward,
+                false,
+            )?,
+            behind: None,
+            scalar: None,
+            streams: None,
+        })
+    }
+
+    /// A layer of attention outside the model's own, under `base` by the names of the Qwen families, its experts placed.
+    pub(crate) fn load_apart(
+        from: &mut impl Loader<Matrix = M, Vector = V>,
+        base: &str,
+        router: &str,
+        mixer: &AttentionSpec,
+        feed_forward: &FeedForwardSpec,
+    ) -> Result<Self, CheckpointError> {
+        let hidden = from.config().hidden_size;
+        Ok(Layer {
+            input_norm: from.norm(&format!("{base}.input_layernorm.weight"), hidden)?,
+            mixer: Mixer::Attention(Attention::load(from, base, mixer)?),
+            post_norm: from.norm(&format!("{base}.post_attention_layernorm.weight"), hidden)?,
+            feed_forward: FeedForward::load(from, base, router, feed_forward, true)?,
             behind: None,
             scalar: None,
             streams: None,
@@ -82,7 +110,7 @@ impl<M: Copy, V> Layer<M, V> {
             input_norm,
             mixer: Mixer::load(from, index, &spec.mixer)?,
             post_norm,
-            feed_forward: FeedForward::load(from, index, "", &spec.feed_forward)?,
+            feed_forward: FeedForward::load(from, &base, "", &spec.feed_forward, false)?,
             behind: Some(behind),
             scalar: match scalar {
                 Some(name) => Some(from.scalar(&format!("{base}.{name}"))?),

@@ -272,6 +272,8 @@ pub trait Device: std::fmt::Debug + Send + 'static {
     fn clear(&mut self, x: &Self::Buf, out: &mut Self::Buf);
     /// Copies the listed rows.
     fn select(&mut self, x: &Self::Buf, rows: &[usize], out: &mut Self::Buf);
+    /// `out[row] = [left[row], right[row]]`.
+    fn join(&mut self, left: &Self::Buf, right: &Self::Buf, out: &mut Self::Buf);
     /// Row-wise RMS norm.
     fn norm(&mut self, x: &Self::Buf, weight: &Self::Vector, eps: f32, out: &mut Self::Buf);
     /// `x += y`.

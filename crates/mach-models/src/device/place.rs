@@ -85,12 +85,20 @@ pub struct CheckpointLoader<'a, P> {
     checkpoint: &'a Checkpoint,
     /// Where they go.
     pub placement: P,
+    /// For matrices in the form of the activation mode.
+    place: Place,
 }
 
 impl<'a, P: Placement<'a>> CheckpointLoader<'a, P> {
     /// Places weights of `checkpoint` through `placement`.
     pub fn new(checkpoint: &'a Checkpoint, placement: P) -> Self {
-        CheckpointLoader { checkpoint, placement }
+        CheckpointLoader { checkpoint, placement, place: Place::Activations }
+    }
+
+    /// Places matrices in the form of the activation mode otherwise.
+    #[must_use]
+    pub fn with_place(self, place: Place) -> Self {
+        CheckpointLoader { place, ..self }
     }
 
     fn name(&self, relative: &str) -> String {
@@ -111,7 +119,11 @@ where
 
     fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<P::Matrix, CheckpointError> {
         let source = self.checkpoint.weights(&self.name(module), rows, cols)?;
-        self.placement.matrix(source, Place::Activations)
+        let place = match source {
+            WeightSource::Stored(_) => self.place,
+            WeightSource::Packed(_) => Place::Activations,
+        };
+        self.placement.matrix(source, place)
     }
 
     fn float_matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<P::Matrix, CheckpointError> {

@@ -208,7 +208,7 @@ pub struct CompressedSpec {
 }
 
 /// Several residual streams, mixed around every block (Xie et al., "mHC: Manifold-Constrained Hyper-Connections", 2025).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StreamSpec {
     /// Streams.
     pub streams: usize,

@@ -54,13 +54,18 @@ pub struct DraftNeeds {
 
 impl DraftNeeds {
     /// Positions that a context grows by.
-    const PAGE: usize = 256;
+    pub(crate) const PAGE: usize = 256;
     /// Most positions of a sequence whose features wait to be taken into its context.
     pub const WAITING: usize = 1024;
 
     fn of(config: &DraftConfig, weights: usize, page: usize) -> Self {
         let row = 4 * config.target_layer_ids.len() * config.hidden_size;
         Self { weights, page, row }
+    }
+
+    /// Of a draft that keeps `page` bytes for 256 positions, and takes features of so many values.
+    pub(crate) fn of_context(weights: usize, page: usize, width: usize) -> Self {
+        Self { weights, page, row: 4 * width }
     }
 
     /// Of a draft that keeps next to nothing of a sequence.

@@ -18,6 +18,10 @@ const TRY_EVERY: u32 = 32;
 /// While it is open, one in so many is plain, to know what a plain one costs.
 const PLAIN_EVERY: u32 = 64;
 
+/// Chance that a token is right whose position was never proposed, and the cycles that this guess counts for.
+const GUESS: f64 = 0.5;
+const PRIOR: f64 = 2.0;
+
 /// Least marginal cost, as a share of a plain pass, that is told from none.
 const LEAST_COST: f64 = 1e-3;
 
@@ -42,6 +46,12 @@ struct Known {
     drafted: Mean,
     /// Tokens that such a cycle gained beyond the one of a plain cycle.
     gained: Mean,
+    /// Tokens that it proposed.
+    proposed: Mean,
+    /// By position in the block: how often all before it were right, and how often it was as well; fading.
+    positions: Vec<(f64, f64)>,
+    /// Cycles that drafted.
+    cycles: u32,
     /// Cycles since the last of the rarer kind.
     since: u32,
 }
@@ -51,13 +61,37 @@ impl Known {
         if self.drafted.count < LEAST || self.plain.count == 0 || self.plain.value <= 0.0 {
             return None;
         }
-        let cost = (self.drafted.value - self.plain.value) / self.plain.value;
-        Some(self.gained.value / cost.max(LEAST_COST))
+        Some(self.gained.value / self.cost())
+    }
+
+    /// What a cycle with a proposal costs more than a plain one, in plain ones.
+    fn cost(&self) -> f64 {
+        ((self.drafted.value - self.plain.value) / self.plain.value).max(LEAST_COST)
+    }
+
+    /// How many of `most` tokens are worth proposing: each of them as long as the chance that it and all before it are right
+    /// is at least `threshold` times what a token costs.
+    fn worth(&self, most: usize, threshold: f64) -> usize {
+        if self.rho().is_none() {
+            return most.min(1);
+        }
+        let least = threshold * self.cost() / self.proposed.value.max(1.0);
+        let mut reach = 1.0;
+        let worth = |i: &usize| {
+            let (seen, right) = self.positions.get(*i).copied().unwrap_or_default();
+            reach *= (right + PRIOR * GUESS) / (seen + PRIOR);
+            reach >= least
+        };
+        let tokens = (0..most).take_while(worth).count();
+        // Now and then one more, to see whether it has become worth it.
+        let more = usize::from(self.cycles % TRY_EVERY == TRY_EVERY - 1);
+        (tokens.max(1) + more).min(most)
     }
 }
 
 /// Lets a block draft while `rho`, the tokens that a cycle is expected to gain over what its further rows and the drafting cost
-/// (in plain cycles), is at least a threshold. Above 1 drafting is faster than not drafting. All sequences share it.
+/// (in plain cycles), is at least a threshold. Above 1 drafting is faster than not drafting. By the same measure blocks are
+/// made shorter than the policy has them. All sequences share it.
 #[derive(Debug)]
 pub struct RhoGate {
     threshold: f64,
@@ -89,7 +123,7 @@ impl RhoGate {
 
     /// Puts it over a policy.
     pub fn over(self: &Arc<Self>, policy: Box<dyn BlockPolicy>) -> Box<dyn BlockPolicy> {
-        Box::new(Gated { policy, gate: Arc::clone(self), shut: false })
+        Box::new(Gated { policy, gate: Arc::clone(self), held: Held::No })
     }
 
     /// Whether the next cycle drafts.
@@ -109,11 +143,30 @@ impl RhoGate {
         open
     }
 
+    /// Rows of a cycle that drafts, of those that a policy chose.
+    fn rows(&self, chosen: usize) -> usize {
+        if self.threshold <= 0.0 || chosen < 2 {
+            return chosen;
+        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        1 + known.worth(chosen - 1, self.threshold)
+    }
+
     fn record(&self, cycle: &Cycle) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if cycle.proposed > 0 {
             known.drafted.add(cycle.draft_seconds + cycle.verify_seconds);
             known.gained.add(cycle.accepted as f64);
+            known.proposed.add(cycle.proposed as f64);
+            known.cycles = known.cycles.wrapping_add(1);
+            let reached = cycle.proposed.min(cycle.accepted + 1);
+            if known.positions.len() < reached {
+                known.positions.resize(reached, (0.0, 0.0));
+            }
+            for (i, (seen, right)) in known.positions.iter_mut().enumerate().take(reached) {
+                *seen = MEMORY * *seen + 1.0;
+                *right = MEMORY * *right + f64::from(u8::from(i < cycle.accepted));
+            }
         } else if cycle.drafted == 0 && cycle.verify_seconds > 0.0 {
             known.plain.add(cycle.verify_seconds);
         }
@@ -123,14 +176,19 @@ impl RhoGate {
 struct Gated {
     policy: Box<dyn BlockPolicy>,
     gate: Arc<RhoGate>,
-    shut: bool,
+    held: Held,
 }
 
 impl BlockPolicy for Gated {
     fn block(&mut self) -> usize {
-        let rows = self.policy.block();
-        self.shut = rows >= 2 && !self.gate.admits();
-        if self.shut { 1 } else { rows }
+        let chosen = self.policy.block();
+        let rows = if chosen >= 2 && !self.gate.admits() { 1 } else { self.gate.rows(chosen) };
+        self.held = match rows {
+            0 | 1 if chosen >= 2 => Held::Skipped,
+            _ if rows < chosen => Held::Shortened,
+            _ => self.policy.held(),
+        };
+        rows
     }
 
     fn trim(&mut self, drafted: usize, margins: &[f32]) -> usize {
@@ -139,7 +197,10 @@ impl BlockPolicy for Gated {
 
     fn record(&mut self, cycle: &Cycle) {
         self.gate.record(cycle);
-        self.policy.record(cycle);
+        // A block that was made shorter was not the policy's, and says nothing of its own.
+        if self.held == Held::No {
+            self.policy.record(cycle);
+        }
     }
 
     fn low(&self) -> bool {
@@ -147,7 +208,7 @@ impl BlockPolicy for Gated {
     }
 
     fn held(&self) -> Held {
-        if self.shut { Held::Skipped } else { self.policy.held() }
+        self.held
     }
 }
 
@@ -189,6 +250,42 @@ mod tests {
         // It opens again when things get better.
         let again = run(&gate, 2000, 1, 0.1);
         assert!(again > 800 && gate.status().open, "{again} {:?}", gate.status());
+    }
+
+    /// Blocks of up to 8 rows of which so many tokens are always right, each of whose rows costs `cost` of a plain cycle: the
+    /// mean of the tokens proposed in the last half, and whether the policy saw shortened blocks.
+    fn chains(right: usize, cost: f64) -> f64 {
+        let gate = Arc::new(RhoGate::new(1.0));
+        let mut policy = gate.over(Box::new(Fixed(8)));
+        let (mut drafts, mut tokens) = (0, 0);
+        for cycle in 0..800 {
+            let proposed = policy.block().saturating_sub(1);
+            let accepted = proposed.min(right);
+            let verify_seconds = 1.0 + cost * proposed as f64;
+            if cycle >= 400 && proposed > 0 {
+                (drafts, tokens) = (drafts + 1, tokens + proposed);
+            }
+            assert_eq!(policy.held() == Held::Shortened, (1..7).contains(&proposed), "{proposed}");
+            policy.record(&Cycle {
+                drafted: proposed,
+                proposed,
+                accepted,
+                verify_seconds,
+                ..Cycle::default()
+            });
+        }
+        tokens as f64 / f64::from(drafts.max(1))
+    }
+
+    #[test]
+    fn chains_are_as_long_as_each_token_is_worth_its_row() {
+        let (none, one, three, all) = (chains(0, 0.3), chains(1, 0.3), chains(3, 0.3), chains(7, 0.3));
+        assert!(none < 1.2, "{none}");
+        assert!((1.0..1.3).contains(&one), "{one}");
+        assert!((2.8..3.4).contains(&three), "{three}");
+        assert!(all > 6.8, "{all}");
+        // Rows that cost next to nothing are worth a try.
+        assert!(chains(1, 0.001) > 1.5);
     }
 
     #[test]
