@@ -87,7 +87,7 @@ impl Job<'_, '_> {
 
 /// Lays every matrix out in one allocation, checks that stored ones are finite and laid out ones have
 /// their checksums. Laid out ones are read past the page cache. `progress` hears how many bytes are placed.
-pub(crate) fn fill(
+pub fn fill(
     placement: &CpuPlacement<'_>,
     threads: usize,
     progress: &mut dyn FnMut(u64),

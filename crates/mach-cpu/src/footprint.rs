@@ -99,7 +99,7 @@ pub fn state_bytes(
 }
 
 /// As [`state_bytes`], of a model in numbers.
-pub(crate) fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) -> usize {
+pub fn state_bytes_of(spec: &ModelSpec, format: KvFormat, tokens: usize) -> usize {
     // Between passes a layer with a window holds what that sees before a block that may be cut short, and the block.
     let pages = |window: Option<usize>| {
         let held = window.map_or(usize::MAX, |window| (window - 1 + BLOCK).div_ceil(PAGE) + 1);

@@ -6,7 +6,7 @@ use mach_models::device::{AttentionSpec, MixerSpec, ModelSpec};
 use mach_models::{Activations, KvFormat, ModelError};
 
 /// The format that a model's keys and values are kept in, where layers are worth it.
-pub(crate) fn format(activations: Activations, asked: Option<TurboQuant>) -> KvFormat {
+pub fn format(activations: Activations, asked: Option<TurboQuant>) -> KvFormat {
     match (activations, asked) {
         (Activations::F32, _) => KvFormat::F32,
         (Activations::Int8, Some(widths)) => KvFormat::TurboQuant(widths),
@@ -20,7 +20,7 @@ fn worth_quantizing(spec: &AttentionSpec) -> bool {
 }
 
 /// Shape of the keys and values of a layer.
-pub(crate) fn shape(spec: &AttentionSpec, format: KvFormat) -> KvShape {
+pub fn shape(spec: &AttentionSpec, format: KvFormat) -> KvShape {
     let kind = match format {
         KvFormat::F32 => KvType::F32,
         KvFormat::TurboQuant(widths) if worth_quantizing(spec) => KvType::Turbo(widths),

@@ -25,9 +25,12 @@ use mach_models::{Activations, LoadOptions, TURBOQUANT_VERSION, TurboQuant};
 use mach_quant::Order;
 
 pub use cpu::{Buf, Cpu, Routing};
-pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes};
-pub use load::{check_block, check_draft, check_head, load, supports};
+pub use fill::fill;
+pub use footprint::{Footprint, footprint, scratch_bytes, state_bytes, state_bytes_of};
+pub use kv::{format as kv_format, shape as kv_shape};
+pub use load::{check_block, check_draft, check_head, load, resident_experts, supports};
 pub use placement::{CpuPlacement, Matrix};
+pub use rope::rope;
 pub use stand_in::stand_in;
 pub use state::CpuState;
 
@@ -46,7 +49,7 @@ pub(crate) fn numerics_of(activations: Activations, turboquant_kv: Option<TurboQ
 }
 
 /// Order of weights that meets an activation path.
-pub(crate) fn order_of(activations: Activations) -> Order {
+pub fn order_of(activations: Activations) -> Order {
     match activations {
         Activations::Int8 => Order::Tiles,
         Activations::F32 => Order::Rows,

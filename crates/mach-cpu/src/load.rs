@@ -93,6 +93,21 @@ pub fn load(
     Ok(Box::new(decoder))
 }
 
+/// All routed experts of a checkpoint in memory, laid out for an activation path; for devices that take them from there.
+pub fn resident_experts(
+    checkpoint: &Checkpoint,
+    order: Order,
+    threads: usize,
+    done: &mut dyn FnMut(u64),
+) -> Result<Bank, ModelError> {
+    match Files::open(checkpoint, &ExpertMode::Resident, order)?.experts(checkpoint, threads, done)? {
+        Experts::Resident(bank) => Ok(bank),
+        Experts::None | Experts::Streaming(_) => {
+            Err(ModelError::Device("the experts are not resident".into()))
+        }
+    }
+}
+
 impl Cpu {
     /// Brings the routed experts of the model whose weights this device holds.
     pub fn load_experts(&mut self, checkpoint: &Checkpoint, mode: &ExpertMode) -> Result<(), ModelError> {

@@ -22,6 +22,18 @@ pub struct Matrix {
     pub(crate) store: usize,
 }
 
+impl Matrix {
+    /// Shape and encoding.
+    pub fn layout(&self) -> &MatrixLayout {
+        &self.layout
+    }
+
+    /// Its first byte in the allocation.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+}
+
 /// The allocations, each filled at once; `None` once released.
 #[derive(Debug, Default)]
 pub(crate) struct Stores(pub(crate) Vec<Option<HugeBuf>>);
@@ -67,7 +79,7 @@ pub struct CpuPlacement<'a> {
 
 impl<'a> CpuPlacement<'a> {
     /// Weights of `tensors`, to be allocation number `store`.
-    pub(crate) fn new(tensors: &'a Tensors, order: Order, store: usize) -> Self {
+    pub fn new(tensors: &'a Tensors, order: Order, store: usize) -> Self {
         CpuPlacement { tensors, order, store, items: Vec::new(), bytes: 0 }
     }
 
@@ -80,8 +92,13 @@ impl<'a> CpuPlacement<'a> {
         offset
     }
 
+    /// The matrices, in the order of their places.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.items.iter().map(|item| &item.matrix)
+    }
+
     /// Bytes to allocate.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 }

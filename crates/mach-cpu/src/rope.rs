@@ -5,7 +5,7 @@ use mach_kernels::math::{exp64, ln64};
 use mach_models::device::{RopeKind, RopeSpec};
 
 /// The frequencies of a rotation; `check` lets no other kind through.
-pub(crate) fn rope(spec: &RopeSpec) -> Rope {
+pub fn rope(spec: &RopeSpec) -> Rope {
     let plain = |i: usize| exp64(-2.0 * i as f64 / spec.rotary_dim as f64 * ln64(spec.theta));
     match spec.kind {
         RopeKind::Proportional { turning } => {

@@ -266,6 +266,20 @@ impl Bank {
         record.view(self.slots.get(slot)?).gated()
     }
 
+    /// The whole record of an expert; `None` as with [`expert`](Self::expert).
+    pub fn bytes_of(&self, layer: usize, expert: usize) -> Option<&[u8]> {
+        let (rank, record) = self.layers.get(layer)?.as_ref()?;
+        if expert >= self.experts {
+            return None;
+        }
+        self.slots.get((rank * self.experts + expert) % self.slots.len().max(1))?.get(..record.stride())
+    }
+
+    /// Experts of a layer that has any.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
     /// The record layout of a layer.
     pub fn record(&self, layer: usize) -> Option<&RecordLayout> {
         self.layers.get(layer)?.as_ref().map(|(_, record)| record)
