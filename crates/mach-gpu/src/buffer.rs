@@ -25,6 +25,13 @@ impl Storage {
         Ok(Storage { raw: create(context, bytes, usage)? })
     }
 
+    /// A few bytes, in the place of one that could not be had.
+    pub fn empty(context: &Context) -> Storage {
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let description = BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
+        Storage { raw: context.device.create_buffer(&description) }
+    }
+
     /// Filled from the host.
     pub fn of<T: NoUninit>(context: &Context, data: &[T]) -> Result<Storage, GpuError> {
         let bytes: &[u8] = bytemuck::cast_slice(data);

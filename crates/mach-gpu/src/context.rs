@@ -1,6 +1,7 @@
 //! An open device: its queue, what it can do, and whether it still lives.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use wgpu::{Device, DeviceDescriptor, ExperimentalFeatures, Features, Limits, MemoryHints, Queue, Trace};
 
@@ -10,6 +11,9 @@ use crate::{GpuError, buffer};
 
 /// Bytes of immediates that shaders may take.
 pub const IMMEDIATES: u32 = 128;
+
+/// After so long without an answer a device counts as hung.
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A device and its queue. Copies are the same device.
 #[derive(Debug, Clone)]
@@ -154,6 +158,16 @@ impl Context {
                 Err(error)
             }
         }
+    }
+
+    /// Submits what was written from the host and waits until it is there.
+    pub fn drain(&self) -> Result<(), GpuError> {
+        let index = self.queue.submit([]);
+        let poll = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(DEADLINE) };
+        if self.device.poll(poll).is_err() {
+            self.fail(GpuError::Hang(DEADLINE));
+        }
+        self.check()
     }
 
     /// The bytes that a storage buffer binding may have.

@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod context;
+mod device;
 mod error;
 mod found;
 pub mod kernels;
@@ -12,14 +13,17 @@ pub mod msl;
 pub mod pass;
 pub mod pipeline;
 pub mod probe;
+mod ready;
 pub mod shader;
 pub mod spirv;
 
 pub use buffer::Storage;
 pub use context::Context;
+pub use device::{Buf, Gpu, GpuPlacement, GpuState, Matrix, Routing, Vector, load, supports};
 pub use error::GpuError;
 pub use found::{AdapterFacts, Choice, Found, Kind, adapters};
 pub use pass::{Recorder, Submission};
 pub use pipeline::{Bound, Pipeline, Pipelines, Slice};
 pub use probe::{Exactness, probe};
+pub use ready::Ready;
 pub use shader::{Constant, Division, Fma, Forms, Shader};

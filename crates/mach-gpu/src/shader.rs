@@ -1,5 +1,7 @@
 //! From WGSL to what a driver takes.
 
+use std::borrow::Cow;
+
 use naga::valid::ValidationFlags;
 use naga::{AddressSpace, ShaderStage, StorageAccess};
 
@@ -71,14 +73,23 @@ impl From<bool> for Constant {
 }
 
 /// A shader for certain constants. `run` is its entry point; its buffers are group 0, bindings from 0 on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shader {
     /// What errors call it.
     pub name: &'static str,
     /// WGSL, in parts: what it shares with others, then its own.
-    pub parts: Vec<&'static str>,
+    pub parts: Vec<Cow<'static, str>>,
     /// Written as `const` lines in front.
     pub constants: Vec<(&'static str, Constant)>,
+}
+
+/// By what is short: texts are looked at only where these are equal.
+impl std::hash::Hash for Shader {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+        self.constants.hash(state);
+        self.parts.iter().for_each(|part| part.len().hash(state));
+    }
 }
 
 /// Functions that every shader may call.
@@ -89,13 +100,25 @@ pub const ENTRY: &str = "run";
 impl Shader {
     /// A shader of one text.
     pub fn new(name: &'static str, text: &'static str) -> Shader {
-        Shader { name, parts: vec![text], constants: Vec::new() }
+        Shader { name, parts: vec![Cow::Borrowed(text)], constants: Vec::new() }
+    }
+
+    /// A shader of a text that was made for it.
+    pub fn generated(name: &'static str, text: String) -> Shader {
+        Shader { name, parts: vec![Cow::Owned(text)], constants: Vec::new() }
     }
 
     /// With a text in front that it shares with others.
     #[must_use]
     pub fn after(mut self, text: &'static str) -> Shader {
-        self.parts.insert(self.parts.len().saturating_sub(1), text);
+        self.parts.insert(self.parts.len().saturating_sub(1), Cow::Borrowed(text));
+        self
+    }
+
+    /// With a text in front that was made for it.
+    #[must_use]
+    pub fn after_generated(mut self, text: String) -> Shader {
+        self.parts.insert(self.parts.len().saturating_sub(1), Cow::Owned(text));
         self
     }
 
@@ -115,7 +138,7 @@ impl Shader {
                 Constant::Bool(value) => format!("const {name}: bool = {value};\n"),
             };
         }
-        for part in forms.texts().iter().chain([&MATH]).chain(&self.parts) {
+        for part in forms.texts().into_iter().chain([MATH]).chain(self.parts.iter().map(|part| &**part)) {
             out += part;
             out.push('\n');
         }

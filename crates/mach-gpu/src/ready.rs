@@ -1,0 +1,44 @@
+//! A GPU that was found, opened and probed.
+
+use mach_checkpoint::Checkpoint;
+use mach_models::{LoadOptions, LoadProgress, Model, ModelError};
+
+use crate::{AdapterFacts, Choice, Context, Exactness, Forms, GpuError, Pipelines, probe};
+
+/// A device that is ready to load models.
+#[derive(Debug)]
+pub struct Ready {
+    context: Context,
+    forms: Forms,
+    failing: Vec<&'static str>,
+}
+
+impl Ready {
+    /// Finds an adapter, opens it, and has the probe say what it computes exactly.
+    pub fn find(choice: Choice) -> Result<Ready, GpuError> {
+        let context = Context::find(choice)?;
+        let Exactness { forms, failing } = probe(&context)?;
+        Ok(Ready { context, forms, failing })
+    }
+
+    /// What is known of the adapter.
+    pub fn facts(&self) -> &AdapterFacts {
+        self.context.facts()
+    }
+
+    /// Operations whose results are not the CPU's; none if all are.
+    pub fn failing(&self) -> &[&'static str] {
+        &self.failing
+    }
+
+    /// Loads a checkpoint. What the shaders cannot run is refused before anything is read.
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn Model>, ModelError> {
+        let pipelines = Pipelines::new(&self.context, self.forms);
+        crate::device::load(&self.context, pipelines, self.failing.is_empty(), checkpoint, options, progress)
+    }
+}
