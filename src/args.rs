@@ -10,6 +10,7 @@ use mach_specdec::DecodePath;
 use mach_specdec::policy::{GuardSpec, PolicySpec};
 
 use crate::Exit;
+use crate::device::{DeviceArg, DeviceWish};
 use crate::experts::ExpertArgs;
 
 /// Which checkpoint, and how it is loaded.
@@ -35,6 +36,14 @@ pub struct ModelArgs {
     /// smaller, answers a little different
     #[arg(long, help_heading = "Computing", default_value = "off", value_name = "BITS")]
     pub turboquant_kv: TurboQuantArg,
+
+    /// What runs the model: auto (a GPU that gives the CPU's bytes, else the CPU), cpu, gpu or gpu:N
+    #[arg(long, help_heading = "Computing", default_value_t = DeviceArg::Auto, value_name = "DEVICE")]
+    pub device: DeviceArg,
+
+    /// Refuse a GPU whose results are not the CPU's, bit by bit
+    #[arg(long, help_heading = "Computing")]
+    pub require_exact: bool,
 
     /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod); the best of this machine if not given
     #[arg(long, help_heading = "Computing", value_name = "NAME")]
@@ -133,6 +142,8 @@ pub struct ModelConfig {
     pub experts: ExpertArgs,
     /// How the model is loaded, the place of its experts aside.
     pub load: LoadOptions,
+    /// What runs it.
+    pub device: DeviceWish,
     /// Bound of the context.
     pub max_context: Option<usize>,
     /// The bound may be beyond the checkpoint's own.
@@ -198,6 +209,7 @@ impl ModelArgs {
                 turboquant_kv: self.turboquant_kv.0,
                 ..LoadOptions::default()
             },
+            device: DeviceWish { device: self.device, require_exact: self.require_exact },
             max_context: self.max_context,
             stretch_context: self.stretch_context,
             prefill_chunk: self.prefill_chunk,

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::{Budget, Clients};
+use crate::device::{Chosen, DeviceArg};
 use crate::experts::Prepared;
 use crate::identity::{Identity, WeightFiles};
 use crate::signals::{Signal, Signals};
@@ -158,8 +159,8 @@ impl Opened {
             }
         };
         let rho = draft.as_ref().and_then(|draft| draft.gate().cloned());
-        let settings = self.settings(engine, &budget, draft, &decoding);
         let (card, numerics) = (model.card(), model.numerics());
+        let settings = self.settings(engine, &budget, draft, &decoding, &numerics);
         let tokenizer = Arc::clone(&self.tokenizer);
         let engine = Engine::start(model, tokenizer, settings.clone()).map_err(Exit::failure)?;
         self.settle_identity(&engine, &settings);
@@ -222,13 +223,26 @@ impl Opened {
         report: &Report,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn Model>, Exit> {
-        let mut display = Display::new(&self.config.checkpoint, report.bar);
-        let model = mach_cpu::load(&self.checkpoint, load, &mut |p| {
-            display.update(p);
-            progress(p);
-        });
-        display.finish();
-        model.map_err(Exit::input)
+        let wish = self.config.device;
+        let mut chosen = wish.choose(&self.checkpoint, load)?;
+        loop {
+            let mut display = Display::new(&self.config.checkpoint, report.bar);
+            let model = chosen.load(&self.checkpoint, load, &mut |p| {
+                display.update(p);
+                progress(p);
+            });
+            display.finish();
+            match model {
+                Err(error) if wish.device == DeviceArg::Auto && chosen.is_gpu() => {
+                    // A GPU that nobody asked for and that is too small is no reason to stop.
+                    chosen = Chosen::Cpu(Some(error.to_string()));
+                }
+                model => {
+                    chosen.signal().emit_to(report.signals);
+                    return model.map_err(Exit::input);
+                }
+            }
+        }
     }
 
     /// Has the prefix cache use its disk as soon as it is known which weights these are.
@@ -250,6 +264,7 @@ impl Opened {
         budget: &Budget,
         draft: Option<Arc<dyn Draft>>,
         decoding: &Decoding,
+        numerics: &str,
     ) -> EngineConfig {
         engine.speculation = Speculation { draft, policy: decoding.policy, guard: decoding.guard };
         engine.max_context = self.config.max_context;
@@ -260,7 +275,7 @@ impl Opened {
         }
         if let Some(prefix) = &mut engine.prefix {
             let draft = engine.speculation.draft.is_some().then(|| draft_dir(&self.config)).flatten();
-            crate::prefix::complete(prefix, &self.checkpoint, &self.config.load, draft.as_deref());
+            crate::prefix::complete(prefix, &self.checkpoint, numerics, draft.as_deref());
             if !matches!(decoding.gate.effective, EffectivePath::SpecdecV7 | EffectivePath::TargetOnly) {
                 crate::prefix::with_block(prefix);
             }

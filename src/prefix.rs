@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mach_api::chat::{Limits, WarmRequest};
 use mach_checkpoint::{Checkpoint, MANIFEST_FILE};
-use mach_models::LoadOptions;
 use mach_prefix::{PrefixConfig, chain};
 use serde_json::Value;
 
@@ -129,7 +128,7 @@ pub(crate) fn caches() -> Option<PathBuf> {
 pub(crate) fn complete(
     config: &mut PrefixConfig,
     checkpoint: &Checkpoint,
-    load: &LoadOptions,
+    numerics: &str,
     draft: Option<&Path>,
 ) {
     let template = checkpoint.chat_template().ok().flatten().map(|t| t.source).unwrap_or_default();
@@ -139,7 +138,7 @@ pub(crate) fn complete(
     config.namespace = chain::namespace([
         checkpoint.fingerprint().as_slice(),
         template.as_bytes(),
-        mach_cpu::numerics(load).as_bytes(),
+        numerics.as_bytes(),
         &draft,
         &read("tokenizer.json"),
         &read(MANIFEST_FILE),
@@ -171,7 +170,7 @@ fn description(draft: &Path) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use mach_models::Activations;
+    use mach_models::{Activations, LoadOptions};
     use mach_quant::TurboQuant;
 
     use super::*;
@@ -188,7 +187,8 @@ mod tests {
         std::fs::copy(demo.join(MANIFEST_FILE), sidecar).unwrap();
         let of = |load: &LoadOptions, draft: Option<&Path>| {
             let mut config = PrefixConfig::default();
-            complete(&mut config, &Checkpoint::open(copy.path()).unwrap(), load, draft);
+            let numerics = mach_cpu::numerics(load);
+            complete(&mut config, &Checkpoint::open(copy.path()).unwrap(), &numerics, draft);
             config.namespace
         };
         let usual = LoadOptions::default();

@@ -7,6 +7,8 @@ use clap::{Args, Subcommand};
 use mach_checkpoint::Checkpoint;
 use mach_models::{Activations, LoadOptions};
 
+use crate::device::{DeviceArg, DeviceWish};
+
 use super::bench_grammar::GrammarArgs;
 use super::bench_kv::KvArgs;
 use super::bench_prefix::PrefixArgs;
@@ -43,6 +45,9 @@ pub struct BenchArgs {
     /// Instruction set (scalar, avx2, avx-vnni, avx512, neon, neon-dotprod) instead of the best one.
     #[arg(long)]
     isa: Option<String>,
+    /// What runs the model: cpu, gpu or gpu:N.
+    #[arg(long, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
     #[command(flatten)]
     common: CommonArgs,
     #[command(subcommand)]
@@ -140,7 +145,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
         isa: args.isa.clone(),
         ..LoadOptions::default()
     };
-    let mut model = mach_cpu::load(&checkpoint, &load, &mut |_| {})?;
+    let wish = DeviceWish { device: args.device, require_exact: false };
+    let device = wish.choose(&checkpoint, &load).map_err(|exit| anyhow::anyhow!(exit.message))?;
+    let mut model = device.load(&checkpoint, &load, &mut |_| {})?;
     let samples = measure(model.as_mut(), &plan)?;
     let after = Ceilings::measure(&options)?;
     let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, before, after);
