@@ -265,3 +265,55 @@ fn what_is_read_aside_is_in_memory_afterwards() {
     assert_eq!((restored.level, restored.image.position()), (Level::L1, 300));
     check(&restored, &prompt, false);
 }
+
+#[test]
+fn what_lookups_found_is_counted() {
+    let cache = open(None, false, |_| ());
+    let known = tokens(1, 300);
+    insert(&cache, &known, false, false, Kind::PromptEnd);
+    // Less than a block is left to compute; a block; nothing is known.
+    for more in [1, 3, 4] {
+        let prompt = [&known[..], &tokens(9, more)].concat();
+        assert_eq!(cache.lookup(&cache.root(None), &prompt).expect("known").image.position(), 300);
+    }
+    assert!(cache.lookup(&cache.root(None), &tokens(2, 300)).is_none());
+    let stats = cache.stats();
+    assert_eq!((stats.lookups, stats.hits, stats.partial_hits, stats.misses), (4, 2, 1, 1));
+    assert_eq!((stats.l1_hits, stats.l2_hits, stats.tokens_saved), (3, 0, 900));
+}
+
+#[test]
+fn what_is_read_for_its_beginning_is_known_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(Some(dir.path()), true, |_| ());
+    let saved = tokens(1, 600);
+    let key = insert(&cache, &saved, true, false, Kind::PromptEnd);
+    cache.save(&key);
+    cache.close();
+    let again = open(Some(dir.path()), true, |_| ());
+    let root = again.root(None);
+    let edited = [&saved[..400], &tokens(2, 100)].concat();
+    let restored = again.lookup(&root, &edited).expect("a beginning");
+    assert_eq!((restored.level, restored.image.position()), (Level::L2, 400));
+    check(&restored, &edited, true);
+    let longer = [&saved[..], &[7]].concat();
+    let restored = again.lookup(&root, &longer).expect("all of it");
+    assert_eq!((restored.level, restored.image.position()), (Level::L1, 600));
+    check(&restored, &longer, true);
+}
+
+#[test]
+fn a_stop_saves_the_end_of_a_conversation_and_not_the_turns_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(Some(dir.path()), false, |_| ());
+    for length in [300, 350, 400] {
+        insert(&cache, &tokens(1, length), false, false, Kind::TurnEnd);
+    }
+    insert(&cache, &tokens(2, 300), false, false, Kind::TurnEnd);
+    cache.close();
+    let again = open(Some(dir.path()), false, |_| ());
+    assert_eq!(again.stats().l2.unwrap().files, 2);
+    let prompt = [&tokens(1, 400)[..], &[7]].concat();
+    let restored = again.lookup(&again.root(None), &prompt).expect("saved");
+    assert_eq!((restored.level, restored.image.position()), (Level::L2, 400));
+}
