@@ -110,6 +110,15 @@ impl DeviceWish {
     }
 }
 
+/// Whether a GPU would run the checkpoint: what `--device gpu` says, or `gpu:N` if that was asked for.
+pub(crate) fn on_gpu(wish: DeviceWish, checkpoint: &Checkpoint, load: &LoadOptions) -> Result<(), String> {
+    let device = match wish.device {
+        asked @ DeviceArg::Gpu(_) => asked,
+        DeviceArg::Auto | DeviceArg::Cpu => DeviceArg::Gpu(None),
+    };
+    DeviceWish { device, ..wish }.find(checkpoint, load).map(drop)
+}
+
 impl Chosen {
     /// Whether it is a GPU.
     pub(crate) fn is_gpu(&self) -> bool {
@@ -137,6 +146,15 @@ impl Chosen {
                     failing => signal.with("not_exact", failing.join(",")),
                 }
             }
+        }
+    }
+
+    /// Bytes a second that the device's own memory copies, read and written together; `None` for the CPU.
+    pub(crate) fn copy_rate(&self) -> Result<Option<f64>, String> {
+        match self {
+            Chosen::Cpu(_) => Ok(None),
+            #[cfg(feature = "gpu")]
+            Chosen::Gpu(ready) => ready.copy_rate().map(|rate| Some(rate.best())).map_err(|e| e.to_string()),
         }
     }
 

@@ -271,7 +271,7 @@ fn mode_signal(config: &ModelConfig, residency: Residency, options: &StreamingOp
         .with("numerics", mach_cpu::numerics(&config.load))
 }
 
-/// What streaming does to be fast. Nothing predicts experts before the router asks, and no device but the CPU holds them.
+/// What streaming does to be fast. Nothing predicts experts before the router asks, and streamed ones are the CPU's.
 fn optimizations_signal(options: &StreamingOptions) -> Signal {
     let records = options.source == StreamingSource::Sidecar;
     Signal::line("production optimizations")

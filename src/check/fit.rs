@@ -50,7 +50,7 @@ pub(crate) struct Parts {
     pub(crate) scratch: usize,
     /// Program, tokenizer, threads.
     pub(crate) process: usize,
-    /// Memory of a graphics card; null where no such device takes part.
+    /// What a graphics card would hold of it, beside the host's; null where there is none that runs the model.
     pub(crate) vram: Option<usize>,
 }
 
@@ -102,6 +102,14 @@ impl Fit {
             experts_per_token: 0,
             expert_bytes: 0,
             longest_context: 0,
+        }
+    }
+
+    /// Counts what a graphics card would hold: weights, experts, states, the draft.
+    pub(crate) fn on_card(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            let Parts { resident_weights, bank, kv, draft, .. } = *memory;
+            memory.vram = Some(resident_weights + bank + kv + draft);
         }
     }
 

@@ -91,9 +91,12 @@ pub(crate) fn check(config: &ModelConfig, question: &Question) -> Result<Report,
     let supported = mach_cpu::supports(checkpoint.config(), &config.load)
         .map_err(|e| e.to_string())
         .and_then(|()| refuse_stacks(&checkpoint).map_err(|exit| exit.message));
-    let resident = fit::resident(&sizing, context, &supported);
+    let mut resident = fit::resident(&sizing, context, &supported);
     let streaming = fit::streaming(&checkpoint, &sizing, context, &supported);
     let paths = paths::of(&checkpoint, config, &draft, &resident, &streaming, &supported);
+    if paths.iter().any(|path| path.device == "gpu" && path.runs) {
+        resident.on_card();
+    }
     let explicit = config.experts.expert_cache_gb.is_some();
     let default_residency = match (resident.verdict, streaming.verdict) {
         (Verdict::WontFit, Verdict::WontFit) => None,

@@ -2,13 +2,14 @@
 
 use mach_checkpoint::{Checkpoint, ExpertTensors, MANIFEST_FILE};
 use mach_experts::Sidecar;
-use mach_models::StreamingSource;
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
 use mach_specdec::{DecodePath, DraftState, EffectivePath, resolve};
 use serde::Serialize;
 
 use super::Fit;
 use super::fit::Verdict;
 use crate::args::ModelConfig;
+use crate::device::on_gpu;
 use crate::experts::FallbackArg;
 use crate::loading::{DraftFound, has_drafts, own_path};
 
@@ -21,10 +22,6 @@ pub(crate) struct PathCheck {
     pub(crate) runs: bool,
     pub(crate) reason: String,
 }
-
-/// Devices, by name; the reason why one cannot be had.
-const DEVICES: [(&str, Option<&str>); 2] =
-    [("cpu", None), ("gpu", Some("this build has no device but the CPU"))];
 
 /// All ways.
 pub(crate) fn of(
@@ -39,6 +36,12 @@ pub(crate) fn of(
         Verdict::WontFit => Err(fit.reason.clone().unwrap_or_default()),
         _ => Ok(()),
     };
+    let streamed = LoadOptions {
+        experts: ExpertMode::Streaming(StreamingOptions::default()),
+        ..config.load.clone()
+    };
+    let gpu = |load: &LoadOptions| on_gpu(config.device, checkpoint, load);
+    let (gpu_resident, gpu_streamed) = (gpu(&config.load), gpu(&streamed));
     let residencies = [
         ("stacked", supported.clone().and(fits(resident))),
         ("streaming", supported.clone().and(sidecar(checkpoint, config)).and(fits(streaming))),
@@ -50,12 +53,17 @@ pub(crate) fn of(
         None => vec![EffectivePath::SpecdecV7, EffectivePath::TargetOnly],
     };
     let mut all = Vec::new();
-    for (device, missing) in DEVICES {
+    for device in ["cpu", "gpu"] {
         for (residency, loads) in &residencies {
+            let missing = match (device, *residency) {
+                ("cpu", _) => None,
+                (_, "stacked") => gpu_resident.as_ref().err(),
+                _ => gpu_streamed.as_ref().err(),
+            };
             for &wanted in &decode_paths {
                 let decodes = decoding(checkpoint, config, draft, wanted);
                 let why = match (missing, loads, &decodes) {
-                    (Some(reason), ..) => Err(reason.to_owned()),
+                    (Some(reason), ..) => Err(reason.clone()),
                     (_, Err(reason), _) | (_, _, Err(reason)) => Err(reason.clone()),
                     (None, Ok(()), Ok(reason)) => Ok(reason.clone()),
                 };

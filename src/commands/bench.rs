@@ -15,7 +15,7 @@ use super::bench_prefix::PrefixArgs;
 use super::bench_serve::ServeArgs;
 use super::bench_specdec::SpecdecArgs;
 use super::bench_stream::StreamArgs;
-use mach_bench::{CeilingOptions, Ceilings, Machine, Report, TimingPlan, TokenWork, measure};
+use mach_bench::{CardCeilings, CeilingOptions, Ceilings, Machine, Report, TimingPlan, TokenWork, measure};
 
 /// Arguments of `mach bench`.
 #[derive(Debug, Clone, Args)]
@@ -148,9 +148,16 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let wish = DeviceWish { device: args.device, require_exact: false };
     let device = wish.choose(&checkpoint, &load).map_err(|exit| anyhow::anyhow!(exit.message))?;
     let mut model = device.load(&checkpoint, &load, &mut |_| {})?;
+    let card = |at: &str| device.copy_rate().map_err(|e| anyhow::anyhow!("copies {at}: {e}"));
+    let card_before = card("before the timing")?;
     let samples = measure(model.as_mut(), &plan)?;
+    let card_after = card("after the timing")?;
     let after = Ceilings::measure(&options)?;
-    let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, before, after);
+    let card = card_before.zip(card_after).map(|(before, after)| CardCeilings {
+        copy_before_bytes_per_second: before,
+        copy_after_bytes_per_second: after,
+    });
+    let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, [before, after], card);
     if args.common.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

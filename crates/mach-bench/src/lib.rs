@@ -20,6 +20,6 @@ mod work;
 
 pub use ceilings::{CeilingOptions, Ceilings};
 pub use machine::Machine;
-pub use report::Report;
+pub use report::{CardCeilings, Report};
 pub use timing::{Samples, TimingPlan, measure, token_ids};
 pub use work::{TensorFacts, TokenWork};

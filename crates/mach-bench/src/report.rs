@@ -33,10 +33,22 @@ pub struct Report {
     pub ceilings_before: Ceilings,
     /// Limits after the timing.
     pub ceilings_after: Ceilings,
+    /// Limits of the card, where one runs the model; decoding is then measured against them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardCeilings>,
     /// Decoding, against memory reads.
     pub decode: Speed,
-    /// Prefill, against 8-bit products.
+    /// Prefill, against 8-bit products of the CPU; a card's are not measured.
     pub prefill: Speed,
+}
+
+/// Limits of a card with memory of its own.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct CardCeilings {
+    /// Bytes a second that it copies inside its memory, read and written together, before the timing.
+    pub copy_before_bytes_per_second: f64,
+    /// After it.
+    pub copy_after_bytes_per_second: f64,
 }
 
 /// A speed and its share of the ceiling.
@@ -89,11 +101,14 @@ impl Report {
         plan: TimingPlan,
         work: TokenWork,
         samples: Samples,
-        before: Ceilings,
-        after: Ceilings,
+        [before, after]: [Ceilings; 2],
+        card: Option<CardCeilings>,
     ) -> Self {
-        let read = before.best_read().max(after.best_read());
-        let dot = before.best_dot().max(after.best_dot());
+        let read = match card {
+            Some(card) => card.copy_before_bytes_per_second.max(card.copy_after_bytes_per_second),
+            None => before.best_read().max(after.best_read()),
+        };
+        let dot = if card.is_some() { 0.0 } else { before.best_dot().max(after.best_dot()) };
         Self {
             mach: env!("CARGO_PKG_VERSION"),
             machine: Machine::this(),
@@ -109,6 +124,7 @@ impl Report {
             plan,
             work,
             decode_bytes_per_token: work.decode_bytes(),
+            card,
             decode: Speed::new(samples.decode, work.decode_bytes() as f64, read),
             prefill: Speed::new(samples.prefill, work.int8_macs as f64, dot),
             ceilings_before: before,
@@ -129,6 +145,14 @@ impl fmt::Display for Report {
         writeln!(f)?;
         write!(f, "ceilings before\n{}", self.ceilings_before)?;
         write!(f, "ceilings after\n{}", self.ceilings_after)?;
+        if let Some(card) = self.card {
+            writeln!(
+                f,
+                "the card copies {:.1} GB/s before, {:.1} after (read and written)",
+                card.copy_before_bytes_per_second / 1e9,
+                card.copy_after_bytes_per_second / 1e9
+            )?;
+        }
         let mb = |bytes: u64| bytes as f64 / 1e6;
         writeln!(
             f,
@@ -171,7 +195,7 @@ impl fmt::Display for Report {
                 }
             };
         line(f, "prefill", plan.prompt, &self.prefill, "GMAC/s", "the int8 units")?;
-        line(f, "decode", plan.decode, &self.decode, "GB/s", "memory")
+        line(f, "decode", plan.decode, &self.decode, "GB/s", if self.card.is_some() { "the card's copies" } else { "memory" })
     }
 }
 

@@ -4,6 +4,7 @@
 //! `docs/gpu.md` has the rules that they are written by.
 
 pub mod buffer;
+mod ceiling;
 pub mod context;
 mod device;
 mod error;
@@ -18,6 +19,7 @@ pub mod shader;
 pub mod spirv;
 
 pub use buffer::Storage;
+pub use ceiling::{CopyRate, copy_rate};
 pub use context::Context;
 pub use device::{Buf, Gpu, GpuPlacement, GpuState, Matrix, Routing, Vector, load, supports};
 pub use error::GpuError;

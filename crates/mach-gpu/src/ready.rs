@@ -31,6 +31,11 @@ impl Ready {
         &self.failing
     }
 
+    /// Measures what the device's memory can do.
+    pub fn copy_rate(&self) -> Result<crate::CopyRate, GpuError> {
+        crate::copy_rate(&self.context)
+    }
+
     /// Loads a checkpoint. What the shaders cannot run is refused before anything is read.
     pub fn load(
         &self,
