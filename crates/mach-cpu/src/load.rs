@@ -179,7 +179,7 @@ fn weight_bytes(checkpoint: &Checkpoint, cpu: &Cpu) -> Result<u64, CheckpointErr
 /// Threads that read slices of safetensors.
 const SLICE_THREADS: usize = 4;
 
-fn streaming_bank(
+pub(crate) fn streaming_bank(
     checkpoint: &Checkpoint,
     options: &StreamingOptions,
     order: Order,

@@ -6,16 +6,17 @@ use mach_experts::{Bank, Sidecar};
 use mach_io::{HugeBuf, ReaderOptions};
 use mach_kernels::{Cores, Isa};
 use mach_models::device::Placement as _;
-use mach_models::{Decoder, LoadOptions, Model, ModelError};
+use mach_models::{Decoder, ExpertMode, LoadOptions, Model, ModelError};
 use mach_quant::MatrixLayout;
 
 use crate::cpu::Cpu;
 use crate::experts::Experts;
-use crate::load::{bank_error, supports};
+use crate::load::{bank_error, streaming_bank, supports};
 use crate::placement::CpuPlacement;
 use crate::{fill, order_of};
 
-/// Makes one that holds `expert_bytes` of experts at most. For timing passes.
+/// Makes one that holds `expert_bytes` of experts at most, or streams the checkpoint's own if the options say so. For timing
+/// passes.
 pub fn stand_in(
     checkpoint: &Checkpoint,
     options: &LoadOptions,
@@ -28,8 +29,11 @@ pub fn stand_in(
     };
     let cpu = Cpu::new(Cores::new(options.threads, isa), options.activations, options.turboquant_kv);
     let mut decoder = Decoder::load(checkpoint, cpu.standing_in(), &mut |_| ())?;
-    if checkpoint.config().moe_layers.contains(&true) {
-        let order = order_of(options.activations);
+    let order = order_of(options.activations);
+    if let ExpertMode::Streaming(streaming) = &options.experts {
+        let bank = streaming_bank(checkpoint, streaming, order)?;
+        decoder.device_mut().give(Experts::Streaming(Box::new(bank)));
+    } else if checkpoint.config().moe_layers.contains(&true) {
         let sidecar = match Sidecar::open(checkpoint) {
             Ok(sidecar) => Some(sidecar),
             Err(error) if checkpoint.resident_index().is_some() => return Err(error.into()),

@@ -1,14 +1,17 @@
-//! What speed to expect: passes of a model that stands in for the checkpoint's, and what the drive gives.
+//! What speed to expect: passes of the checkpoint's model, or of one that stands in for it, and what the drive gives.
 
-use std::time::{Duration, Instant};
+mod drive;
+mod passes;
 
-use mach_bench::{CeilingOptions, Ceilings, TokenWork, token_ids};
+use mach_bench::stream::measure_checks;
+use mach_bench::{CeilingOptions, Ceilings, TokenWork};
 use mach_checkpoint::Checkpoint;
-use mach_experts::Sidecar;
-use mach_io::probe;
-use mach_models::{LogitRows, Model, ModelError, Observer, Segment, Wants};
+use mach_io::Caching;
+use mach_models::{ExpertMode, LoadOptions, StreamingOptions, StreamingSource};
 use serde::Serialize;
 
+use self::drive::{Drive, LayerWork};
+use self::passes::{Measured, Pass, most_rows, passes};
 use super::Fit;
 use super::fit::Verdict;
 use crate::Exit;
@@ -16,19 +19,10 @@ use crate::args::ModelConfig;
 use crate::experts::IN_FLIGHT;
 use crate::sizing::Sizing;
 
-/// Bytes of experts that stand in for all: far more than caches hold.
+/// Bytes of experts that stand in for all: far more than caches hold. A checkpoint with no more than that is loaded itself.
 const EXPERT_BYTES: usize = 768 << 20;
 /// Bytes that the measurement of memory reads over and over.
 const READ_BYTES: usize = 256 << 20;
-/// Time of the decoding that is measured, and of a prompt at most.
-const DECODING: Duration = Duration::from_millis(600);
-const PROMPT: Duration = Duration::from_millis(1500);
-/// Time for the drive.
-const DRIVE: Duration = Duration::from_millis(300);
-/// Rows of the prompt that tells how long a prompt may be.
-const FIRST_ROWS: usize = 32;
-/// Most tokens that are decoded.
-const DECODED: usize = 512;
 
 /// The machine, and what follows.
 #[derive(Debug, Clone, Serialize)]
@@ -59,44 +53,6 @@ pub(crate) struct Speeds {
     pub(crate) hit_rate_source: &'static str,
 }
 
-/// Seconds.
-#[derive(Debug, Clone, Copy, Default)]
-struct Pass {
-    all: f64,
-    experts: f64,
-}
-
-/// Time of experts, and which ones the first layer that has any was routed to.
-#[derive(Default)]
-struct Watch {
-    experts: Duration,
-    layer: Option<usize>,
-    routed: Vec<u32>,
-}
-
-impl Observer for Watch {
-    fn wants(&self) -> Wants {
-        Wants { routed: true, ..Wants::default() }
-    }
-
-    fn routed(&mut self, layer: usize, experts: &[u32], _weights: &[f32]) {
-        if *self.layer.get_or_insert(layer) == layer {
-            self.routed.extend_from_slice(experts);
-        }
-    }
-
-    fn experts_took(&mut self, time: Duration) {
-        self.experts += time;
-    }
-}
-
-fn timed(model: &mut dyn Model, segment: Segment<'_>, watch: &mut Watch) -> Result<Pass, ModelError> {
-    let (start, before) = (Instant::now(), watch.experts);
-    let logits = model.forward(&mut [segment], watch)?;
-    model.recycle(logits);
-    Ok(Pass { all: start.elapsed().as_secs_f64(), experts: (watch.experts - before).as_secs_f64() })
-}
-
 /// Measures this machine, and says what speeds follow for the ways of keeping experts that fit (all in memory, a bank).
 pub(crate) fn of(
     checkpoint: &Checkpoint,
@@ -110,11 +66,9 @@ pub(crate) fn of(
     let threads = sizing.threads();
     let options = CeilingOptions { threads, buffer_bytes: READ_BYTES, reps: 1 };
     let dram = Ceilings::measure(&options).map_err(|e| Exit::failure(format!("{e:#}")))?.best_read();
-    let mut model = mach_cpu::stand_in(checkpoint, &config.load, EXPERT_BYTES).map_err(Exit::input)?;
-    let measured = passes(model.as_mut(), config.prefill_chunk, context).map_err(Exit::failure)?;
-    drop(model);
+    let probe = Probe { checkpoint, config, context, streaming };
+    let measured = probe.run(ExpertMode::Resident)?;
     let work = TokenWork::of(checkpoint, measured.at).map_err(|e| Exit::failure(format!("{e:#}")))?;
-    let drive = Drive::of(checkpoint, config);
     let runs = |fit: &Fit| fit.verdict != Verdict::WontFit;
     let ceiling = dram / work.decode_bytes().max(1) as f64;
     let all = Speeds {
@@ -124,36 +78,11 @@ pub(crate) fn of(
         hit_rate: 1.0,
         hit_rate_source: "all experts are in memory",
     };
-    let layers = checkpoint.config().moe_layers.iter().filter(|&&has| has).count().max(1);
-    let top_k = streaming.experts_per_token / layers;
-    let streamed = drive.as_ref().filter(|_| runs(streaming)).map(|drive| {
-        let bank = streaming.bank_experts as f64 / streaming.experts.max(1) as f64;
-        let (rate, source) = match hit_rate {
-            Some(rate) => (rate, "given"),
-            None => (
-                hits(&measured.routed, top_k, streaming.bank_experts / layers),
-                "the first layer's routing of random tokens, and a bank that keeps what was used last",
-            ),
-        };
-        let record = streaming.expert_bytes as f64;
-        let read = layers as f64 * drive.seconds(top_k, 1.0 - rate, record);
-        let decode = beside(measured.decode, read);
-        // A prompt touches nearly all experts of a layer; those in the bank are not read.
-        let chunk = rows_of(config, context) as f64;
-        let scale = chunk / measured.rows as f64;
-        let used = streaming.experts_per_token as f64 / streaming.experts.max(1) as f64;
-        let touched = 1.0 - (1.0 - used).powf(chunk);
-        let all = touched * (1.0 - bank) * streaming.experts as f64 * record / drive.best();
-        let prompt = Pass { all: measured.prompt.all * scale, experts: measured.prompt.experts * scale };
-        let ideal = (1.0 - rate) * streaming.experts_per_token as f64 * record / drive.best();
-        Speeds {
-            prefill: chunk / beside(prompt, all),
-            decode: 1.0 / decode,
-            decode_of_ceiling: (ideal / decode).max(1.0 / decode / ceiling),
-            hit_rate: rate,
-            hit_rate_source: source,
-        }
-    });
+    let drive = Drive::of(checkpoint, config);
+    let streamed = match drive.as_ref().filter(|_| runs(streaming)) {
+        Some(drive) => Some(probe.streamed(&measured, drive, threads, hit_rate, ceiling)?),
+        None => None,
+    };
     Ok(Forecast {
         dram_bytes_per_second: dram,
         bytes_per_token: work.decode_bytes(),
@@ -165,175 +94,121 @@ pub(crate) fn of(
     })
 }
 
+/// What is to be timed.
+struct Probe<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    context: usize,
+    streaming: &'a Fit,
+}
+
+impl Probe<'_> {
+    /// Whether the checkpoint is small enough to be loaded itself.
+    fn real(&self) -> bool {
+        let experts = self.streaming.experts as u64 * self.streaming.expert_bytes as u64;
+        self.checkpoint.data_bytes() + experts <= EXPERT_BYTES as u64
+    }
+
+    fn run(&self, experts: ExpertMode) -> Result<Measured, Exit> {
+        let load = LoadOptions { experts, ..self.config.load.clone() };
+        let mut model = match self.real() {
+            true => mach_cpu::load(self.checkpoint, &load, &mut |_| ()),
+            false => mach_cpu::stand_in(self.checkpoint, &load, EXPERT_BYTES),
+        }
+        .map_err(Exit::input)?;
+        let (chunk, ids) = (self.config.prefill_chunk, self.checkpoint.text_ids());
+        passes(model.as_mut(), ids, chunk, self.context, self.real()).map_err(Exit::failure)
+    }
+
+    /// A bank as the server's, or as much of it as stands for it.
+    fn bank(&self, caching: Caching) -> Result<ExpertMode, Exit> {
+        let source = Some(StreamingSource::Sidecar);
+        let size = mach_cpu::footprint(self.checkpoint, self.config.load.activations, source);
+        let most = EXPERT_BYTES / self.streaming.expert_bytes.max(1);
+        Ok(ExpertMode::Streaming(StreamingOptions {
+            bank_slots: self.streaming.bank_experts.min(most.max(2 * self.streaming.experts_per_token)),
+            arena_slots: size.map_err(Exit::input)?.arena_slots(IN_FLIGHT),
+            eviction: self.config.experts.bank_eviction,
+            submission: self.config.experts.io.into(),
+            caching,
+            depth: IN_FLIGHT,
+            ..StreamingOptions::default()
+        }))
+    }
+
+    fn layers(&self) -> usize {
+        self.checkpoint.config().moe_layers.iter().filter(|&&has| has).count().max(1)
+    }
+
+    /// Part of a token's experts that the bank has, and how that is known.
+    fn hits(&self, measured: &Measured) -> (f64, &'static str) {
+        let (seen, layers) = (measured.routed.layers(), self.layers());
+        let (slots, top_k) =
+            (self.streaming.bank_experts * seen / layers, self.streaming.experts_per_token / layers);
+        let source = match seen == layers {
+            true => "random tokens, and the bank's own policy",
+            false => "the first layer's routing of random tokens, and the bank's own policy",
+        };
+        (measured.routed.hits(top_k, slots, self.config.experts.bank_eviction), source)
+    }
+
+    /// `ceiling`: tokens a second that memory allows.
+    fn streamed(
+        &self,
+        measured: &Measured,
+        drive: &Drive,
+        threads: usize,
+        hit_rate: Option<f64>,
+        ceiling: f64,
+    ) -> Result<Speeds, Exit> {
+        let (fit, layers) = (self.streaming, self.layers());
+        let (top_k, record) = (fit.experts_per_token / layers, fit.expert_bytes as f64);
+        let (rate, source) = hit_rate.map_or_else(|| self.hits(measured), |rate| (rate, "given"));
+        let shared = self.checkpoint.config().moe.shared_intermediate_size.is_some();
+        let each = measured.decode.experts / layers as f64;
+        let checked = measure_checks(fit.expert_bytes).bytes_per_second * threads.max(1) as f64;
+        let work = LayerWork {
+            top_k,
+            all: each,
+            one: each / (top_k + usize::from(shared)).max(1) as f64,
+            check: record / checked,
+            record,
+        };
+        let outside = measured.decode.all - measured.decode.experts;
+        let token = |missing: f64| outside + layers as f64 * drive.seconds(&work, missing);
+        // What a token takes beyond that, or less, is seen with some bank and goes with the reads.
+        let seen = self.run(self.bank(drive.caching)?)?;
+        let per_token = fit.experts_per_token.max(1) as f64;
+        let more = (seen.mean - token(seen.misses / per_token)) / seen.misses.max(1.0);
+        let missing = (1.0 - rate) * per_token;
+        let decode = (token(1.0 - rate) + more * missing).max(measured.decode.all);
+        // A prompt touches nearly all experts of a layer; those in the bank are not read.
+        let bank = fit.bank_experts as f64 / fit.experts.max(1) as f64;
+        let chunk = most_rows(self.config.prefill_chunk, self.context) as f64;
+        let scale = chunk / measured.rows as f64;
+        let used = fit.experts_per_token as f64 / fit.experts.max(1) as f64;
+        let touched = 1.0 - (1.0 - used).powf(chunk);
+        let all = touched * (1.0 - bank) * fit.experts as f64 * record / drive.best();
+        let prompt = Pass { all: measured.prompt.all * scale, experts: measured.prompt.experts * scale };
+        let ideal = missing * record / drive.best();
+        Ok(Speeds {
+            prefill: chunk / beside(prompt, all),
+            decode: 1.0 / decode,
+            decode_of_ceiling: (ideal / decode).max(1.0 / decode / ceiling),
+            hit_rate: rate,
+            hit_rate_source: source,
+        })
+    }
+}
+
 /// Reads go on while experts that are there compute; the rest of a pass waits for them.
 fn beside(pass: Pass, read: f64) -> f64 {
     pass.all - pass.experts + pass.experts.max(read)
 }
 
-fn rows_of(config: &ModelConfig, context: usize) -> usize {
-    most_rows(config.prefill_chunk, context)
-}
-
-/// Rows of a prompt that leaves half of the context for what is decoded.
-fn most_rows(chunk: usize, context: usize) -> usize {
-    chunk.min(context / 2).max(1)
-}
-
-/// Part of the experts wanted that a bank of `slots` for the layer has, which forgets what was used longest ago. `routed` are the
-/// experts of token after token.
-fn hits(routed: &[u32], top_k: usize, slots: usize) -> f64 {
-    let mut recent: Vec<u32> = Vec::new();
-    let (mut hit, mut all) = (0usize, 0usize);
-    // What an empty bank misses at first says nothing of later.
-    let counts_from = routed.len() / 4;
-    for (i, token) in routed.chunks(top_k.max(1)).enumerate() {
-        for expert in token {
-            let at = recent.iter().position(|kept| kept == expert);
-            if i * top_k >= counts_from {
-                all += 1;
-                hit += usize::from(at.is_some());
-            }
-            if let Some(at) = at {
-                recent.remove(at);
-            } else if recent.len() >= slots && !recent.is_empty() {
-                recent.remove(0);
-            }
-            if slots > 0 {
-                recent.push(*expert);
-            }
-        }
-    }
-    hit as f64 / all.max(1) as f64
-}
-
-struct Measured {
-    prompt: Pass,
-    rows: usize,
-    decode: Pass,
-    at: usize,
-    /// Experts of the first layer that has any, token by token.
-    routed: Vec<u32>,
-}
-
-fn passes(model: &mut dyn Model, chunk: usize, context: usize) -> Result<Measured, ModelError> {
-    let vocab = model.config().vocab_size;
-    let most = most_rows(chunk, context);
-    let ids = token_ids(1, 2 * FIRST_ROWS + most + DECODED, vocab);
-    let mut ids = ids.as_slice();
-    let mut take = |n: usize| {
-        let (taken, rest) = ids.split_at(n.min(ids.len()));
-        ids = rest;
-        taken
-    };
-    // The first pass pays for the allocation of working memory.
-    let mut watch = Watch::default();
-    let mut prompt = |model: &mut dyn Model, rows: usize, watch: &mut Watch| {
-        let mut state = model.new_state();
-        timed(model, Segment::prompt(&mut state, take(rows), LogitRows::Last), watch)
-            .map(|pass| (pass, state))
-    };
-    let small = FIRST_ROWS.min(most);
-    prompt(model, small, &mut watch)?;
-    let (first, _) = prompt(model, small, &mut watch)?;
-    let affordable = (small as f64 * PROMPT.as_secs_f64() / first.all.max(1e-9)) as usize;
-    let rows = affordable.clamp(small, most);
-    let (whole, mut state) = prompt(model, rows, &mut watch)?;
-    let (started, mut samples) = (Instant::now(), Vec::new());
-    while samples.is_empty() || started.elapsed() < DECODING {
-        let token = take(1);
-        if token.is_empty() || state.position() >= context.max(4) {
-            break;
-        }
-        samples.push(timed(model, Segment::decode(&mut state, token), &mut watch)?);
-    }
-    samples.sort_by(|a, b| a.all.total_cmp(&b.all));
-    let decode = samples.get(samples.len() / 2).copied().unwrap_or_default();
-    Ok(Measured { prompt: whole, rows, decode, at: state.position(), routed: watch.routed })
-}
-
-/// Reads of records by how many are in flight, as the server's own probe finds them.
-struct Drive {
-    /// Reads in flight and bytes a second, rising.
-    speeds: Vec<(usize, f64)>,
-}
-
-impl Drive {
-    fn of(checkpoint: &Checkpoint, config: &ModelConfig) -> Option<Self> {
-        let sidecar = Sidecar::open(checkpoint).ok()?;
-        let found = probe(sidecar.files(), sidecar.max_stride(), config.experts.io.into(), DRIVE).ok()?;
-        let mut speeds: Vec<(usize, f64)> = found
-            .table
-            .iter()
-            .filter(|row| row.caching == found.caching && row.depth <= IN_FLIGHT)
-            .map(|row| (row.depth, row.bandwidth))
-            .collect();
-        speeds.sort_by_key(|&(depth, _)| depth);
-        (!speeds.is_empty()).then_some(Drive { speeds })
-    }
-
-    fn best(&self) -> f64 {
-        self.speeds.iter().map(|&(_, speed)| speed).fold(0.0, f64::max)
-    }
-
-    /// Bytes a second with `reads` in flight: between two measured depths, in proportion.
-    fn speed(&self, reads: usize) -> f64 {
-        let above = self.speeds.iter().position(|&(depth, _)| depth >= reads);
-        match above.unwrap_or(self.speeds.len()) {
-            0 => self.speeds.first().map_or(0.0, |&(_, speed)| speed),
-            at => match (self.speeds.get(at - 1), self.speeds.get(at)) {
-                (Some(&(low, slow)), Some(&(high, fast))) => {
-                    slow + (fast - slow) * (reads - low) as f64 / (high - low).max(1) as f64
-                }
-                _ => self.best(),
-            },
-        }
-    }
-
-    /// Seconds that a layer waits for its `top_k` experts of `bytes` bytes, each of which is missing with this chance: those of a layer
-    /// are read side by side, and no layer can begin before the one before it.
-    fn seconds(&self, top_k: usize, missing: f64, bytes: f64) -> f64 {
-        let mut ways = (1.0 - missing).powi(i32::try_from(top_k).unwrap_or(i32::MAX));
-        let mut seconds = 0.0;
-        for reads in 1..=top_k {
-            ways = if missing >= 1.0 {
-                if reads == top_k { 1.0 } else { 0.0 }
-            } else {
-                ways * (top_k + 1 - reads) as f64 / reads as f64 * missing / (1.0 - missing)
-            };
-            seconds += ways * reads as f64 * bytes / self.speed(reads);
-        }
-        seconds
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bank_that_holds_all_misses_nothing_and_one_that_holds_none_everything() {
-        let routed: Vec<u32> = (0..400).map(|i| i * 7 % 10).collect();
-        assert_eq!(hits(&routed, 2, 10), 1.0);
-        assert_eq!(hits(&routed, 2, 0), 0.0);
-        // A circle of ten never finds its next in a bank of nine that forgets the oldest.
-        assert_eq!(hits(&routed, 2, 9), 0.0);
-        let skewed: Vec<u32> = (0..400).map(|i| if i % 2 == 0 { 3 } else { i % 40 }).collect();
-        let rate = hits(&skewed, 2, 4);
-        assert!((0.5..0.6).contains(&rate), "{rate}");
-    }
-
-    #[test]
-    fn a_layer_waits_for_the_reads_it_lacks() {
-        let drive = Drive { speeds: vec![(1, 1e9), (4, 2e9), (8, 2e9)] };
-        assert_eq!((drive.best(), drive.speed(1), drive.speed(4), drive.speed(64)), (2e9, 1e9, 2e9, 2e9));
-        assert!((drive.speed(2) - 1.333e9).abs() < 1e6);
-        assert_eq!(drive.seconds(8, 0.0, 1e6), 0.0);
-        assert!((drive.seconds(8, 1.0, 1e6) - 4e-3).abs() < 1e-12);
-        // Of one expert that is missing every other time.
-        assert!((drive.seconds(1, 0.5, 1e6) - 0.5e-3).abs() < 1e-12);
-        let (few, more) = (drive.seconds(8, 0.1, 1e6), drive.seconds(8, 0.2, 1e6));
-        assert!(few > 0.8 * 1e6 / 2e9 && few < more && more < 4e-3, "{few} {more}");
-    }
 
     #[test]
     fn reads_are_hidden_behind_the_experts_that_are_there() {
