@@ -9,6 +9,7 @@ mod budget;
 mod check;
 pub mod cli;
 pub mod commands;
+mod drafts;
 mod exit;
 pub mod experts;
 mod figures;

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Fit;
 use super::fit::Verdict;
 use crate::args::ModelConfig;
+use crate::drafts::{DraftFound, has_drafts, own_path};
 use crate::experts::FallbackArg;
-use crate::loading::{DraftFound, has_drafts, own_path};
 
 /// One way of running the checkpoint.
 #[derive(Debug, Serialize)]
