@@ -10,6 +10,7 @@ mod check;
 pub mod cli;
 pub mod commands;
 pub mod device;
+mod drafts;
 mod exit;
 pub mod experts;
 mod figures;

@@ -8,7 +8,7 @@ use mach_specdec::EffectivePath;
 use serde::Serialize;
 
 use crate::args::ModelConfig;
-use crate::loading::{DraftFound, draft_dir, has_drafts};
+use crate::drafts::{DraftFound, draft_dir, has_drafts};
 
 /// A part of a checkpoint.
 #[derive(Debug, Serialize)]

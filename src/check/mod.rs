@@ -20,8 +20,8 @@ pub(crate) use paths::PathCheck;
 use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::Clients;
+use crate::drafts::draft_that_fits;
 use crate::experts::refuse_stacks;
-use crate::loading::draft_that_fits;
 use crate::sizing::{Beside, Sizing};
 
 pub(crate) use artifacts::Artifact;

@@ -10,8 +10,8 @@ use super::Fit;
 use super::fit::Verdict;
 use crate::args::ModelConfig;
 use crate::device::on_gpu;
+use crate::drafts::{DraftFound, has_drafts, own_path};
 use crate::experts::FallbackArg;
-use crate::loading::{DraftFound, has_drafts, own_path};
 
 /// One way of running the checkpoint.
 #[derive(Debug, Serialize)]

@@ -9,7 +9,8 @@ use mach_specdec::policy::Blocks;
 
 use crate::Exit;
 use crate::args::ModelArgs;
-use crate::loading::{Opened, Report, load_draft};
+use crate::drafts::load_draft;
+use crate::loading::{Opened, Report};
 use crate::signals::Signals;
 use mach_bench::Machine;
 use mach_bench::specdec::{
