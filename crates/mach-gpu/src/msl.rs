@@ -11,6 +11,9 @@ use crate::shader::Interface;
 /// What every text starts with. MSL 3.2 (macOS 15) knows both.
 pub const PRAGMAS: &str = "#pragma METAL fp math_mode(safe)\n#pragma METAL fp contract(off)\n";
 
+/// naga's argument of buffer sizes.
+const SIZES: &str = "constant _mslBufferSizes&";
+
 /// A text and the name of its entry point in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
@@ -51,32 +54,128 @@ pub fn write(
         entry_point: Some((naga::ShaderStage::Compute, interface.entry.clone())),
         ..Default::default()
     };
+    // naga strips trailing underscores, and `fma_` shall not become a second `fma`.
+    let mut module = module.clone();
+    for (_, function) in module.functions.iter_mut() {
+        function.name = function.name.take().map(|name| format!("mach_{name}"));
+    }
     let (text, told) =
-        msl::write_string(module, info, &options, &pipeline).map_err(|error| shader(error.to_string()))?;
+        msl::write_string(&module, info, &options, &pipeline).map_err(|error| shader(error.to_string()))?;
     let entry = match told.entry_point_names.first() {
         Some(Ok(entry)) => entry.clone(),
         Some(Err(error)) => return Err(shader(error.to_string())),
         None => return Err(shader("no entry point".to_owned())),
     };
-    let source = format!("{PRAGMAS}{}", without_sizes(&text));
+    let source = format!("{PRAGMAS}{}", own_memory(&text, &entry).map_err(shader)?);
     if source.contains("_buffer_sizes") {
         return Err(shader("asks for the length of a buffer".to_owned()));
     }
     Ok(Text { source, entry })
 }
 
-/// The text without the argument of buffer sizes, which nothing reads.
-fn without_sizes(text: &str) -> String {
+/// The text without buffer sizes, and with memory of the workgroup declared in the function. naga makes both arguments,
+/// which wgpu fills only for texts that it has made itself.
+fn own_memory(text: &str, entry: &str) -> Result<String, String> {
+    let start = format!("kernel void {entry}(");
     let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
-        let trimmed = line.trim_start_matches([',', ' ']);
-        if trimmed.starts_with("constant _mslBufferSizes& _buffer_sizes") {
-            continue;
-        }
-        let line = line.replace(", _buffer_sizes)", ")").replace("(_buffer_sizes)", "()");
-        out.push_str(&line);
+    let mut lines = text.lines();
+    let mut put = |line: &str| {
+        out.push_str(line);
         out.push('\n');
+    };
+    let mut found = false;
+    while let Some(line) = lines.next() {
+        if line == "struct _mslBufferSizes {" {
+            lines.by_ref().find(|line| *line == "};").ok_or("no end of the buffer sizes")?;
+        } else if line.ends_with(&start) {
+            found = true;
+            let arguments: Vec<_> = lines.by_ref().take_while(|line| *line != ") {").collect();
+            let bare = arguments.iter().map(|line| line.trim_start_matches([',', ' ']));
+            let (memory, others): (Vec<_>, Vec<_>) = bare
+                .filter(|line| !line.starts_with(SIZES))
+                .partition(|line| line.starts_with("threadgroup "));
+            put(line);
+            put(&format!("  {}", others.join("\n, ")));
+            put(") {");
+            for declaration in memory {
+                put(&format!("    {};", declaration.replace('&', "")));
+            }
+        } else if !line.trim_start().starts_with(SIZES) {
+            put(&line.replace(", _buffer_sizes)", ")").replace("(_buffer_sizes)", "()"));
+        }
     }
-    // A helper's last argument now ends in a comma.
-    out.replace(",\n) {", "\n) {")
+    // A helper's argument of sizes was its last.
+    let out = out.replace(",\n) {", "\n) {");
+    if found { Ok(out) } else { Err("no kernel function".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Forms;
+    use crate::kernels::instances;
+    use crate::shader::{Division, Fma};
+
+    /// What Metal gives a workgroup.
+    const MEMORY: u32 = 32 << 10;
+
+    fn depth(text: &str) -> i32 {
+        text.chars().fold(0, |depth, c| depth + i32::from(c == '{') - i32::from(c == '}'))
+    }
+
+    #[test]
+    fn every_shader_is_sound_msl() {
+        for division in [Division::Native, Division::Scaled] {
+            for shader in instances() {
+                let module = shader.module(Forms { fma: Fma::Native, division }).unwrap();
+                let Text { source, entry } = module.msl().unwrap();
+                let name = shader.name;
+                assert!(source.starts_with(PRAGMAS), "{name}");
+                assert_eq!(depth(&source), 0, "{name}");
+                for refused in [
+                    "BufferSizes",
+                    "_buffer_sizes",
+                    "fast::",
+                    "metal::sqrt",
+                    "metal::exp",
+                    "metal::tanh",
+                    "metal::fmax",
+                    "metal::fmin",
+                    "double",
+                ] {
+                    assert!(!source.contains(refused), "{name}: {refused}\n{source}");
+                }
+                // Arguments: built-in values, then buffers in the slots that wgpu gives.
+                let (_, rest) = source.split_once(&format!("kernel void {entry}(\n")).unwrap();
+                let (arguments, body) = rest.split_once("\n) {\n").unwrap();
+                assert!(!arguments.contains("threadgroup "), "{name}: {arguments}");
+                let mut slots: Vec<u32> = arguments
+                    .split("[[buffer(")
+                    .skip(1)
+                    .map(|rest| rest.split(')').next().unwrap().parse().unwrap())
+                    .collect();
+                slots.sort_unstable();
+                let interface = &module.interface;
+                let count = interface.writable.len() as u32 + u32::from(interface.immediates > 0);
+                assert_eq!(slots, (0..count).collect::<Vec<_>>(), "{name}: {arguments}");
+                if interface.immediates > 0 {
+                    let first = arguments.lines().find(|line| line.contains("[[buffer(0)]]")).unwrap();
+                    assert!(first.starts_with(", constant "), "{name}: {first}");
+                }
+                let declared =
+                    body.lines().take_while(|line| line.trim_start().starts_with("threadgroup ")).count();
+                assert_eq!(declared > 0, interface.workgroup_bytes > 0, "{name}");
+                assert!(interface.workgroup_bytes <= MEMORY, "{name}: {} bytes", interface.workgroup_bytes);
+                assert!(interface.workgroup.iter().product::<u32>() <= 1024, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_of_buffers_are_refused() {
+        let text = "@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+            @compute @workgroup_size(1) fn run() { x[0] = arrayLength(&x); }";
+        let module = crate::Shader::new("length", text).module(Forms::NATIVE).unwrap();
+        assert!(module.msl().unwrap_err().to_string().contains("length of a buffer"));
+    }
 }

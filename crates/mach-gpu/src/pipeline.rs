@@ -114,6 +114,11 @@ impl Pipelines {
         &self.context
     }
 
+    /// The shaders that pipelines were made of, so that what ran can be looked at in other forms.
+    pub fn shaders(&self) -> Vec<Shader> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
     /// The pipeline of a shader.
     pub fn get(&self, shader: &Shader) -> Result<Pipeline, GpuError> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);

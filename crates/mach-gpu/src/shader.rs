@@ -195,6 +195,8 @@ pub struct Interface {
     pub immediates: u32,
     /// Threads of a workgroup.
     pub workgroup: [u32; 3],
+    /// Bytes of memory that they share.
+    pub workgroup_bytes: u32,
 }
 
 impl Interface {
@@ -206,7 +208,7 @@ impl Interface {
             return Err(format!("the entry point is not `{ENTRY}`"));
         }
         let mut buffers = Vec::new();
-        let mut immediates = 0;
+        let (mut immediates, mut workgroup_bytes) = (0, 0);
         for (_, variable) in module.global_variables.iter() {
             match (variable.space, &variable.binding) {
                 (AddressSpace::Storage { access }, Some(at)) if at.group == 0 => {
@@ -215,7 +217,10 @@ impl Interface {
                 (AddressSpace::Immediate, None) => {
                     immediates = module.types[variable.ty].inner.size(module.to_ctx()).next_multiple_of(4);
                 }
-                (AddressSpace::WorkGroup | AddressSpace::Private, None) => {}
+                (AddressSpace::WorkGroup, None) => {
+                    workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
+                }
+                (AddressSpace::Private, None) => {}
                 _ => {
                     return Err(
                         "a resource that is neither a storage buffer of group 0 nor immediates".to_owned()
@@ -235,6 +240,7 @@ impl Interface {
             writable: buffers.into_iter().map(|(_, writable)| writable).collect(),
             immediates,
             workgroup: entry.workgroup_size,
+            workgroup_bytes,
         })
     }
 }

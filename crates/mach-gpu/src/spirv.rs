@@ -175,3 +175,75 @@ pub fn exact(words: &[u32], controls: Controls) -> Result<Vec<u32>, String> {
     out.extend(&words[decorations_at..]);
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::instances;
+    use crate::shader::{Division, Fma, Forms, Shader};
+
+    const ALL: Controls =
+        Controls { denorm_preserve: true, signed_zero: true, round_nearest: true, version: (1, 5) };
+
+    /// Ids of results that are to be decorated, ids that are, and how often each mode is there.
+    fn decorated(words: &[u32]) -> (Vec<u32>, Vec<u32>, [usize; 3]) {
+        let (mut results, mut marked, mut modes) = (Vec::new(), Vec::new(), [0; 3]);
+        for (_, code, all) in instructions(words) {
+            if op::FLOAT.contains(&code) || code == op::EXT_INST && all[4] == FMA {
+                results.push(all[2]);
+            }
+            if code == op::DECORATE && all[2] == NO_CONTRACTION {
+                marked.push(all[1]);
+            }
+            if code == op::EXECUTION_MODE && all[2] >= 4459 {
+                modes[[4459, 4461, 4462].iter().position(|mode| *mode == all[2]).unwrap()] += 1;
+                assert_eq!(all[3], 32);
+            }
+        }
+        results.sort_unstable();
+        marked.sort_unstable();
+        (results, marked, modes)
+    }
+
+    #[test]
+    fn every_float_operation_of_every_shader_is_decorated() {
+        for shader in instances() {
+            for fma in [Fma::Native, Fma::Double] {
+                let module = shader.module(Forms { fma, division: Division::Scaled }).unwrap();
+                let (results, marked, modes) = decorated(&module.spirv(ALL).unwrap());
+                assert_eq!(results, marked, "{}", shader.name);
+                assert_eq!(modes, [1, 1, 1]);
+                let (_, _, modes) = decorated(&module.spirv(Controls::NONE).unwrap());
+                assert_eq!(modes, [0, 0, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_same_everywhere_is_refused() {
+        let with = |expression: &str| {
+            let text = format!(
+                "@group(0) @binding(0) var<storage, read_write> x: array<f32>;
+                @compute @workgroup_size(1) fn run() {{ x[0] = {expression}; }}"
+            );
+            let text: &'static str = Box::leak(text.into_boxed_str());
+            Shader::new("test", text).module(Forms::NATIVE).unwrap().spirv(ALL)
+        };
+        for expression in [
+            "exp(x[1])",
+            "sqrt(x[1])",
+            "tanh(x[1])",
+            "pow(x[1], x[2])",
+            "max(x[1], x[2])",
+            "min(x[1], x[2])",
+            "dot(vec3<f32>(x[1]), vec3<f32>(x[2]))",
+            "length(vec2<f32>(x[1], x[2]))",
+            "x[1] % x[2]",
+        ] {
+            assert!(with(expression).is_err(), "{expression}");
+        }
+        for expression in ["fma(x[1], x[2], x[3])", "round(x[1])", "abs(x[1])", "f32(min(u32(x[1]), 3u))"] {
+            assert!(with(expression).is_ok(), "{expression}");
+        }
+    }
+}

@@ -17,3 +17,23 @@ pub fn grid(n: u32) -> [u32; 3] {
 
 /// Partial sums by index modulo 16 and the tree over them.
 pub const SUMS: &str = include_str!("../wgsl/sums.wgsl");
+
+/// Every shader at sizes that are in use, and at the largest: what tests of all shaders go through.
+pub fn instances() -> Vec<crate::Shader> {
+    let mut all = vec![crate::probe::shader(), norm::shader()];
+    for head_dim in [16, 64, 80, 128, 256, 512] {
+        all.extend([heads::append_shader(head_dim), attention::gate_shader(head_dim)]);
+        for flag in [false, true] {
+            all.extend([heads::heads_shader(head_dim, flag), attention::merge_shader(head_dim, flag)]);
+            for queries in [2, 4, 8].into_iter().filter(|n| n * head_dim <= 2048) {
+                all.extend([false, true].map(|split| attention::shader(head_dim, queries, split, flag)));
+            }
+        }
+    }
+    all.extend([delta::gates_shader(), delta::window_shader()]);
+    for width in [16, 64, 128, 192] {
+        all.extend([delta::convolution_shader(width), delta::norm_shader(width)]);
+        all.extend([false, true].map(|in_place| delta::rule_shader(width, in_place)));
+    }
+    all
+}
