@@ -17,6 +17,7 @@ pub mod probe;
 mod ready;
 pub mod shader;
 pub mod spirv;
+mod timing;
 
 pub use buffer::Storage;
 pub use ceiling::{CopyRate, copy_rate};
@@ -29,3 +30,4 @@ pub use pipeline::{Bound, Pipeline, Pipelines, Slice};
 pub use probe::{Exactness, probe};
 pub use ready::Ready;
 pub use shader::{Constant, Division, Fma, Forms, Shader};
+pub use timing::Timing;

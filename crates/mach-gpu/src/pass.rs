@@ -7,6 +7,7 @@ use wgpu::{Buffer, CommandEncoder, ComputePass, ComputePassDescriptor, PollType,
 
 use crate::buffer::{Staging, Storage};
 use crate::pipeline::{Bound, Pipeline, Slice};
+use crate::timing::{Resolved, Stamps, Timing};
 use crate::{Context, GpuError};
 
 /// Records commands. A dispatch sees what those before it have written.
@@ -17,13 +18,19 @@ pub struct Recorder {
     pass: Option<ComputePass<'static>>,
     encoder: CommandEncoder,
     dispatches: usize,
+    stamps: Option<Stamps>,
 }
 
 impl Recorder {
     /// Nothing yet.
     pub fn new(context: &Context) -> Recorder {
         let encoder = context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        Recorder { context: context.clone(), pass: None, encoder, dispatches: 0 }
+        Recorder { context: context.clone(), pass: None, encoder, dispatches: 0, stamps: None }
+    }
+
+    /// As [`new`](Self::new), each dispatch timed where the device can; it costs a wait between dispatches.
+    pub fn timed(context: &Context) -> Recorder {
+        Recorder { stamps: Stamps::new(context), ..Recorder::new(context) }
     }
 
     /// The device.
@@ -52,9 +59,13 @@ impl Recorder {
         if groups.contains(&0) {
             return Ok(());
         }
-        let encoder = &mut self.encoder;
+        let (encoder, stamps) = (&mut self.encoder, &mut self.stamps);
         let pass = self.pass.get_or_insert_with(|| {
-            encoder.begin_compute_pass(&ComputePassDescriptor::default()).forget_lifetime()
+            let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default()).forget_lifetime();
+            if let Some(stamps) = stamps {
+                stamps.stamp(&mut pass, None);
+            }
+            pass
         });
         pass.set_pipeline(bound.pipeline.raw());
         pass.set_bind_group(0, &bound.group, &[]);
@@ -62,6 +73,9 @@ impl Recorder {
             pass.set_immediates(0, immediates);
         }
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        if let Some(stamps) = stamps {
+            stamps.stamp(pass, Some(bound.pipeline.name()));
+        }
         self.dispatches += 1;
         Ok(())
     }
@@ -105,10 +119,12 @@ impl Recorder {
 
     /// Hands the commands to the device.
     pub fn submit(self) -> Submission {
-        let Recorder { context, pass, encoder, .. } = self;
+        let Recorder { context, pass, mut encoder, stamps, .. } = self;
         drop(pass);
+        // Without memory for timestamps the commands go without.
+        let resolved = stamps.and_then(|stamps| stamps.resolve(&context, &mut encoder).ok());
         let index = context.queue.submit([encoder.finish()]);
-        Submission { context, index }
+        Submission { context, index, resolved }
     }
 }
 
@@ -118,12 +134,18 @@ impl Recorder {
 pub struct Submission {
     context: Context,
     index: SubmissionIndex,
+    resolved: Option<Resolved>,
 }
 
 impl Submission {
     /// Waits until they are done. The device counts as hung after `deadline`.
     pub fn wait(self, deadline: Duration) -> Result<(), GpuError> {
-        let Submission { context, index } = self;
+        self.timings(deadline).map(drop)
+    }
+
+    /// As [`wait`](Self::wait); what each dispatch took if the recorder was [`timed`](Recorder::timed).
+    pub fn timings(self, deadline: Duration) -> Result<Vec<Timing>, GpuError> {
+        let Submission { context, index, resolved } = self;
         let waited =
             context.device.poll(PollType::Wait { submission_index: Some(index), timeout: Some(deadline) });
         if let Err(error) = waited {
@@ -132,6 +154,7 @@ impl Submission {
                 other => GpuError::Lost(other.to_string()),
             });
         }
-        context.check()
+        context.check()?;
+        resolved.map_or(Ok(Vec::new()), |resolved| resolved.read(&context, deadline))
     }
 }

@@ -96,12 +96,17 @@ pub struct Pipelines {
     context: Context,
     forms: Forms,
     made: Mutex<HashMap<Shader, Pipeline>>,
+    /// The same ones, found without putting a shader together.
+    kept: Mutex<HashMap<Key, Pipeline>>,
 }
+
+/// What tells the shaders of a kernel apart: its name, and what it is made for.
+pub type Key = (&'static str, [u32; 4]);
 
 impl Pipelines {
     /// None yet. `forms` is what the shaders' `fma_` and `div_` are.
     pub fn new(context: &Context, forms: Forms) -> Pipelines {
-        Pipelines { context: context.clone(), forms, made: Mutex::default() }
+        Pipelines { context: context.clone(), forms, made: Mutex::default(), kept: Mutex::default() }
     }
 
     /// What `fma_` and `div_` are.
@@ -117,6 +122,19 @@ impl Pipelines {
     /// The shaders that pipelines were made of, so that what ran can be looked at in other forms.
     pub fn shaders(&self) -> Vec<Shader> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// The pipeline of the shader that `shader` gives, which is asked only the first time for a key.
+    pub fn keyed(&self, key: Key, shader: impl FnOnce() -> Shader) -> Result<Pipeline, GpuError> {
+        let kept = |pipelines: &Self| {
+            pipelines.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        };
+        if let Some(pipeline) = kept(self) {
+            return Ok(pipeline);
+        }
+        let pipeline = self.get(&shader())?;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(key, pipeline.clone());
+        Ok(pipeline)
     }
 
     /// The pipeline of a shader.

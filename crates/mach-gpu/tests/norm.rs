@@ -48,3 +48,24 @@ fn rows_may_lie_in_wider_ones() {
         assert_eq!(differing(&got[1 + row * n..][..n], &want), None, "row {row}");
     }
 }
+
+#[test]
+fn a_timed_recorder_times_each_dispatch() {
+    let Some(pipelines) = common::pipelines() else { return };
+    let context = pipelines.context();
+    let x = Storage::of(context, &floats(4096, 1, 6)).unwrap();
+    let out = Storage::new(context, 4 * 4096).unwrap();
+    let mut recorder = Recorder::timed(context);
+    for round in 0..3 {
+        let params = Norm::of(2, 2048, 1e-6);
+        norm(&mut recorder, &pipelines, &params, (&x).into(), (&x).into(), (&out).into()).unwrap();
+        if round == 1 {
+            // A copy ends the pass.
+            recorder.copy_storage(&out, 0, &x, 0, 64);
+        }
+    }
+    let timings = recorder.submit().timings(DEADLINE).unwrap();
+    if context.features().contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+        assert_eq!(timings.iter().map(|timing| timing.name).collect::<Vec<_>>(), ["norm"; 3]);
+    }
+}

@@ -131,20 +131,23 @@ pub fn attention(
         blocks,
         scale.to_bits(),
     ];
-    let pipeline = pipelines.get(&shader(head_dim, queries, parts.is_some(), sinks.is_some()))?;
+    let (split, has_sinks) = (parts.is_some(), sinks.is_some());
+    let key = ("attention", [head_dim, queries, u32::from(split), u32::from(has_sinks)]);
+    let pipeline = pipelines.keyed(key, || shader(head_dim, queries, split, has_sinks))?;
     // Without sinks nothing is looked at, but something must be bound.
     let sink = sinks.unwrap_or(q);
     let to = parts.map_or(out, Slice::from);
-    let split = if parts.is_some() { pages } else { 1 };
+    let deep = if split { pages } else { 1 };
     recorder.dispatch(
         &pipeline,
         &[q, buffers.pages, table, ranges, sink, to],
         &words,
-        [blocks, heads, split],
+        [blocks, heads, deep],
     )?;
     let Some(parts) = parts else { return Ok(()) };
     let words = [rows, query_heads, first_row, ranges_at, params.pages.start, pages];
-    let pipeline = pipelines.get(&merge_shader(head_dim, sinks.is_some()))?;
+    let key = ("attention merge", [head_dim, u32::from(has_sinks), 0, 0]);
+    let pipeline = pipelines.keyed(key, || merge_shader(head_dim, has_sinks))?;
     let sink = sinks.unwrap_or(table);
     recorder.dispatch(&pipeline, &[parts.into(), ranges, sink, out], &words, grid(rows * query_heads))
 }
@@ -161,6 +164,6 @@ pub fn gate(
     out: Slice<'_>,
 ) -> Result<(), GpuError> {
     let elements = rows * heads * head_dim;
-    let pipeline = pipelines.get(&gate_shader(head_dim))?;
+    let pipeline = pipelines.keyed(("attention gate", [head_dim, 0, 0, 0]), || gate_shader(head_dim))?;
     recorder.dispatch(&pipeline, &[q, out], &[elements, q_at, out_at], grid(elements.div_ceil(256)))
 }

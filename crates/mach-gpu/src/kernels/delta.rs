@@ -111,7 +111,8 @@ pub fn gates(
     let words = [rows.rows, shape.value_heads, rows.first, rows.gates];
     let groups = grid((rows.rows * shape.value_heads).div_ceil(64));
     let buffers = [a, b, dt_bias, neg_exp_a, decay, beta];
-    recorder.dispatch(&pipelines.get(&gates_shader())?, &buffers, &words, groups)
+    let pipeline = pipelines.keyed(("delta gates", [0; 4]), gates_shader)?;
+    recorder.dispatch(&pipeline, &buffers, &words, groups)
 }
 
 /// State and results of [`steps`].
@@ -155,11 +156,13 @@ pub fn steps(
     let blocks = normed + (value_heads * value_dim).div_ceil(key_dim);
     let scale = 1.0 / (key_dim as f32).sqrt();
     let words = [rows.rows, rows.first, channels, taps, normed, blocks, scale.to_bits()];
-    let pipeline = pipelines.get(&convolution_shader(key_dim))?;
+    let pipeline =
+        pipelines.keyed(("delta convolution", [key_dim, 0, 0, 0]), || convolution_shader(key_dim))?;
     recorder.dispatch(&pipeline, &[u, before, conv, mixed], &words, grid(rows.rows * blocks))?;
 
     let words = [rows.rows, rows.first, rows.gates, key_heads, value_heads, value_dim, channels];
-    let pipeline = pipelines.get(&rule_shader(key_dim, start.is_none()))?;
+    let key = ("delta rule", [key_dim, u32::from(start.is_none()), 0, 0]);
+    let pipeline = pipelines.keyed(key, || rule_shader(key_dim, start.is_none()))?;
     let mut all = vec![mixed, decay, beta, matrices, out];
     all.extend(start);
     recorder.dispatch(&pipeline, &all, &words, [value_dim.div_ceil(32), value_heads, 1])
@@ -179,7 +182,8 @@ pub fn norm(
 ) -> Result<(), GpuError> {
     let (count, at) = (rows.rows * shape.value_heads, rows.first * shape.value_heads * shape.value_dim);
     let words = [count, at, at, eps.to_bits()];
-    let pipeline = pipelines.get(&norm_shader(shape.value_dim))?;
+    let key = ("delta norm", [shape.value_dim, 0, 0, 0]);
+    let pipeline = pipelines.keyed(key, || norm_shader(shape.value_dim))?;
     recorder.dispatch(&pipeline, &[z, weight, x], &words, grid(count.div_ceil(8)))
 }
 
@@ -197,5 +201,6 @@ pub fn shift(
         return Ok(());
     }
     let words = [rows.rows, rows.first, channels, shape.taps - 1];
-    recorder.dispatch(&pipelines.get(&window_shader())?, &[u, window], &words, [channels.div_ceil(64), 1, 1])
+    let pipeline = pipelines.keyed(("delta window", [0; 4]), window_shader)?;
+    recorder.dispatch(&pipeline, &[u, window], &words, [channels.div_ceil(64), 1, 1])
 }

@@ -59,10 +59,10 @@ pub fn heads(
     {
         return Err(GpuError::Invalid(format!("heads of {head_dim}, {rotary_dim} of it rotated")));
     }
-    let shader = heads_shader(head_dim, norm.is_some());
     let count = rows * heads;
     let words = [heads, head_stride, rotary_dim, x_at, count, angles_at, out_at, eps.to_bits()];
-    let pipeline = pipelines.get(&shader)?;
+    let key = ("heads", [head_dim, u32::from(norm.is_some()), 0, 0]);
+    let pipeline = pipelines.keyed(key, || heads_shader(head_dim, norm.is_some()))?;
     let teams = pipeline.interface().workgroup[0] / 16;
     // Without a norm its weight is not looked at, but something must be bound.
     recorder.dispatch(
@@ -114,10 +114,6 @@ pub fn append(
     let Append { heads, head_dim, rows, position, first_row, table_at } = *params;
     let words = [heads, rows, position, first_row, table_at];
     let groups = grid((rows * heads * head_dim / 2).div_ceil(256));
-    recorder.dispatch(
-        &pipelines.get(&append_shader(head_dim))?,
-        &[keys, values, table, pages],
-        &words,
-        groups,
-    )
+    let pipeline = pipelines.keyed(("append", [head_dim, 0, 0, 0]), || append_shader(head_dim))?;
+    recorder.dispatch(&pipeline, &[keys, values, table, pages], &words, groups)
 }

@@ -45,5 +45,5 @@ pub fn norm(
 ) -> Result<(), GpuError> {
     let Norm { rows, n, x_at, x_stride, out_at, out_stride, eps } = *params;
     let words = [rows, n, x_at, x_stride, out_at, out_stride, eps.to_bits()];
-    recorder.dispatch(&pipelines.get(&shader())?, &[x, w, out], &words, grid(rows))
+    recorder.dispatch(&pipelines.keyed(("norm", [0; 4]), shader)?, &[x, w, out], &words, grid(rows))
 }
