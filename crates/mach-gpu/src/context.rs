@@ -53,6 +53,11 @@ impl Context {
 
     /// Opens a device with all that shaders may use and the adapter has.
     pub fn open(found: &Found) -> Result<Context, GpuError> {
+        Context::open_without(found, Features::empty())
+    }
+
+    /// As [`open`](Self::open), as if the adapter lacked these features.
+    pub fn open_without(found: &Found, lacking: Features) -> Result<Context, GpuError> {
         let Found { facts, adapter } = found;
         let required = Features::PASSTHROUGH_SHADERS | Features::IMMEDIATES;
         let wanted = Features::TIMESTAMP_QUERY
@@ -64,7 +69,7 @@ impl Context {
             | Features::SHADER_F64
             | Features::SHADER_INT64
             | Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let has = adapter.features();
+        let has = adapter.features() - lacking;
         let lacks = |what: String| GpuError::Lacks { adapter: facts.name.clone(), what };
         if !has.contains(required) {
             return Err(lacks(format!("{:?}", required - has)));
@@ -138,6 +143,11 @@ impl Context {
     /// Whether fused multiply-adds can be put together from f64.
     pub fn has_f64(&self) -> bool {
         self.features.contains(Features::SHADER_F64 | Features::SHADER_INT64)
+    }
+
+    /// Whether threads of a subgroup can swap values.
+    pub fn has_shuffles(&self) -> bool {
+        self.features.contains(Features::SUBGROUP)
     }
 
     /// Keeps an error that was not told by a callback.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mach_kernels::simd::Simd;
 use mach_kernels::{Isa, Kernel, dispatch, math};
 
-use crate::kernels::SUMS;
+use crate::kernels::{SUMS, swap};
 use crate::shader::{Division, Fma, Forms, Shader};
 use crate::{Context, GpuError, Pipelines, Recorder, Storage};
 
@@ -18,7 +18,7 @@ const SUMS_OF_ALL: usize = N / 64;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Names of the operations, in the order of the shader.
-const OPERATIONS: [&str; 17] = [
+const OPERATIONS: [&str; 18] = [
     "sum",
     "product",
     "fma",
@@ -35,6 +35,7 @@ const OPERATIONS: [&str; 17] = [
     "softplus",
     "integer dot",
     "gemv",
+    "shuffle",
     "reduction",
 ];
 
@@ -54,9 +55,13 @@ impl Exactness {
     }
 }
 
-/// The shader.
-pub fn shader() -> Shader {
-    Shader::new("probe", include_str!("wgsl/probe.wgsl")).after(SUMS).with("TEAMS", 1).with("N", N as u32)
+/// The shader; `shuffle` where values are swapped inside subgroups.
+pub fn shader(shuffle: bool) -> Shader {
+    Shader::new("probe", include_str!("wgsl/probe.wgsl"))
+        .after(SUMS)
+        .after(swap(shuffle))
+        .with("TEAMS", 1)
+        .with("N", N as u32)
 }
 
 /// Runs every operation, with the adapter's own first.
@@ -79,7 +84,7 @@ pub fn probe(context: &Context) -> Result<Exactness, GpuError> {
 
 fn run(context: &Context, forms: Forms, inputs: &Inputs) -> Result<Vec<u32>, GpuError> {
     let pipelines = Pipelines::new(context, forms);
-    let pipeline = pipelines.get(&shader())?;
+    let pipeline = pipelines.get(&shader(context.has_shuffles()))?;
     let x = Storage::of(context, &inputs.x)?;
     let y = Storage::of(context, &inputs.y)?;
     let z = Storage::of(context, &inputs.z)?;
@@ -156,6 +161,7 @@ impl Inputs {
         }
         out.extend((0..N).map(|i| dot(x[i].to_bits(), y[i].to_bits()) as u32));
         out.extend((0..N).map(|i| self.row(i).to_bits()));
+        out.extend((0..N as u32).map(|i| (i % 64 ^ 1) + 256 * (i % 64 ^ 2)));
         out.extend((0..SUMS_OF_ALL).map(|g| self.sum(37 * g).to_bits()));
         out
     }

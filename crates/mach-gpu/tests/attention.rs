@@ -128,6 +128,25 @@ fn attention_gives_the_twin_s_bits() {
 }
 
 #[test]
+fn attention_without_shuffles_gives_the_twin_s_bits() {
+    let Some(context) = common::context_without(wgpu::Features::SUBGROUP) else { return };
+    assert!(!context.has_shuffles());
+    let Some(pipelines) = common::pipelines_of(context) else { return };
+    let case = Case {
+        heads: 2,
+        query_heads: 8,
+        head_dim: 128,
+        len: 300,
+        rows: 3,
+        window: None,
+        causal: true,
+        sinks: true,
+    };
+    check(&pipelines, &case, false);
+    check(&pipelines, &Case { query_heads: 2, rows: 1, ..case }, true);
+}
+
+#[test]
 fn gates_give_the_twin_s_bits() {
     let Some(pipelines) = common::pipelines() else { return };
     let context = pipelines.context();

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{SUMS, grid};
+use super::{SUMS, grid, swap};
 use crate::{GpuError, Pipelines, Recorder, Shader, Slice, Storage};
 
 const SEEN: &str = include_str!("../wgsl/seen.wgsl");
@@ -51,17 +51,61 @@ impl Attention {
     }
 }
 
-/// The shader of pages.
-pub fn shader(head_dim: u32, queries: u32, split: bool, sinks: bool) -> Shader {
+/// The shader of pages. With `shuffle` threads swap values inside a subgroup, without in memory.
+pub fn shader(head_dim: u32, queries: u32, split: bool, sinks: bool, shuffle: bool) -> Shader {
     Shader::new("attention", include_str!("../wgsl/attention.wgsl"))
         .after(SUMS)
         .after(SEEN)
+        .after(swap(shuffle))
+        .after_generated(products(queries as usize))
         .with("TEAMS", queries)
         .with("QUERIES", queries)
         .with("HEAD_DIM", head_dim)
         .with("SUMS", if split { 1 } else { queries * head_dim })
         .with("SPLIT", split)
         .with("SINKS", sinks)
+}
+
+/// `products`: four threads have a key, a quarter of the sixteen partial sums each, for all queries, whose sums are
+/// variables of their own, so that they stay in registers. In the end each thread has some of the queries: what it gives
+/// away and what it keeps are exchanged twice, and added in the order of the tree.
+fn products(queries: usize) -> String {
+    let mut text =
+        String::from("fn products(key: u32, inside: bool, quarter: u32, t: u32, position: u32) {\n");
+    let each = |f: &dyn Fn(usize) -> String, n: usize| (0..n).map(f).collect::<String>();
+    text += &each(&|i| format!("  var a{i} = vec4<f32>();\n"), queries);
+    text += "  if (inside) {\n    for (var d = 0u; d < HEAD_DIM / 4u; d += 4u) {\n";
+    text += "      let k = wide(cache[key + d]);\n      let at = d + quarter;\n";
+    text += &each(&|i| format!("      a{i} = fma4(query[at + {i}u * (HEAD_DIM / 4u)], k, a{i});\n"), queries);
+    text += "    }\n  }\n  let low = quarter < 2u;\n  let even = (quarter & 1u) == 0u;\n";
+    // Partial sums i and i + 8 lie two threads apart, then i and i + 4 one.
+    let half = queries / 2;
+    text += &each(
+        &|i| {
+            let j = i + half;
+            format!("  let b{i} = select(a{j}, a{i}, low) + swap(select(a{i}, a{j}, low), 2u, t);\n")
+        },
+        half,
+    );
+    let kept = half.div_ceil(2);
+    text += &each(
+        &|i| {
+            let j = (i + kept) % half;
+            format!("  let c{i} = select(b{j}, b{i}, even) + swap(select(b{i}, b{j}, even), 1u, t);\n")
+        },
+        kept,
+    );
+    text += "  if (!inside) { return; }\n";
+    text += &format!("  let first = select({half}u, 0u, low) + select({}u, 0u, even);\n", half - kept);
+    text += &each(
+        &|i| {
+            format!(
+                "  score[(first + {i}u) * PAGE + position] = ((c{i}.x + c{i}.z) + (c{i}.y + c{i}.w)) * p.scale;\n"
+            )
+        },
+        kept,
+    );
+    text + "}\n"
 }
 
 /// The shader that merges parts.
@@ -132,8 +176,9 @@ pub fn attention(
         scale.to_bits(),
     ];
     let (split, has_sinks) = (parts.is_some(), sinks.is_some());
+    let shuffle = pipelines.context().has_shuffles();
     let key = ("attention", [head_dim, queries, u32::from(split), u32::from(has_sinks)]);
-    let pipeline = pipelines.keyed(key, || shader(head_dim, queries, split, has_sinks))?;
+    let pipeline = pipelines.keyed(key, || shader(head_dim, queries, split, has_sinks, shuffle))?;
     // Without sinks nothing is looked at, but something must be bound.
     let sink = sinks.unwrap_or(q);
     let to = parts.map_or(out, Slice::from);

@@ -18,15 +18,26 @@ pub fn grid(n: u32) -> [u32; 3] {
 /// Partial sums by index modulo 16 and the tree over them.
 pub const SUMS: &str = include_str!("../wgsl/sums.wgsl");
 
+/// `swap`, by which threads give each other values: inside subgroups, or in memory.
+pub fn swap(shuffle: bool) -> &'static str {
+    if shuffle {
+        include_str!("../wgsl/swap_subgroup.wgsl")
+    } else {
+        include_str!("../wgsl/swap_memory.wgsl")
+    }
+}
+
 /// Every shader at sizes that are in use, and at the largest: what tests of all shaders go through.
 pub fn instances() -> Vec<crate::Shader> {
-    let mut all = vec![crate::probe::shader(), norm::shader()];
+    let mut all = vec![crate::probe::shader(true), crate::probe::shader(false), norm::shader()];
     for head_dim in [16, 64, 80, 128, 256, 512] {
         all.extend([heads::append_shader(head_dim), attention::gate_shader(head_dim)]);
         for flag in [false, true] {
             all.extend([heads::heads_shader(head_dim, flag), attention::merge_shader(head_dim, flag)]);
             for queries in [2, 4, 8].into_iter().filter(|n| n * head_dim <= 2048) {
-                all.extend([false, true].map(|split| attention::shader(head_dim, queries, split, flag)));
+                all.extend(
+                    [false, true].map(|split| attention::shader(head_dim, queries, split, flag, split)),
+                );
             }
         }
     }

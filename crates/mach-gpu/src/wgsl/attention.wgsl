@@ -19,6 +19,8 @@ var<immediate> p: Params;
 const ROW: u32 = HEAD_DIM / 2u; // words of a position
 const THREADS: u32 = 256u;
 const LANES: u32 = 16u;
+// Keys that are worked on at once, four threads each.
+const KEYS: u32 = 64u;
 // A thread sums two elements for PAIRED queries at once.
 const PAIRED: u32 = 2u;
 const ITEMS: u32 = (QUERIES / PAIRED) * ROW;
@@ -33,14 +35,6 @@ var<workgroup> old_factor: array<f32, QUERIES>;
 var<workgroup> new_factor: array<f32, QUERIES>;
 var<workgroup> begun: array<u32, QUERIES>;
 
-// Four partial sums of a product, of the elements 4 k to 4 k + 3 of each sixteen.
-struct Sixteen { a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32> }
-fn sum_sixteen(s: Sixteen) -> f32 {
-  let e = s.a + s.c;
-  let f = s.b + s.d;
-  let g = e + f;
-  return (g.x + g.z) + (g.y + g.w);
-}
 fn wide(w: vec2<u32>) -> vec4<f32> {
   return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
 }
@@ -65,6 +59,8 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
   let lane = t % LANES;
   let range = ranges[p.ranges_at + (first + min(mine, count - 1u)) / p.group];
   if (t < QUERIES) { begun[t] = 0u; }
+  // Of the four threads that share a key this is the one of elements 4 `quarter` and following of each sixteen.
+  let quarter = t % 4u;
   // Rows ascend, and so do both ends of their ranges, but for those of a window that sees no end.
   var page = p.first_page;
   var end = p.first_page + p.pages;
@@ -85,31 +81,11 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     let base = table[p.table_at + page] * (p.heads * PAGE * ROW);
     workgroupBarrier();
 
-    // A key a thread.
-    if (t < most && t >= seen_from) {
-      let key = base + (head * PAGE + t) * (ROW / 2u);
-      for (var i = 0u; i < QUERIES; i += 2u) {
-        var x = Sixteen(vec4<f32>(), vec4<f32>(), vec4<f32>(), vec4<f32>());
-        var y = x;
-        let qx = i * (HEAD_DIM / 4u);
-        let qy = qx + HEAD_DIM / 4u;
-        for (var d = 0u; d < HEAD_DIM / 4u; d += 4u) {
-          let k0 = wide(cache[key + d]);
-          let k1 = wide(cache[key + d + 1u]);
-          let k2 = wide(cache[key + d + 2u]);
-          let k3 = wide(cache[key + d + 3u]);
-          x.a = fma4(query[qx + d], k0, x.a);
-          y.a = fma4(query[qy + d], k0, y.a);
-          x.b = fma4(query[qx + d + 1u], k1, x.b);
-          y.b = fma4(query[qy + d + 1u], k1, y.b);
-          x.c = fma4(query[qx + d + 2u], k2, x.c);
-          y.c = fma4(query[qy + d + 2u], k2, y.c);
-          x.d = fma4(query[qx + d + 3u], k3, x.d);
-          y.d = fma4(query[qy + d + 3u], k3, y.d);
-        }
-        score[i * PAGE + t] = sum_sixteen(x) * p.scale;
-        score[(i + 1u) * PAGE + t] = sum_sixteen(y) * p.scale;
-      }
+    for (var first_key = seen_from / KEYS * KEYS; first_key < most; first_key += KEYS) {
+      let position = first_key + t / 4u;
+      let inside = position < most && position >= seen_from;
+      let key = base + (head * PAGE + position) * (ROW / 2u) + quarter;
+      products(key, inside, quarter, t, position);
     }
     workgroupBarrier();
 
@@ -169,14 +145,35 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     for (var item = t; item < ITEMS; item += THREADS) {
       let i = (item / ROW) * PAIRED;
       let word = item % ROW;
+      let column = values + word / 2u;
+      let half = word & 1u;
       var x = vec2<f32>();
       var y = vec2<f32>();
-      let s = i * PAGE;
-      for (var j = seen_from; j < most; j++) {
-        let both = cache[values + j * (ROW / 2u) + word / 2u];
-        let v = bf16_pair(select(both.x, both.y, (word & 1u) == 1u));
-        let wx = score[s + j];
-        let wy = score[s + PAGE + j];
+      let sx = i * PAGE;
+      let sy = sx + PAGE;
+      // What lies before the first position that any query sees has weight 0.
+      var j = seen_from / 4u * 4u;
+      for (; j + 4u <= most; j += 4u) {
+        let at = column + j * (ROW / 2u);
+        let v0 = bf16_pair(cache[at][half]);
+        let v1 = bf16_pair(cache[at + ROW / 2u][half]);
+        let v2 = bf16_pair(cache[at + 2u * (ROW / 2u)][half]);
+        let v3 = bf16_pair(cache[at + 3u * (ROW / 2u)][half]);
+        let wx = vec4<f32>(score[sx + j], score[sx + j + 1u], score[sx + j + 2u], score[sx + j + 3u]);
+        let wy = vec4<f32>(score[sy + j], score[sy + j + 1u], score[sy + j + 2u], score[sy + j + 3u]);
+        x = vec2<f32>(fma_(wx.x, v0.x, x.x), fma_(wx.x, v0.y, x.y));
+        y = vec2<f32>(fma_(wy.x, v0.x, y.x), fma_(wy.x, v0.y, y.y));
+        x = vec2<f32>(fma_(wx.y, v1.x, x.x), fma_(wx.y, v1.y, x.y));
+        y = vec2<f32>(fma_(wy.y, v1.x, y.x), fma_(wy.y, v1.y, y.y));
+        x = vec2<f32>(fma_(wx.z, v2.x, x.x), fma_(wx.z, v2.y, x.y));
+        y = vec2<f32>(fma_(wy.z, v2.x, y.x), fma_(wy.z, v2.y, y.y));
+        x = vec2<f32>(fma_(wx.w, v3.x, x.x), fma_(wx.w, v3.y, x.y));
+        y = vec2<f32>(fma_(wy.w, v3.x, y.x), fma_(wy.w, v3.y, y.y));
+      }
+      for (; j < most; j++) {
+        let v = bf16_pair(cache[column + j * (ROW / 2u)][half]);
+        let wx = score[sx + j];
+        let wy = score[sy + j];
         x = vec2<f32>(fma_(wx, v.x, x.x), fma_(wx, v.y, x.y));
         y = vec2<f32>(fma_(wy, v.x, y.x), fma_(wy, v.y, y.y));
       }

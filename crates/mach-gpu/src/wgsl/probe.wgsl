@@ -43,6 +43,11 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
   }
   out[15u * N + i] = bitcast<u32>(row);
 
+  // Neighbours, as the scores of attention are added up.
+  let near = swap(vec4<f32>(f32(t)), 1u, t).x;
+  let far = swap(vec4<f32>(f32(t)), 2u, t).w;
+  out[16u * N + i] = u32(near) + 256u * u32(far);
+
   // A sum of all products, begun somewhere else by each workgroup.
   if (t < 16u) {
     var acc = 0.0f;
@@ -50,5 +55,5 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     partials[t] = acc;
   }
   workgroupBarrier();
-  if (t == 0u) { out[16u * N + g.x] = bitcast<u32>(tree(0u)); }
+  if (t == 0u) { out[17u * N + g.x] = bitcast<u32>(tree(0u)); }
 }

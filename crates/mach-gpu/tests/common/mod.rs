@@ -20,9 +20,20 @@ pub(crate) fn context() -> Option<Context> {
     }
 }
 
+/// As [`context`], without some features.
+pub(crate) fn context_without(lacking: wgpu::Features) -> Option<Context> {
+    let index = context()?.facts().index;
+    let found = mach_gpu::adapters().unwrap().into_iter().nth(index).unwrap();
+    Some(Context::open_without(&found, lacking).unwrap())
+}
+
 /// Of the forms that the adapter is exact with.
 pub(crate) fn pipelines() -> Option<Pipelines> {
-    let context = context()?;
+    pipelines_of(context()?)
+}
+
+/// Of the forms that this one is exact with.
+pub(crate) fn pipelines_of(context: Context) -> Option<Pipelines> {
     let found = mach_gpu::probe::probe(&context).unwrap();
     assert!(found.exact(), "{found:?}");
     Some(Pipelines::new(&context, found.forms))
