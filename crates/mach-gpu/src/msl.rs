@@ -110,7 +110,7 @@ fn own_memory(text: &str, entry: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Forms;
     use crate::kernels::instances;
@@ -123,52 +123,58 @@ mod tests {
         text.chars().fold(0, |depth, c| depth + i32::from(c == '{') - i32::from(c == '}'))
     }
 
+    /// Pragmas, slots, memory and what must not be there. Nothing here compiles MSL; naga has validated what it is made of.
+    pub(crate) fn check(shader: &crate::Shader) {
+        for division in [Division::Native, Division::Scaled] {
+            check_form(shader, Forms { fma: Fma::Native, division });
+        }
+    }
+
+    fn check_form(shader: &crate::Shader, forms: Forms) {
+        let module = shader.module(forms).unwrap();
+        let Text { source, entry } = module.msl().unwrap();
+        let name = shader.name;
+        assert!(source.starts_with(PRAGMAS), "{name}");
+        assert_eq!(depth(&source), 0, "{name}");
+        for refused in [
+            "BufferSizes",
+            "_buffer_sizes",
+            "fast::",
+            "metal::sqrt",
+            "metal::exp",
+            "metal::tanh",
+            "metal::fmax",
+            "metal::fmin",
+            "double",
+        ] {
+            assert!(!source.contains(refused), "{name}: {refused}\n{source}");
+        }
+        // Arguments: built-in values, then buffers in the slots that wgpu gives.
+        let (_, rest) = source.split_once(&format!("kernel void {entry}(\n")).unwrap();
+        let (arguments, body) = rest.split_once("\n) {\n").unwrap();
+        assert!(!arguments.contains("threadgroup "), "{name}: {arguments}");
+        let mut slots: Vec<u32> = arguments
+            .split("[[buffer(")
+            .skip(1)
+            .map(|rest| rest.split(')').next().unwrap().parse().unwrap())
+            .collect();
+        slots.sort_unstable();
+        let interface = &module.interface;
+        let count = interface.writable.len() as u32 + u32::from(interface.immediates > 0);
+        assert_eq!(slots, (0..count).collect::<Vec<_>>(), "{name}: {arguments}");
+        if interface.immediates > 0 {
+            let first = arguments.lines().find(|line| line.contains("[[buffer(0)]]")).unwrap();
+            assert!(first.starts_with(", constant "), "{name}: {first}");
+        }
+        let declared = body.lines().take_while(|line| line.trim_start().starts_with("threadgroup ")).count();
+        assert_eq!(declared > 0, interface.workgroup_bytes > 0, "{name}");
+        assert!(interface.workgroup_bytes <= MEMORY, "{name}: {} bytes", interface.workgroup_bytes);
+        assert!(interface.workgroup.iter().product::<u32>() <= 1024, "{name}");
+    }
+
     #[test]
     fn every_shader_is_sound_msl() {
-        for division in [Division::Native, Division::Scaled] {
-            for shader in instances() {
-                let module = shader.module(Forms { fma: Fma::Native, division }).unwrap();
-                let Text { source, entry } = module.msl().unwrap();
-                let name = shader.name;
-                assert!(source.starts_with(PRAGMAS), "{name}");
-                assert_eq!(depth(&source), 0, "{name}");
-                for refused in [
-                    "BufferSizes",
-                    "_buffer_sizes",
-                    "fast::",
-                    "metal::sqrt",
-                    "metal::exp",
-                    "metal::tanh",
-                    "metal::fmax",
-                    "metal::fmin",
-                    "double",
-                ] {
-                    assert!(!source.contains(refused), "{name}: {refused}\n{source}");
-                }
-                // Arguments: built-in values, then buffers in the slots that wgpu gives.
-                let (_, rest) = source.split_once(&format!("kernel void {entry}(\n")).unwrap();
-                let (arguments, body) = rest.split_once("\n) {\n").unwrap();
-                assert!(!arguments.contains("threadgroup "), "{name}: {arguments}");
-                let mut slots: Vec<u32> = arguments
-                    .split("[[buffer(")
-                    .skip(1)
-                    .map(|rest| rest.split(')').next().unwrap().parse().unwrap())
-                    .collect();
-                slots.sort_unstable();
-                let interface = &module.interface;
-                let count = interface.writable.len() as u32 + u32::from(interface.immediates > 0);
-                assert_eq!(slots, (0..count).collect::<Vec<_>>(), "{name}: {arguments}");
-                if interface.immediates > 0 {
-                    let first = arguments.lines().find(|line| line.contains("[[buffer(0)]]")).unwrap();
-                    assert!(first.starts_with(", constant "), "{name}: {first}");
-                }
-                let declared =
-                    body.lines().take_while(|line| line.trim_start().starts_with("threadgroup ")).count();
-                assert_eq!(declared > 0, interface.workgroup_bytes > 0, "{name}");
-                assert!(interface.workgroup_bytes <= MEMORY, "{name}: {} bytes", interface.workgroup_bytes);
-                assert!(interface.workgroup.iter().product::<u32>() <= 1024, "{name}");
-            }
-        }
+        instances().iter().for_each(check);
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Inputs {
         }
         out.extend((0..N).map(|i| dot(x[i].to_bits(), y[i].to_bits()) as u32));
         out.extend((0..N).map(|i| self.row(i).to_bits()));
-        out.extend((0..N as u32).map(|i| (i % 64 ^ 1) + 256 * (i % 64 ^ 2)));
+        out.extend((0..N as u32).map(|i| ((i % 64) ^ 1) + 256 * ((i % 64) ^ 2)));
         out.extend((0..SUMS_OF_ALL).map(|g| self.sum(37 * g).to_bits()));
         out
     }

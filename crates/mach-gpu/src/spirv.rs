@@ -177,7 +177,7 @@ pub fn exact(words: &[u32], controls: Controls) -> Result<Vec<u32>, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::kernels::instances;
     use crate::shader::{Division, Fma, Forms, Shader};
@@ -205,18 +205,21 @@ mod tests {
         (results, marked, modes)
     }
 
+    /// Every float operation is decorated, and the modes are there that a driver has.
+    pub(crate) fn check(shader: &Shader) {
+        for fma in [Fma::Native, Fma::Double] {
+            let module = shader.module(Forms { fma, division: Division::Scaled }).unwrap();
+            let (results, marked, modes) = decorated(&module.spirv(ALL).unwrap());
+            assert_eq!(results, marked, "{}", shader.name);
+            assert_eq!(modes, [1, 1, 1]);
+            let (_, _, modes) = decorated(&module.spirv(Controls::NONE).unwrap());
+            assert_eq!(modes, [0, 0, 0]);
+        }
+    }
+
     #[test]
     fn every_float_operation_of_every_shader_is_decorated() {
-        for shader in instances() {
-            for fma in [Fma::Native, Fma::Double] {
-                let module = shader.module(Forms { fma, division: Division::Scaled }).unwrap();
-                let (results, marked, modes) = decorated(&module.spirv(ALL).unwrap());
-                assert_eq!(results, marked, "{}", shader.name);
-                assert_eq!(modes, [1, 1, 1]);
-                let (_, _, modes) = decorated(&module.spirv(Controls::NONE).unwrap());
-                assert_eq!(modes, [0, 0, 0]);
-            }
-        }
+        instances().iter().for_each(check);
     }
 
     #[test]

@@ -248,3 +248,64 @@ impl Ops {
         Ok(pipeline)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mach_quant::Bits;
+
+    use super::*;
+
+    fn form(codec: Codec, order: Order) -> Form {
+        Form::of(&MatrixLayout { rows: 16, cols: 128, codec, order }).unwrap()
+    }
+
+    /// Every operation, for every encoding.
+    fn every() -> Vec<Op> {
+        let mut forms = vec![
+            form(Codec::Dense(FloatType::Bf16), Order::Rows),
+            form(Codec::Dense(FloatType::F32), Order::Rows),
+        ];
+        for order in [Order::Tiles, Order::Rows] {
+            forms.push(form(Codec::Mxfp4, order));
+            for bits in [Bits::B2, Bits::B3, Bits::B4, Bits::B5, Bits::B6, Bits::B8] {
+                forms.push(form(Codec::Affine { bits, group: 64, scales: FloatType::Bf16 }, order));
+            }
+            for (group, scales) in [(32, FloatType::F32), (128, FloatType::Bf16)] {
+                forms.push(form(Codec::Affine { bits: Bits::B4, group, scales }, order));
+            }
+        }
+        let mut all = vec![Op::Add, Op::Cap, Op::CopyRows, Op::CopyWithin, Op::TopK, Op::Lead, Op::Convolve];
+        for form in forms {
+            all.extend([Op::Embed(form), Op::ExpertProduct(form)]);
+            all.extend([1, 2, 4].map(|rows| Op::Product { form, rows }));
+        }
+        for (activation, limit) in [(0, None), (1, Some(7.0f32)), (2, None)] {
+            let gated = Gated { activation, alpha: 1.702f32.to_bits(), limit: limit.map(f32::to_bits) };
+            all.extend([Op::Gate(gated), Op::GateTwo(gated)]);
+            all.extend([32, 64, 128].map(|group| Op::GateQuantize { group, gated }));
+        }
+        all.extend([32, 64, 128].map(|group| Op::Quantize { group }));
+        all.extend([false, true].map(|bf16| Op::ExpertBias { bf16 }));
+        all.extend([0, 1, 2].map(|shared| Op::Combine { shared }));
+        for flags in 0..32 {
+            let flag = |bit: u32| flags >> bit & 1 == 1;
+            all.push(Op::Route(Routes {
+                over_all: flag(0),
+                normalise: flag(1),
+                biased: flag(2),
+                scaled: flag(3),
+                gated: flag(4),
+            }));
+        }
+        all
+    }
+
+    #[test]
+    fn every_operation_is_sound_spirv_and_msl() {
+        for op in every() {
+            let shader = op.shader();
+            crate::spirv::tests::check(&shader);
+            crate::msl::tests::check(&shader);
+        }
+    }
+}
