@@ -37,6 +37,9 @@ pub(crate) enum DraftFound {
     Neither(String),
 }
 
+/// A draft with the bytes of its weights, if there is one, and how tokens are decoded.
+pub(crate) type Loaded = (Option<Arc<dyn Draft>>, Option<usize>, Decoding);
+
 impl DraftFound {
     /// What it takes of memory.
     pub(crate) fn needs(&self) -> DraftNeeds {
@@ -63,7 +66,7 @@ impl DraftFound {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         model: &mut dyn Model,
-    ) -> Result<(Option<Arc<dyn Draft>>, Option<usize>, Decoding), Exit> {
+    ) -> Result<Loaded, Exit> {
         let own = match self {
             DraftFound::Block(path, _) | DraftFound::NoBlock(path, _) => Some(*path),
             _ => own_path(checkpoint).filter(|path| path.is_v4()),

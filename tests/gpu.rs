@@ -37,7 +37,8 @@ fn ask(server: &Server, turns: &[&str]) -> (String, u64) {
     (answer.text(), cached)
 }
 
-const FIRST: &str = "Write a Python function that adds two numbers, and say in one sentence what it is good for.";
+const FIRST: &str =
+    "Write a Python function that adds two numbers, and say in one sentence what it is good for.";
 
 /// A conversation of two turns, the second on a server of another device that shares the disk.
 fn conversation(devices: [&str; 2], dir: &Path) -> (Vec<String>, u64) {

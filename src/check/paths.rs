@@ -36,10 +36,8 @@ pub(crate) fn of(
         Verdict::WontFit => Err(fit.reason.clone().unwrap_or_default()),
         _ => Ok(()),
     };
-    let streamed = LoadOptions {
-        experts: ExpertMode::Streaming(StreamingOptions::default()),
-        ..config.load.clone()
-    };
+    let streamed =
+        LoadOptions { experts: ExpertMode::Streaming(StreamingOptions::default()), ..config.load.clone() };
     let gpu = |load: &LoadOptions| on_gpu(config.device, checkpoint, load);
     let (gpu_resident, gpu_streamed) = (gpu(&config.load), gpu(&streamed));
     let residencies = [

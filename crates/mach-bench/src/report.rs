@@ -195,7 +195,14 @@ impl fmt::Display for Report {
                 }
             };
         line(f, "prefill", plan.prompt, &self.prefill, "GMAC/s", "the int8 units")?;
-        line(f, "decode", plan.decode, &self.decode, "GB/s", if self.card.is_some() { "the card's copies" } else { "memory" })
+        line(
+            f,
+            "decode",
+            plan.decode,
+            &self.decode,
+            "GB/s",
+            if self.card.is_some() { "the card's copies" } else { "memory" },
+        )
     }
 }
 

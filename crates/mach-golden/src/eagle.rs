@@ -8,7 +8,6 @@ use mach_checkpoint::Checkpoint;
 use mach_models::mtp::{Features, Mtp};
 use mach_models::{DraftOptions, LogitRows, Model, Segment};
 use mach_specdec::{Argmax, Drafting, MtpProposer, Proposed, Proposer as _, Taps};
-use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::compare::largest_difference;
@@ -35,8 +34,8 @@ pub(crate) fn check(dir: &Path, options: &Options, report: &mut dyn FnMut(&Check
     let model = model.as_mut();
     let head = Arc::new(model.load_eagle(dir, DraftOptions::default())?);
     let (bytes, prompts) = (read("golden.safetensors")?, std::fs::read(target.join("golden.safetensors"))?);
-    let golden = Golden { tensors: SafeTensors::deserialize(&bytes)? };
-    let prompts = Golden { tensors: SafeTensors::deserialize(&prompts)? };
+    let golden = Golden::parse(&bytes)?;
+    let prompts = Golden::parse(&prompts)?;
     let mut passed = true;
     let mut tell = |check: Check| {
         passed &= check.passed();
