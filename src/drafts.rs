@@ -37,8 +37,16 @@ pub(crate) enum DraftFound {
     Neither(String),
 }
 
-/// A draft with the bytes of its weights, if there is one, and how tokens are decoded.
-pub(crate) type Loaded = (Option<Arc<dyn Draft>>, Option<usize>, Decoding);
+/// What became of a draft.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// On the model's device, if there is one.
+    pub(crate) draft: Option<Arc<dyn Draft>>,
+    /// Bytes of its weights.
+    pub(crate) bytes: Option<usize>,
+    /// How tokens are decoded.
+    pub(crate) decoding: Decoding,
+}
 
 impl DraftFound {
     /// What it takes of memory.
@@ -60,7 +68,7 @@ impl DraftFound {
         }
     }
 
-    /// Loads it, and decides how tokens are decoded: the draft, the bytes of its weights, the decision.
+    /// Loads it, and decides how tokens are decoded.
     pub(crate) fn load(
         &self,
         checkpoint: &Checkpoint,
@@ -77,7 +85,7 @@ impl DraftFound {
                 let bytes = block.as_ref().map(|block| block.weight_bytes());
                 let gate = path.is_v4().then(|| Arc::new(RhoGate::new(config.rho_gate)));
                 let draft = block.map(|block| Arc::new(MtpDraft::new(block, gate)) as Arc<dyn Draft>);
-                Ok((draft, bytes, decoding))
+                Ok(Loaded { draft, bytes, decoding })
             }
             None => {
                 if let DraftFound::Neither(reason) = self
@@ -87,7 +95,7 @@ impl DraftFound {
                 }
                 let (draft, decoding) = load_draft(config, model)?;
                 let bytes = draft.as_ref().map(|draft| draft.weight_bytes());
-                Ok((draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding))
+                Ok(Loaded { draft: draft.map(|draft| draft as Arc<dyn Draft>), bytes, decoding })
             }
         }
     }

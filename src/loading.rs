@@ -19,7 +19,7 @@ use crate::Exit;
 use crate::args::ModelConfig;
 use crate::budget::{Budget, Clients};
 use crate::device::{Chosen, DeviceArg};
-use crate::drafts::{DraftFound, draft_dir, draft_that_fits};
+use crate::drafts::{DraftFound, Loaded, draft_dir, draft_that_fits};
 use crate::experts::Prepared;
 use crate::identity::{Identity, WeightFiles};
 use crate::signals::{Signal, Signals};
@@ -135,7 +135,8 @@ impl Opened {
         let (Prepared { load, budget, residency, signals }, found) = self.budget(&engine)?;
         signals.into_iter().for_each(|signal| signal.emit_to(report.signals));
         let mut model = self.weights(&load, report, progress)?;
-        let (draft, draft_bytes, decoding) = found.load(&self.checkpoint, &self.config, model.as_mut())?;
+        let loaded = found.load(&self.checkpoint, &self.config, model.as_mut())?;
+        let Loaded { draft, bytes: draft_bytes, decoding } = loaded;
         let rho = draft.as_ref().and_then(|draft| draft.gate().cloned());
         let (card, numerics) = (model.card(), model.numerics());
         let settings = self.settings(engine, &budget, draft, &decoding, &numerics);
