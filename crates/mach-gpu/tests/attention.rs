@@ -3,7 +3,7 @@
 mod common;
 
 use common::{DEADLINE, differing, floats, uniform};
-use mach_gpu::kernels::attention::{Attention, Buffers, attention, gate};
+use mach_gpu::kernels::attention::{self, Attention, Batch, Blocks, Buffers, attend, attention, gate};
 use mach_gpu::kernels::heads::page_words;
 use mach_gpu::{Pipelines, Recorder, Storage};
 use mach_kernels::attention::{AttentionScratch, KvCache, KvShape, KvType, PAGE, Scores, attend_ranges};
@@ -144,6 +144,90 @@ fn attention_without_shuffles_gives_the_twin_s_bits() {
     };
     check(&pipelines, &case, false);
     check(&pipelines, &Case { query_heads: 2, rows: 1, ..case }, true);
+}
+
+/// Sequences of several lengths in one pass, with gates: each row's result is that of its sequence alone.
+#[test]
+fn sequences_share_a_pass() {
+    let Some(pipelines) = common::pipelines() else { return };
+    let context = pipelines.context();
+    // Positions and rows of each sequence.
+    let sequences = [(300usize, 1usize), (1, 1), (700, 3), (257, 9)];
+    for (heads, query_heads, head_dim) in [(2usize, 8usize, 64usize), (1, 2, 128), (1, 1, 16)] {
+        let rows: usize = sequences.iter().map(|(_, rows)| rows).sum();
+        let width = query_heads * head_dim;
+        let (q, gates) = (uniform(rows * width, 1, 2.0), uniform(rows * width, 2, 4.0));
+        let raw: Vec<f32> =
+            q.chunks(head_dim).zip(gates.chunks(head_dim)).flat_map(|(q, gate)| [q, gate].concat()).collect();
+        let (scale, group) = (1.0 / (head_dim as f32).sqrt(), (query_heads / heads) as u32);
+        let words = page_words(heads as u32, head_dim as u32) as usize;
+        let most = sequences.iter().map(|(_, rows)| *rows).max().unwrap() as u32;
+        let queries = attention::queries(group, head_dim as u32, most);
+        let (mut want, mut pool, mut table) = (vec![0.0; rows * width], Vec::new(), vec![5u32]);
+        let (mut ranges, mut blocks, mut row) = (Vec::<u32>::new(), Vec::new(), 0);
+        for (n, &(len, count)) in sequences.iter().enumerate() {
+            let shape = KvShape { heads, head_dim, kind: KvType::Bf16 };
+            let mut cache = KvCache::new(shape);
+            let (k, v) =
+                (uniform(len * heads * head_dim, n as u32, 2.0), floats(len * heads * head_dim, 9, 3));
+            cache.append(Isa::SCALAR, &k, &v, len);
+            let seen: Vec<(usize, usize)> = (len - count..len).map(|at| (0, at + 1)).collect();
+            let part = row * width..(row + count) * width;
+            let (mut cores, mut scratch) = (Cores::new(1, Isa::SCALAR), AttentionScratch::default());
+            let out = &mut want[part.clone()];
+            attend_ranges(&mut cores, &mut scratch, &cache, &q[part], query_heads, &seen, scale, out);
+            let pages = len.div_ceil(PAGE);
+            let pad = pages * PAGE - len;
+            let zeros = vec![0.0; pad * heads * head_dim];
+            cache.append(Isa::SCALAR, &zeros, &zeros, pad);
+            attention::blocks((row as u32, count as u32), table.len() as u32, group, queries, &mut blocks);
+            table.extend((0..pages).map(|page| (pool.len() / words + page) as u32));
+            cache.sections(0).into_iter().for_each(|page| pool.extend_from_slice(page));
+            ranges.extend(seen.iter().flat_map(|&(first, end)| [first as u32, end as u32]));
+            row += count;
+        }
+        elementwise::sigmoid_mul(&mut Cores::new(1, Isa::SCALAR), &mut want, &gates);
+        let [q, raw] = [&q, &raw].map(|x| Storage::of(context, x).unwrap());
+        let [pool, table, ranges] = [&pool, &table, &ranges].map(|x| Storage::of(context, x).unwrap());
+        let list = Storage::of(context, blocks.as_flattened()).unwrap();
+        let params = Attention {
+            heads: heads as u32,
+            query_heads: query_heads as u32,
+            head_dim: head_dim as u32,
+            rows: rows as u32,
+            first_row: 0,
+            table_at: 0,
+            ranges_at: 0,
+            pages: 0..3,
+            scale,
+        };
+        for split in [false, true] {
+            let parts = split.then(|| Storage::new(context, params.parts_bytes()).unwrap());
+            let out = Storage::new(context, 4 * want.len() as u64).unwrap();
+            let buffers = Buffers {
+                q: (&q).into(),
+                pages: (&pool).into(),
+                table: (&table).into(),
+                ranges: (&ranges).into(),
+                sinks: None,
+                parts: parts.as_ref(),
+                out: (&out).into(),
+            };
+            let batch = Batch {
+                blocks: Some(Blocks { list: (&list).into(), count: blocks.len() as u32, queries }),
+                gates: Some(((&raw).into(), 0)),
+            };
+            let mut recorder = Recorder::new(context);
+            attend(&mut recorder, &pipelines, &params, &buffers, &batch).unwrap();
+            recorder.submit().wait(DEADLINE).unwrap();
+            let got: Vec<f32> = out.read(context, DEADLINE).unwrap();
+            assert_eq!(
+                differing(&got, &want),
+                None,
+                "{heads} of {head_dim} for {query_heads}, split {split}"
+            );
+        }
+    }
 }
 
 #[test]

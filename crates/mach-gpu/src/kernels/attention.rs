@@ -42,17 +42,36 @@ impl Attention {
             * u64::from(self.head_dim + 2)
             * u64::from(self.pages.end.saturating_sub(self.pages.start))
     }
-
-    /// Queries of a workgroup.
-    fn queries(&self) -> u32 {
-        let per_head = self.rows * self.query_heads / self.heads.max(1);
-        let most = if self.head_dim <= 256 { 8 } else { 4 };
-        per_head.next_power_of_two().clamp(2, most)
-    }
 }
 
-/// The shader of pages. With `shuffle` threads swap values inside a subgroup, without in memory.
-pub fn shader(head_dim: u32, queries: u32, split: bool, sinks: bool, shuffle: bool) -> Shader {
+/// Queries that a workgroup takes where no sequence has more than `rows` rows.
+pub fn queries(group: u32, head_dim: u32, rows: u32) -> u32 {
+    let most = if head_dim <= 256 { 8 } else { 4 };
+    (rows * group).next_power_of_two().clamp(2, most)
+}
+
+/// What a shader of pages is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// Width of a head.
+    pub head_dim: u32,
+    /// Queries of a workgroup: 2, 4 or 8.
+    pub queries: u32,
+    /// A page a workgroup.
+    pub split: bool,
+    /// There are sinks.
+    pub sinks: bool,
+    /// Threads swap values inside a subgroup, not in memory.
+    pub shuffle: bool,
+    /// Rows of several sequences.
+    pub batched: bool,
+    /// Outputs are multiplied by gates (by the merge, where there is one).
+    pub gated: bool,
+}
+
+/// The shader of pages.
+pub fn shader(made: Made) -> Shader {
+    let Made { head_dim, queries, split, sinks, shuffle, batched, gated } = made;
     Shader::new("attention", include_str!("../wgsl/attention.wgsl"))
         .after(SUMS)
         .after(SEEN)
@@ -64,6 +83,8 @@ pub fn shader(head_dim: u32, queries: u32, split: bool, sinks: bool, shuffle: bo
         .with("SUMS", if split { 1 } else { queries * head_dim })
         .with("SPLIT", split)
         .with("SINKS", sinks)
+        .with("BATCHED", batched)
+        .with("GATED", gated)
 }
 
 /// `products`: four threads have a key, a quarter of the sixteen partial sums each, for all queries, whose sums are
@@ -109,12 +130,13 @@ fn products(queries: usize) -> String {
 }
 
 /// The shader that merges parts.
-pub fn merge_shader(head_dim: u32, sinks: bool) -> Shader {
+pub fn merge_shader(head_dim: u32, sinks: bool, gated: bool) -> Shader {
     Shader::new("attention merge", include_str!("../wgsl/attention_merge.wgsl"))
         .after(SEEN)
         .with("HEAD_DIM", head_dim)
         .with("THREADS", head_dim.min(256))
         .with("SINKS", sinks)
+        .with("GATED", gated)
 }
 
 /// The shader of output gates.
@@ -141,16 +163,63 @@ pub struct Buffers<'a> {
     pub out: Slice<'a>,
 }
 
-/// Attends.
+/// What [`attend`] takes beside the buffers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Batch<'a> {
+    /// Rows of several sequences. Then `first_row` and `table_at` are not looked at, `rows` are those of all, `pages`
+    /// reaches over the pages of all, and ranges are counted from row 0.
+    pub blocks: Option<Blocks<'a>>,
+    /// Raw queries `[_, query_heads, 2 * head_dim]`, each head's query and then the gate of its output, and the first
+    /// word of them.
+    pub gates: Option<(Slice<'a>, u32)>,
+}
+
+/// Blocks of several sequences.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks<'a> {
+    /// Of [`blocks`], one sequence behind the other.
+    pub list: Slice<'a>,
+    /// How many.
+    pub count: u32,
+    /// What they were made with.
+    pub queries: u32,
+}
+
+/// Appends the blocks of a sequence's rows, from `first_row` of the pass on, whose pages begin at `table_at`. `group` is
+/// the number of query heads of a key/value head.
+pub fn blocks(
+    (first_row, rows): (u32, u32),
+    table_at: u32,
+    group: u32,
+    queries: u32,
+    out: &mut Vec<[u32; 4]>,
+) {
+    let all = rows * group;
+    let block = |first: u32| [first_row, first, queries.min(all - first), table_at];
+    out.extend((0..all).step_by(queries.max(1) as usize).map(block));
+}
+
+/// Attends, rows of one sequence, without gates.
 pub fn attention(
     recorder: &mut Recorder,
     pipelines: &Pipelines,
     params: &Attention,
     buffers: &Buffers<'_>,
 ) -> Result<(), GpuError> {
-    let Attention { heads, query_heads, head_dim, rows, first_row, table_at, ranges_at, scale, .. } = *params;
+    attend(recorder, pipelines, params, buffers, &Batch::default())
+}
+
+/// Attends.
+pub fn attend(
+    recorder: &mut Recorder,
+    pipelines: &Pipelines,
+    params: &Attention,
+    buffers: &Buffers<'_>,
+    batch: &Batch<'_>,
+) -> Result<(), GpuError> {
+    let Attention { heads, query_heads, head_dim, rows, table_at, ranges_at, scale, .. } = *params;
     let pages = params.pages.end.saturating_sub(params.pages.start);
-    if !head_dim.is_multiple_of(16) || head_dim > 512 || !query_heads.is_multiple_of(heads.max(1)) {
+    if !head_dim.is_multiple_of(16) || head_dim > 512 || heads == 0 || !query_heads.is_multiple_of(heads) {
         return Err(GpuError::Invalid(format!(
             "attention of {query_heads} over {heads} heads of {head_dim}"
         )));
@@ -160,9 +229,33 @@ pub fn attention(
     }
     let Buffers { q, table, ranges, sinks, out, .. } = *buffers;
     let parts = buffers.parts.filter(|parts| pages > 1 && parts.bytes() >= params.parts_bytes());
-    let queries = params.queries();
-    let group = query_heads / heads.max(1);
-    let blocks = (rows * group).div_ceil(queries);
+    let group = query_heads / heads;
+    let first_row = if batch.blocks.is_some() { 0 } else { params.first_row };
+    let (queries, blocks) = match &batch.blocks {
+        Some(blocks) => (blocks.queries, blocks.count),
+        None => {
+            let queries = queries(group, head_dim, rows);
+            (queries, (rows * group).div_ceil(queries))
+        }
+    };
+    let split = parts.is_some();
+    let made = Made {
+        head_dim,
+        queries,
+        split,
+        sinks: sinks.is_some(),
+        shuffle: pipelines.context().has_shuffles(),
+        batched: batch.blocks.is_some(),
+        gated: batch.gates.is_some() && !split,
+    };
+    let flags = [split, made.sinks, made.shuffle, made.batched, made.gated];
+    let flags = flags.iter().fold(0, |flags, flag| 2 * flags + u32::from(*flag));
+    let pipeline = pipelines.keyed(("attention", [head_dim, queries, flags, 0]), || shader(made))?;
+    // What is not there is not looked at, but something must be bound.
+    let sink = sinks.unwrap_or(q);
+    let list = batch.blocks.map_or(ranges, |blocks| blocks.list);
+    let (gates, gates_at) = batch.gates.unwrap_or((q, 0));
+    let to = parts.map_or(out, Slice::from);
     let words = [
         heads,
         group,
@@ -174,27 +267,17 @@ pub fn attention(
         pages,
         blocks,
         scale.to_bits(),
+        gates_at,
     ];
-    let (split, has_sinks) = (parts.is_some(), sinks.is_some());
-    let shuffle = pipelines.context().has_shuffles();
-    let key = ("attention", [head_dim, queries, u32::from(split), u32::from(has_sinks)]);
-    let pipeline = pipelines.keyed(key, || shader(head_dim, queries, split, has_sinks, shuffle))?;
-    // Without sinks nothing is looked at, but something must be bound.
-    let sink = sinks.unwrap_or(q);
-    let to = parts.map_or(out, Slice::from);
     let deep = if split { pages } else { 1 };
-    recorder.dispatch(
-        &pipeline,
-        &[q, buffers.pages, table, ranges, sink, to],
-        &words,
-        [blocks, heads, deep],
-    )?;
+    let all = [q, buffers.pages, table, ranges, sink, to, list, gates];
+    recorder.dispatch(&pipeline, &all, &words, [blocks, heads, deep])?;
     let Some(parts) = parts else { return Ok(()) };
-    let words = [rows, query_heads, first_row, ranges_at, params.pages.start, pages];
-    let key = ("attention merge", [head_dim, u32::from(has_sinks), 0, 0]);
-    let pipeline = pipelines.keyed(key, || merge_shader(head_dim, has_sinks))?;
-    let sink = sinks.unwrap_or(table);
-    recorder.dispatch(&pipeline, &[parts.into(), ranges, sink, out], &words, grid(rows * query_heads))
+    let (has_sinks, gated) = (sinks.is_some(), batch.gates.is_some());
+    let words = [rows, query_heads, first_row, ranges_at, params.pages.start, gates_at];
+    let key = ("attention merge", [head_dim, u32::from(has_sinks), u32::from(gated), 0]);
+    let pipeline = pipelines.keyed(key, || merge_shader(head_dim, has_sinks, gated))?;
+    recorder.dispatch(&pipeline, &[parts.into(), ranges, sink, out, gates], &words, grid(rows * query_heads))
 }
 
 /// `out *= sigmoid(gate)` for rows `[rows, heads, head_dim]` of `out`; `q` is `[rows, heads, 2 * head_dim]`, each head's

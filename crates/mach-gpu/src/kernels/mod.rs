@@ -6,6 +6,7 @@ pub mod attention;
 pub mod delta;
 pub mod heads;
 pub mod norm;
+pub mod prepare;
 
 /// Workgroups in one dimension.
 const MOST: u32 = 32_768;
@@ -33,11 +34,23 @@ pub fn instances() -> Vec<crate::Shader> {
     for head_dim in [16, 64, 80, 128, 256, 512] {
         all.extend([heads::append_shader(head_dim), attention::gate_shader(head_dim)]);
         for flag in [false, true] {
-            all.extend([heads::heads_shader(head_dim, flag), attention::merge_shader(head_dim, flag)]);
+            all.extend([heads::heads_shader(head_dim, flag), attention::merge_shader(head_dim, flag, flag)]);
+            all.extend([
+                prepare::shader(head_dim, [flag; 3]),
+                prepare::shader(head_dim, [flag, !flag, false]),
+            ]);
             for queries in [2, 4, 8].into_iter().filter(|n| n * head_dim <= 2048) {
-                all.extend(
-                    [false, true].map(|split| attention::shader(head_dim, queries, split, flag, split)),
-                );
+                for split in [false, true] {
+                    all.push(attention::shader(attention::Made {
+                        head_dim,
+                        queries,
+                        split,
+                        sinks: flag,
+                        shuffle: flag == split,
+                        batched: flag,
+                        gated: flag && !split,
+                    }));
+                }
             }
         }
     }

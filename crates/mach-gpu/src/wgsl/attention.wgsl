@@ -1,11 +1,12 @@
 // Attention of up to QUERIES queries of one key/value head over pages of 256 positions, in the CPU's order: inside a page
 // scores, their maximum, exponentials, their sum, the weighted sum of values; pages merged ascending.
 //
-// Query `i` of a head is row `i / group`, query head `head * group + i % group`. With SPLIT a workgroup has one page and
+// Query `i` of a head is row `i / group` of its sequence, query head `head * group + i % group`. With BATCHED a workgroup
+// finds in `blocks` which sequence it works for; without, all rows are of one. With SPLIT a workgroup has one page and
 // leaves its part for `merge`; without, it goes through all pages and merges as it goes.
 struct Params {
   heads: u32, group: u32, rows: u32, first_row: u32, table_at: u32, ranges_at: u32, first_page: u32, pages: u32,
-  blocks: u32, scale: f32,
+  blocks: u32, scale: f32, gates_at: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
@@ -15,6 +16,11 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read> sinks: array<f32>;
 // With SPLIT, parts: for each page, row and query head the maximum, the sum and head_dim sums of values.
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+// First row of the sequence, first query, how many, where the pages begin in `table`.
+@group(0) @binding(6) var<storage, read> blocks: array<vec4<u32>>;
+// With GATED, for each row and query head the query, then the gate of the output.
+@group(0) @binding(7) var<storage, read> gates: array<f32>;
 
 const ROW: u32 = HEAD_DIM / 2u; // words of a position
 const THREADS: u32 = 256u;
@@ -42,22 +48,27 @@ fn wide(w: vec2<u32>) -> vec4<f32> {
 @compute @workgroup_size(256)
 fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u32>) {
   let head = g.y;
-  let per_head = p.rows * p.group;
   // Later queries see more: they begin first.
-  let first = (p.blocks - 1u - g.x) * QUERIES;
-  let count = min(QUERIES, per_head - first);
+  let block = p.blocks - 1u - g.x;
+  var of_block = vec4<u32>(p.first_row, block * QUERIES, QUERIES, p.table_at);
+  if (BATCHED) { of_block = blocks[block]; }
+  // The row that ranges and parts are counted from.
+  let origin = select(0u, of_block.x, BATCHED);
+  let first_row = of_block.x;
+  let first = of_block.y;
+  let count = min(of_block.z, select(p.rows * p.group - first, QUERIES, BATCHED));
   let q_heads = p.heads * p.group;
 
   for (var i = t; i < QUERIES * HEAD_DIM / 4u; i += THREADS) {
     // Unused places repeat the last query; their results are dropped.
     let n = first + min(i / (HEAD_DIM / 4u), count - 1u);
-    let at = ((p.first_row + n / p.group) * q_heads + head * p.group + n % p.group) * HEAD_DIM + (i % (HEAD_DIM / 4u)) * 4u;
+    let at = ((first_row + n / p.group) * q_heads + head * p.group + n % p.group) * HEAD_DIM + (i % (HEAD_DIM / 4u)) * 4u;
     query[i] = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
   }
   // The query that this thread turns scores into weights for.
   let mine = t / LANES;
   let lane = t % LANES;
-  let range = ranges[p.ranges_at + (first + min(mine, count - 1u)) / p.group];
+  let range = ranges[p.ranges_at + origin + (first + min(mine, count - 1u)) / p.group];
   if (t < QUERIES) { begun[t] = 0u; }
   // Of the four threads that share a key this is the one of elements 4 `quarter` and following of each sixteen.
   let quarter = t % 4u;
@@ -73,12 +84,12 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     var most = 0u;
     var seen_from = PAGE;
     for (var i = 0u; i < count; i++) {
-      let s = seen(ranges[p.ranges_at + (first + i) / p.group], page);
+      let s = seen(ranges[p.ranges_at + origin + (first + i) / p.group], page);
       most = max(most, s.here);
       if (s.here > 0u) { seen_from = min(seen_from, s.skipped); }
     }
     if (most == 0u) { continue; }
-    let base = table[p.table_at + page] * (p.heads * PAGE * ROW);
+    let base = table[of_block.w + page] * (p.heads * PAGE * ROW);
     workgroupBarrier();
 
     for (var first_key = seen_from / KEYS * KEYS; first_key < most; first_key += KEYS) {
@@ -177,8 +188,8 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
         x = vec2<f32>(fma_(wx, v.x, x.x), fma_(wx, v.y, x.y));
         y = vec2<f32>(fma_(wy, v.x, y.x), fma_(wy, v.y, y.y));
       }
-      leave(i, word, x, page, first, count, head, q_heads);
-      leave(i + 1u, word, y, page, first, count, head, q_heads);
+      leave(i, word, x, page, origin, first, count, head);
+      leave(i + 1u, word, y, page, origin, first, count, head);
     }
   }
   if (SPLIT) { return; }
@@ -187,18 +198,21 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
     let place = i / HEAD_DIM;
     let n = first + place;
     let q_head = head * p.group + n % p.group;
-    let at = ((p.first_row + n / p.group) * q_heads + q_head) * HEAD_DIM + i % HEAD_DIM;
-    out[at] = sums[i] * inverse(total[place], top[place], sinks[select(0u, q_head, SINKS)]);
+    let at_head = (first_row + n / p.group) * q_heads + q_head;
+    let d = i % HEAD_DIM;
+    var y = sums[i] * inverse(total[place], top[place], sinks[select(0u, q_head, SINKS)]);
+    if (GATED) { y = y * sigmoid_(gates[p.gates_at + at_head * 2u * HEAD_DIM + HEAD_DIM + d]); }
+    out[at_head * HEAD_DIM + d] = y;
   }
 }
 
 // Puts the sums of a page over two elements where they belong.
-fn leave(i: u32, word: u32, part: vec2<f32>, page: u32, first: u32, count: u32, head: u32, q_heads: u32) {
+fn leave(i: u32, word: u32, part: vec2<f32>, page: u32, origin: u32, first: u32, count: u32, head: u32) {
   if (i >= count) { return; }
   let n = first + i;
-  if (seen(ranges[p.ranges_at + n / p.group], page).here == 0u) { return; }
+  if (seen(ranges[p.ranges_at + origin + n / p.group], page).here == 0u) { return; }
   if (SPLIT) {
-    let place = ((page - p.first_page) * p.rows + n / p.group) * q_heads + head * p.group + n % p.group;
+    let place = ((page - p.first_page) * p.rows + origin + n / p.group) * (p.heads * p.group) + head * p.group + n % p.group;
     let at = place * (HEAD_DIM + 2u);
     if (word == 0u) {
       out[at] = top[i];

@@ -1,10 +1,11 @@
 // The parts that `attention` leaves for each page, merged ascending: a workgroup a row and query head.
-struct Params { rows: u32, q_heads: u32, first_row: u32, ranges_at: u32, first_page: u32, pages: u32 }
+struct Params { rows: u32, q_heads: u32, first_row: u32, ranges_at: u32, first_page: u32, gates_at: u32 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> parts: array<f32>;
 @group(0) @binding(1) var<storage, read> ranges: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> sinks: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<storage, read> gates: array<f32>;
 
 @compute @workgroup_size(THREADS)
 fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u32>, @builtin(num_workgroups) ng: vec3<u32>) {
@@ -30,6 +31,9 @@ fn run(@builtin(local_invocation_index) t: u32, @builtin(workgroup_id) g: vec3<u
       total = (total * a) + (parts[at + 1u] * b);
       top = best;
     }
-    out[(p.first_row * p.q_heads + place) * HEAD_DIM + d] = sum * inverse(total, top, sinks[select(0u, place % p.q_heads, SINKS)]);
+    let at_head = p.first_row * p.q_heads + place;
+    var y = sum * inverse(total, top, sinks[select(0u, place % p.q_heads, SINKS)]);
+    if (GATED) { y = y * sigmoid_(gates[p.gates_at + at_head * 2u * HEAD_DIM + HEAD_DIM + d]); }
+    out[at_head * HEAD_DIM + d] = y;
   }
 }
