@@ -27,22 +27,19 @@ const EPS: f32 = 1e-6;
 
 impl Device<'_> {
     /// Runs `rows`; from the first of the two matrices into the second if `copied`, else in place.
-    fn run(&self, rows: Rows, copied: bool, gated: bool) {
+    fn run(&self, rows: Rows, copied: bool, gated: bool, fused: bool) {
         let (mut recorder, pipelines) = (Recorder::new(self.pipelines.context()), self.pipelines);
         let [conv, dt_bias, neg_exp_a, weight] = &self.weights;
         let [u, z, b, a] = &self.inputs;
         let [decay, beta] = &self.gates;
-        if gated {
-            let buffers = Gates {
-                a: a.into(),
-                b: b.into(),
-                dt_bias: dt_bias.into(),
-                neg_exp_a: neg_exp_a.into(),
-                decay: decay.into(),
-                beta: beta.into(),
-            };
-            delta::gates(&mut recorder, pipelines, &self.shape, &rows, &buffers).unwrap();
-        }
+        let gates = Gates {
+            a: a.into(),
+            b: b.into(),
+            dt_bias: dt_bias.into(),
+            neg_exp_a: neg_exp_a.into(),
+            decay: decay.into(),
+            beta: beta.into(),
+        };
         let steps = Steps {
             u: u.into(),
             before: (&self.window).into(),
@@ -54,7 +51,14 @@ impl Device<'_> {
             matrices: (&self.matrices[usize::from(copied)]).into(),
             out: (&self.out).into(),
         };
-        delta::steps(&mut recorder, pipelines, &self.shape, &rows, &steps).unwrap();
+        if fused {
+            delta::step(&mut recorder, pipelines, &self.shape, &rows, &gates, &steps).unwrap();
+        } else {
+            if gated {
+                delta::gates(&mut recorder, pipelines, &self.shape, &rows, &gates).unwrap();
+            }
+            delta::steps(&mut recorder, pipelines, &self.shape, &rows, &steps).unwrap();
+        }
         if gated {
             let (z, weight, out) = (z.into(), weight.into(), (&self.out).into());
             delta::norm(&mut recorder, pipelines, &self.shape, &rows, EPS, z, weight, out).unwrap();
@@ -68,7 +72,7 @@ impl Device<'_> {
     }
 }
 
-fn check(pipelines: &Pipelines, shape: DeltaShape) {
+fn check(pipelines: &Pipelines, shape: DeltaShape, fused: bool) {
     let context = pipelines.context();
     let (channels, hv) = (shape.channels(), shape.value_heads);
     let width = hv * shape.value_dim;
@@ -119,7 +123,7 @@ fn check(pipelines: &Pipelines, shape: DeltaShape) {
     let mut first = 0;
     for rows in [1, 2, 34] {
         step(&mut cores, &mut twin, &mut scratch, first, rows, &mut want);
-        device.run(Rows { rows: rows as u32, first: first as u32, gates: 0 }, false, true);
+        device.run(Rows { rows: rows as u32, first: first as u32, gates: 0 }, false, true, fused);
         first += rows;
         assert_eq!(
             differing(&device.read(&device.window), &twin.conv),
@@ -141,7 +145,7 @@ fn check(pipelines: &Pipelines, shape: DeltaShape) {
     let window = device.read(&device.window);
     twin.begin_block();
     step(&mut cores, &mut twin, &mut scratch, first, 8, &mut want);
-    device.run(Rows { rows: 8, first: first as u32, gates: 5 }, true, true);
+    device.run(Rows { rows: 8, first: first as u32, gates: 5 }, true, true, fused);
     assert_eq!(differing(&device.read(&device.out), &want), None, "block: {shape:?}");
     assert_eq!(
         differing(&device.read(&device.matrices[1]), &twin.state),
@@ -150,7 +154,7 @@ fn check(pipelines: &Pipelines, shape: DeltaShape) {
     );
     rewind(&mut cores, &shape, &weights, &mut twin, &mut scratch, 3);
     device.window.write(context, 0, bytemuck::cast_slice(&window)).unwrap();
-    device.run(Rows { rows: 3, first: first as u32, gates: 5 }, true, false);
+    device.run(Rows { rows: 3, first: first as u32, gates: 5 }, true, false, false);
     assert_eq!(differing(&device.read(&device.window), &twin.conv), None, "window cut back: {shape:?}");
     assert_eq!(differing(&device.read(&device.matrices[1]), &twin.state), None, "state cut back: {shape:?}");
 }
@@ -159,7 +163,13 @@ fn check(pipelines: &Pipelines, shape: DeltaShape) {
 fn gated_delta_gives_the_twin_s_bits() {
     let Some(pipelines) = common::pipelines() else { return };
     let shape = DeltaShape { key_heads: 2, value_heads: 4, key_dim: 128, value_dim: 128, taps: 4 };
-    check(&pipelines, shape);
-    check(&pipelines, DeltaShape { key_dim: 32, value_dim: 48, ..shape });
-    check(&pipelines, DeltaShape { key_heads: 3, value_heads: 3, key_dim: 64, value_dim: 16, taps: 2 });
+    for fused in [false, true] {
+        check(&pipelines, shape, fused);
+        check(&pipelines, DeltaShape { key_dim: 32, value_dim: 48, ..shape }, fused);
+        check(
+            &pipelines,
+            DeltaShape { key_heads: 3, value_heads: 3, key_dim: 64, value_dim: 16, taps: 2 },
+            fused,
+        );
+    }
 }

@@ -59,14 +59,32 @@ pub fn convolution_shader(key_dim: u32) -> Shader {
         .with("KEY_DIM", key_dim)
 }
 
+/// `start_at`: the matrices before the first row, at binding `at`, or where they are changed.
+fn start(at: u32, in_place: bool) -> String {
+    if in_place {
+        "fn start_at(i: u32) -> f32 { return matrices[i]; }".to_owned()
+    } else {
+        format!(
+            "@group(0) @binding({at}) var<storage, read> start: array<f32>;\n\
+             fn start_at(i: u32) -> f32 {{ return start[i]; }}"
+        )
+    }
+}
+
 /// Shader of the recurrence; `in_place` where the matrices are where it starts from.
 pub fn rule_shader(key_dim: u32, in_place: bool) -> Shader {
-    let start = if in_place {
-        include_str!("../wgsl/delta_in_place.wgsl")
-    } else {
-        include_str!("../wgsl/delta_start.wgsl")
-    };
-    Shader::new("delta rule", include_str!("../wgsl/delta_rule.wgsl")).after(start).with("KEY_DIM", key_dim)
+    Shader::new("delta rule", include_str!("../wgsl/delta_rule.wgsl"))
+        .after_generated(start(5, in_place))
+        .with("KEY_DIM", key_dim)
+}
+
+/// Shader of gates, convolution and recurrence in one.
+pub fn step_shader(key_dim: u32, in_place: bool) -> Shader {
+    Shader::new("delta step", include_str!("../wgsl/delta_step.wgsl"))
+        .after(SUMS)
+        .after_generated(start(11, in_place))
+        .with("TEAMS", 2)
+        .with("KEY_DIM", key_dim)
 }
 
 /// Shader of the gated norm.
@@ -164,6 +182,42 @@ pub fn steps(
     let key = ("delta rule", [key_dim, u32::from(start.is_none()), 0, 0]);
     let pipeline = pipelines.keyed(key, || rule_shader(key_dim, start.is_none()))?;
     let mut all = vec![mixed, decay, beta, matrices, out];
+    all.extend(start);
+    recorder.dispatch(&pipeline, &all, &words, [value_dim.div_ceil(32), value_heads, 1])
+}
+
+/// [`gates`] and [`steps`] in one dispatch, which pays for few rows: a workgroup convolves alone what several share.
+/// `mixed` is not looked at.
+pub fn step(
+    recorder: &mut Recorder,
+    pipelines: &Pipelines,
+    shape: &Delta,
+    rows: &Rows,
+    gates: &Gates<'_>,
+    buffers: &Steps<'_>,
+) -> Result<(), GpuError> {
+    shape.check()?;
+    let Delta { key_heads, value_heads, key_dim, value_dim, taps } = *shape;
+    let Gates { a, b, dt_bias, neg_exp_a, decay, beta } = *gates;
+    let Steps { u, before, conv, start, matrices, out, .. } = *buffers;
+    if rows.rows == 0 {
+        return Ok(());
+    }
+    let scale = 1.0 / (key_dim as f32).sqrt();
+    let words = [
+        rows.rows,
+        rows.first,
+        rows.gates,
+        key_heads,
+        value_heads,
+        value_dim,
+        shape.channels(),
+        taps,
+        scale.to_bits(),
+    ];
+    let key = ("delta step", [key_dim, u32::from(start.is_none()), 0, 0]);
+    let pipeline = pipelines.keyed(key, || step_shader(key_dim, start.is_none()))?;
+    let mut all = vec![u, before, conv, a, b, dt_bias, neg_exp_a, decay, beta, matrices, out];
     all.extend(start);
     recorder.dispatch(&pipeline, &all, &words, [value_dim.div_ceil(32), value_heads, 1])
 }

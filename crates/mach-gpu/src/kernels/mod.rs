@@ -57,7 +57,9 @@ pub fn instances() -> Vec<crate::Shader> {
     all.extend([delta::gates_shader(), delta::window_shader()]);
     for width in [16, 64, 128, 192] {
         all.extend([delta::convolution_shader(width), delta::norm_shader(width)]);
-        all.extend([false, true].map(|in_place| delta::rule_shader(width, in_place)));
+        for in_place in [false, true] {
+            all.extend([delta::rule_shader(width, in_place), delta::step_shader(width, in_place)]);
+        }
     }
     all
 }
