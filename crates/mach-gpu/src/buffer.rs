@@ -16,20 +16,31 @@ pub const WORD: u64 = 4;
 #[derive(Debug, Clone)]
 pub struct Storage {
     raw: Buffer,
+    lasting: bool,
 }
 
 impl Storage {
     /// Zeros. `bytes` is rounded up to words, and to one at least.
     pub fn new(context: &Context, bytes: u64) -> Result<Storage, GpuError> {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-        Ok(Storage { raw: create(context, bytes, usage)? })
+        Ok(Storage { raw: create(context, bytes, usage)?, lasting: true })
+    }
+
+    /// As [`new`](Self::new), for what comes and goes with a sequence: bindings to it are not kept, for they would keep it.
+    pub fn passing(context: &Context, bytes: u64) -> Result<Storage, GpuError> {
+        Ok(Storage { lasting: false, ..Storage::new(context, bytes)? })
+    }
+
+    /// Whether bindings to it may be kept.
+    pub(crate) fn lasts(&self) -> bool {
+        self.lasting
     }
 
     /// A few bytes, in the place of one that could not be had.
     pub fn empty(context: &Context) -> Storage {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let description = BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
-        Storage { raw: context.device.create_buffer(&description) }
+        Storage { raw: context.device.create_buffer(&description), lasting: false }
     }
 
     /// Filled from the host.

@@ -27,7 +27,15 @@ struct Inner {
     raw: ComputePipeline,
     layout: BindGroupLayout,
     interface: Interface,
+    /// What it was bound to: pass after pass most buffers are the same ones.
+    bound: Mutex<HashMap<Box<[BoundTo]>, BindGroup>>,
 }
+
+/// A part of a buffer; buffers are told apart by what they are, not by what is in them.
+type BoundTo = (wgpu::Buffer, u64, u64);
+
+/// Bindings of a pipeline that are kept. Past so many all are let go, with the buffers that only they hold.
+const BOUND: usize = 1024;
 
 /// Part of a storage buffer.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +83,13 @@ impl Pipeline {
             let (given, takes) = (buffers.len(), interface.writable.len());
             return Err(GpuError::Invalid(format!("{name}: {given} buffers given, {takes} taken")));
         }
+        let keep = buffers.iter().all(|slice| slice.buffer.lasts());
+        let key: Box<[BoundTo]> =
+            buffers.iter().map(|slice| (slice.buffer.raw(), slice.offset, slice.bytes)).collect();
+        let mut bound = self.inner.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = bound.get(&key).filter(|_| keep) {
+            return Ok(Bound { pipeline: self.clone(), group: group.clone() });
+        }
         let entry = |(binding, slice): (usize, &Slice<'a>)| BindGroupEntry {
             binding: binding as u32,
             resource: BindingResource::Buffer(BufferBinding {
@@ -86,6 +101,12 @@ impl Pipeline {
         let entries: Vec<_> = buffers.iter().enumerate().map(entry).collect();
         let description = BindGroupDescriptor { label: Some(name), layout, entries: &entries };
         let group = context.device.create_bind_group(&description);
+        if keep {
+            if bound.len() >= BOUND {
+                bound.clear();
+            }
+            bound.insert(key, group.clone());
+        }
         Ok(Bound { pipeline: self.clone(), group })
     }
 }
@@ -204,5 +225,7 @@ fn compile(context: &Context, shader: &Shader, forms: Forms) -> Result<Pipeline,
         cache: None,
     });
     context.check()?;
-    Ok(Pipeline { inner: Arc::new(Inner { name: shader.name, raw, layout, interface }) })
+    Ok(Pipeline {
+        inner: Arc::new(Inner { name: shader.name, raw, layout, interface, bound: Mutex::default() }),
+    })
 }

@@ -41,6 +41,8 @@ pub struct Gpu {
     pub(crate) rotations: Vec<Rotation>,
     pub(crate) pending: Pending,
     pub(crate) scratch: HashMap<&'static str, Option<Storage>>,
+    /// Where outputs were read back to, by size; for the next pass.
+    pub(crate) stagings: Vec<Staging>,
     /// The first thing that went wrong since the last `finish`.
     pub(crate) failure: Option<GpuError>,
 }
@@ -125,6 +127,7 @@ impl Gpu {
             rotations: Vec::new(),
             pending: Pending::default(),
             scratch: HashMap::new(),
+            stagings: Vec::new(),
             failure: None,
         }
     }
@@ -301,7 +304,11 @@ impl Gpu {
         let Pending { outputs, taps, routing } = std::mem::take(&mut self.pending);
         let mut stagings = Vec::new();
         for (storage, bytes) in outputs {
-            let staging = Staging::new(&self.context, bytes)?;
+            let at = self.stagings.iter().position(|staging| staging.bytes() == bytes);
+            let staging = match at {
+                Some(at) => self.stagings.swap_remove(at),
+                None => Staging::new(&self.context, bytes)?,
+            };
             self.recorder().copy_out(&storage, 0, &staging, 0, bytes);
             stagings.push(staging);
         }
@@ -316,6 +323,9 @@ impl Gpu {
         }
         let read = |staging: &Staging| staging.read(&self.context, staging.bytes(), Duration::from_secs(5));
         let outputs = stagings.iter().map(read).collect::<Result<Vec<Vec<f32>>, _>>()?;
+        // Those of unusual sizes go first.
+        self.stagings.extend(stagings);
+        self.stagings.drain(..self.stagings.len().saturating_sub(STAGINGS));
         let taps = taps.iter().map(|(tap, s)| Ok((*tap, read(s)?))).collect::<Result<Vec<_>, GpuError>>()?;
         let ids = |s: &Staging| s.read(&self.context, s.bytes(), Duration::from_secs(5));
         let routing = routing.iter().map(|(layer, e, w)| Ok((*layer, ids(e)?, read(w)?)));
@@ -323,6 +333,9 @@ impl Gpu {
         Ok((outputs, taps, routing))
     }
 }
+
+/// Buffers for outputs that are kept.
+const STAGINGS: usize = 4;
 
 /// Outputs, taps, routing.
 pub(crate) type Read = (Vec<Vec<f32>>, Vec<(Tap, Vec<f32>)>, Vec<(usize, Vec<u32>, Vec<f32>)>);

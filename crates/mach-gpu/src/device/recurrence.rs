@@ -75,14 +75,18 @@ impl Gpu {
     fn keep_block(&mut self, state: &mut Delta, u: &Storage, at: u64, rows: usize) -> Result<(), GpuError> {
         let bytes = |width: usize| 4 * (rows * width) as u64;
         let (channels, heads) = (state.shape.channels(), state.shape.value_heads);
-        let fresh = |bytes| Storage::new(&self.context, bytes);
-        let mut undo = Undo {
-            rows,
-            conv: fresh(state.conv.bytes())?,
-            matrices: fresh(state.matrices.bytes())?,
-            u: fresh(bytes(channels))?,
-            decay: fresh(bytes(heads))?,
-            beta: fresh(bytes(heads))?,
+        let fresh = |bytes| Storage::passing(&self.context, bytes);
+        let fits = |spare: &Undo| spare.u.bytes() >= bytes(channels) && spare.decay.bytes() >= bytes(heads);
+        let mut undo = match state.spare.take().filter(fits) {
+            Some(spare) => Undo { rows, ..spare },
+            None => Undo {
+                rows,
+                conv: fresh(state.conv.bytes())?,
+                matrices: fresh(state.matrices.bytes())?,
+                u: fresh(bytes(channels))?,
+                decay: fresh(bytes(heads))?,
+                beta: fresh(bytes(heads))?,
+            },
         };
         std::mem::swap(&mut undo.matrices, &mut state.matrices);
         let recorder = self.recorder();
@@ -110,7 +114,7 @@ impl Gpu {
                 return Err(GpuError::Invalid("a state that is not a recurrence's".into()));
             };
             state.check()?;
-            state.undo = None;
+            state.spare = state.undo.take().or(state.spare.take());
             let begun = std::mem::take(&mut state.begun);
             if begun {
                 let at = 4 * (span.start * u.width) as u64;
@@ -170,10 +174,11 @@ impl Gpu {
         keep: usize,
     ) -> Result<(), GpuError> {
         let GpuState::Delta(state) = state else { return Ok(()) };
-        let Some(undo) = state.undo.take_if(|undo| keep < undo.rows) else { return Ok(()) };
-        state.conv = undo.conv;
+        let Some(mut undo) = state.undo.take_if(|undo| keep < undo.rows) else { return Ok(()) };
+        std::mem::swap(&mut state.conv, &mut undo.conv);
         if keep == 0 {
-            state.matrices = undo.matrices;
+            std::mem::swap(&mut state.matrices, &mut undo.matrices);
+            state.spare = Some(undo);
             return Ok(());
         }
         let width = spec.value_heads * spec.value_dim;
@@ -187,6 +192,8 @@ impl Gpu {
             start: Some(&undo.matrices),
             out: &dropped,
         };
-        self.step(spec, weights, state, &run)
+        self.step(spec, weights, state, &run)?;
+        state.spare = Some(undo);
+        Ok(())
     }
 }

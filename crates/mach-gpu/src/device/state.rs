@@ -204,6 +204,8 @@ pub struct Delta {
     /// The next pass is to be kept.
     pub(crate) begun: bool,
     pub(crate) undo: Option<Undo>,
+    /// Memory of one that is done with.
+    pub(crate) spare: Option<Undo>,
     /// Numbers of rows of the next pass after which the state is to be copied.
     pub(crate) after: Vec<usize>,
     pub(crate) kept: Vec<Delta>,
@@ -232,7 +234,7 @@ impl Delta {
     pub(crate) fn new(context: &Context, shape: DeltaShape) -> Delta {
         let mut failure = None;
         let [conv, matrices] = delta_bytes(&shape).map(|bytes| {
-            Storage::new(context, bytes).unwrap_or_else(|error| {
+            Storage::passing(context, bytes).unwrap_or_else(|error| {
                 failure = Some(error);
                 Storage::empty(context)
             })
@@ -244,6 +246,7 @@ impl Delta {
             matrices,
             begun: false,
             undo: None,
+            spare: None,
             after: Vec::new(),
             kept: Vec::new(),
             importing: Default::default(),
@@ -337,7 +340,7 @@ impl LayerState for GpuState {
             GpuState::Attention(keys) => keys.back_to = Some(keys.len),
             GpuState::Delta(delta) => {
                 delta.begun = true;
-                delta.undo = None;
+                delta.spare = delta.undo.take().or(delta.spare.take());
             }
         }
     }
