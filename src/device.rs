@@ -68,6 +68,10 @@ pub(crate) enum Chosen {
     Gpu(Box<mach_gpu::Ready>),
 }
 
+/// A model, and what hears where the time of its passes goes.
+#[cfg(feature = "gpu")]
+pub(crate) type Profiled = (Box<dyn Model>, mach_gpu::Profile);
+
 impl DeviceWish {
     /// Looks for the device. What was asked for by name and is not to be had is an error.
     pub(crate) fn choose(self, checkpoint: &Checkpoint, load: &LoadOptions) -> Result<Chosen, Exit> {
@@ -156,6 +160,20 @@ impl Chosen {
             #[cfg(feature = "gpu")]
             Chosen::Gpu(ready) => ready.copy_rate().map(|rate| Some(rate.best())).map_err(|e| e.to_string()),
         }
+    }
+
+    /// As [`load`](Self::load), with where the time of passes goes; `None` for the CPU.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn load_profiled(
+        &self,
+        checkpoint: &Checkpoint,
+        load: &LoadOptions,
+        timed: bool,
+    ) -> Result<Option<Profiled>, ModelError> {
+        let Chosen::Gpu(ready) = self else { return Ok(None) };
+        let profile = mach_gpu::Profile::new(timed);
+        let model = ready.load_profiled(checkpoint, load, Some(profile.clone()), &mut |_| {})?;
+        Ok(Some((model, profile)))
     }
 
     /// Loads the weights onto it.

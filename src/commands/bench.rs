@@ -48,6 +48,10 @@ pub struct BenchArgs {
     /// What runs the model: cpu, gpu or gpu:N.
     #[arg(long, default_value_t = DeviceArg::Cpu)]
     device: DeviceArg,
+    /// On a GPU, print where the time of a prompt and of a token goes, kernel by kernel, instead.
+    #[cfg(feature = "gpu")]
+    #[arg(long)]
+    kernels: bool,
     #[command(flatten)]
     common: CommonArgs,
     #[command(subcommand)]
@@ -136,9 +140,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         seed: args.seed,
         ids: checkpoint.text_ids(),
     };
-    let work = TokenWork::of(&checkpoint, plan.mean_decode_context())?;
     let options = args.common.ceiling_options();
-    let before = Ceilings::measure(&options)?;
     let load = LoadOptions {
         activations: if args.f32_activations { Activations::F32 } else { Activations::Int8 },
         threads: options.threads,
@@ -147,6 +149,12 @@ pub fn run(args: BenchArgs) -> Result<()> {
     };
     let wish = DeviceWish { device: args.device, require_exact: false };
     let device = wish.choose(&checkpoint, &load).map_err(|exit| anyhow::anyhow!(exit.message))?;
+    #[cfg(feature = "gpu")]
+    if args.kernels {
+        return super::bench_kernels::run(&device, &checkpoint, &load, plan.prompt);
+    }
+    let work = TokenWork::of(&checkpoint, plan.mean_decode_context())?;
+    let before = Ceilings::measure(&options)?;
     let mut model = device.load(&checkpoint, &load, &mut |_| {})?;
     let card = |at: &str| device.copy_rate().map_err(|e| anyhow::anyhow!("copies {at}: {e}"));
     let card_before = card("before the timing")?;

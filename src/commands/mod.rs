@@ -3,6 +3,8 @@
 pub mod archs;
 pub mod bench;
 mod bench_grammar;
+#[cfg(feature = "gpu")]
+mod bench_kernels;
 mod bench_kv;
 mod bench_prefix;
 mod bench_serve;

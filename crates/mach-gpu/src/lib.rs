@@ -22,7 +22,9 @@ mod timing;
 pub use buffer::Storage;
 pub use ceiling::{CopyRate, copy_rate};
 pub use context::Context;
-pub use device::{Buf, Gpu, GpuPlacement, GpuState, Matrix, Routing, Vector, load, supports};
+pub use device::{
+    Buf, Gpu, GpuPlacement, GpuState, Matrix, PassTimes, Profile, Routing, Vector, load, supports,
+};
 pub use error::GpuError;
 pub use found::{AdapterFacts, Choice, Found, Kind, adapters};
 pub use pass::{Recorder, Submission};

@@ -3,7 +3,7 @@
 use mach_checkpoint::Checkpoint;
 use mach_models::{LoadOptions, LoadProgress, Model, ModelError};
 
-use crate::{AdapterFacts, Choice, Context, Exactness, Forms, GpuError, Pipelines, probe};
+use crate::{AdapterFacts, Choice, Context, Exactness, Forms, GpuError, Pipelines, Profile, probe};
 
 /// A device that is ready to load models.
 #[derive(Debug)]
@@ -43,7 +43,19 @@ impl Ready {
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn Model>, ModelError> {
+        self.load_profiled(checkpoint, options, None, progress)
+    }
+
+    /// As [`load`](Self::load); the profile hears where the time of passes goes.
+    pub fn load_profiled(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        profile: Option<Profile>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn Model>, ModelError> {
         let pipelines = Pipelines::new(&self.context, self.forms);
-        crate::device::load(&self.context, pipelines, self.failing.is_empty(), checkpoint, options, progress)
+        let exact = self.failing.is_empty();
+        crate::device::load(&self.context, pipelines, exact, checkpoint, options, profile, progress)
     }
 }

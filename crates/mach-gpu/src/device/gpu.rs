@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mach_kernels::attention::KvShape;
 use mach_kernels::elementwise::Rope;
@@ -14,6 +14,7 @@ use super::buf::{Buf, Uploaded, Uploads, at_least};
 use super::experts::LayerExperts;
 use super::ops::{Form, Op, Ops};
 use super::pages::Pool;
+use super::profile::{PassTimes, Profile, UnderWay};
 use super::weights::Matrix;
 use crate::buffer::Staging;
 use crate::context::DEADLINE;
@@ -41,6 +42,8 @@ pub struct Gpu {
     pub(crate) rotations: Vec<Rotation>,
     pub(crate) pending: Pending,
     pub(crate) scratch: HashMap<&'static str, Option<Storage>>,
+    /// Who wants to know where time goes, and the pass under way.
+    pub(crate) profile: Option<(Profile, UnderWay)>,
     /// Where outputs were read back to, by size; for the next pass.
     pub(crate) stagings: Vec<Staging>,
     /// The first thing that went wrong since the last `finish`.
@@ -127,6 +130,7 @@ impl Gpu {
             rotations: Vec::new(),
             pending: Pending::default(),
             scratch: HashMap::new(),
+            profile: None,
             stagings: Vec::new(),
             failure: None,
         }
@@ -142,12 +146,16 @@ impl Gpu {
     }
 
     pub(crate) fn recorder(&mut self) -> &mut Recorder {
-        self.recorder.get_or_insert_with(|| Recorder::new(&self.context))
+        self.recording().0
     }
 
     /// The recorder and the pipelines, for kernels that take both.
     pub(crate) fn recording(&mut self) -> (&mut Recorder, &Pipelines) {
-        let recorder = self.recorder.get_or_insert_with(|| Recorder::new(&self.context));
+        let timed = self.profile.as_ref().is_some_and(|(profile, _)| profile.timed);
+        let recorder = self.recorder.get_or_insert_with(|| match timed {
+            true => Recorder::timed(&self.context),
+            false => Recorder::new(&self.context),
+        });
         (recorder, &self.ops.pipelines)
     }
 
@@ -155,7 +163,10 @@ impl Gpu {
     pub(crate) fn submit(&mut self) -> Result<(), GpuError> {
         self.uploads.write(&self.context)?;
         if let Some(recorder) = self.recorder.take() {
-            drop(recorder.submit());
+            let submission = recorder.submit();
+            if let Some((Profile { timed: true, .. }, under_way)) = &mut self.profile {
+                under_way.kernels.extend(submission.timings(DEADLINE)?);
+            }
         }
         Ok(())
     }
@@ -318,9 +329,19 @@ impl Gpu {
             return Err(error);
         }
         self.uploads.write(&self.context)?;
+        let mut pass = PassTimes::default();
         if let Some(recorder) = self.recorder.take() {
-            recorder.submit().wait(DEADLINE)?;
+            let submission = recorder.submit();
+            let handed_over = Instant::now();
+            let kernels = submission.timings(DEADLINE)?;
+            if let Some((_, under_way)) = &mut self.profile {
+                under_way.kernels.extend(kernels);
+                pass.kernels = std::mem::take(&mut under_way.kernels);
+                pass.recorded = handed_over - under_way.started;
+                pass.waited = handed_over.elapsed();
+            }
         }
+        let done = Instant::now();
         let read = |staging: &Staging| staging.read(&self.context, staging.bytes(), Duration::from_secs(5));
         let outputs = stagings.iter().map(read).collect::<Result<Vec<Vec<f32>>, _>>()?;
         // Those of unusual sizes go first.
@@ -330,6 +351,9 @@ impl Gpu {
         let ids = |s: &Staging| s.read(&self.context, s.bytes(), Duration::from_secs(5));
         let routing = routing.iter().map(|(layer, e, w)| Ok((*layer, ids(e)?, read(w)?)));
         let routing = routing.collect::<Result<Vec<_>, GpuError>>()?;
+        if let Some((profile, _)) = &self.profile {
+            profile.add(PassTimes { read: done.elapsed(), ..pass });
+        }
         Ok((outputs, taps, routing))
     }
 }

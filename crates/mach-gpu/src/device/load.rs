@@ -5,6 +5,7 @@ use mach_models::device::{CheckpointLoader, Device, Placement};
 use mach_models::{Activations, Decoder, ExpertMode, LoadOptions, LoadProgress, Model, ModelError};
 
 use super::experts::LayerExperts;
+use super::profile::{Profile, UnderWay};
 use super::{check, failed, gpu::Gpu};
 use crate::{Context, Pipelines};
 
@@ -26,17 +27,20 @@ pub fn supports(config: &ModelConfig, options: &LoadOptions) -> Result<(), Model
 }
 
 /// Loads a checkpoint. What the shaders cannot run is refused before anything is read. `exact` says whether the device's
-/// bytes were found to be the CPU's.
+/// bytes were found to be the CPU's; a `profile` hears where the time of passes goes.
 pub fn load(
     context: &Context,
     pipelines: Pipelines,
     exact: bool,
     checkpoint: &Checkpoint,
     options: &LoadOptions,
+    profile: Option<Profile>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Model>, ModelError> {
     supports(checkpoint.config(), options)?;
     let mut gpu = Gpu::new(context, pipelines, options, exact);
+    let under_way = || UnderWay { started: std::time::Instant::now(), kernels: Vec::new() };
+    gpu.profile = profile.map(|profile| (profile, under_way()));
     let mut loader = CheckpointLoader::new(checkpoint, gpu.placement(checkpoint.tensors()));
     mach_models::place(&mut loader)?;
     let weights = loader.placement.weight_bytes();

@@ -9,6 +9,7 @@ mod load;
 
 mod ops;
 mod pages;
+mod profile;
 mod recurrence;
 mod state;
 mod tiles;
@@ -28,6 +29,7 @@ use mach_models::{DeviceCard, ExpertsCard, ModelError};
 pub use buf::{Buf, Routing};
 pub use gpu::Gpu;
 pub use load::{load, supports};
+pub use profile::{PassTimes, Profile};
 pub use state::GpuState;
 pub use weights::{GpuPlacement, Matrix, Vector};
 
@@ -175,6 +177,9 @@ impl Device for Gpu {
         self.spans.extend_from_slice(spans);
         self.forget_angles();
         self.pending = gpu::Pending::default();
+        if let Some((_, under_way)) = &mut self.profile {
+            under_way.started = std::time::Instant::now();
+        }
     }
 
     fn tokens(&mut self, _: &[u32]) {}
