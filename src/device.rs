@@ -153,12 +153,12 @@ impl Chosen {
         }
     }
 
-    /// Bytes a second that the device's own memory copies, read and written together; `None` for the CPU.
-    pub(crate) fn copy_rate(&self) -> Result<Option<f64>, String> {
+    /// Bytes a second that a GPU reads of its memory; `None` for the CPU.
+    pub(crate) fn read_rate(&self) -> Result<Option<f64>, String> {
         match self {
             Chosen::Cpu(_) => Ok(None),
             #[cfg(feature = "gpu")]
-            Chosen::Gpu(ready) => ready.copy_rate().map(|rate| Some(rate.best())).map_err(|e| e.to_string()),
+            Chosen::Gpu(ready) => ready.read_rate().map(|rate| Some(rate.best())).map_err(|e| e.to_string()),
         }
     }
 

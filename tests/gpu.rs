@@ -44,7 +44,7 @@ const FIRST: &str =
 fn conversation(devices: [&str; 2], dir: &Path) -> (Vec<String>, u64) {
     let serve = |device: &str| {
         let dir = dir.to_str().unwrap();
-        Server::demo(&["--no-streaming", "--disk-kv-dir", dir, "--device", device])
+        Server::demo(&["--disk-kv-dir", dir, "--device", device])
     };
     let mut server = serve(devices[0]);
     let (first, _) = ask(&server, &[FIRST]);

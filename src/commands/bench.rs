@@ -156,14 +156,14 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let work = TokenWork::of(&checkpoint, plan.mean_decode_context())?;
     let before = Ceilings::measure(&options)?;
     let mut model = device.load(&checkpoint, &load, &mut |_| {})?;
-    let card = |at: &str| device.copy_rate().map_err(|e| anyhow::anyhow!("copies {at}: {e}"));
+    let card = |at: &str| device.read_rate().map_err(|e| anyhow::anyhow!("reads {at}: {e}"));
     let card_before = card("before the timing")?;
     let samples = measure(model.as_mut(), &plan)?;
     let card_after = card("after the timing")?;
     let after = Ceilings::measure(&options)?;
     let card = card_before.zip(card_after).map(|(before, after)| CardCeilings {
-        copy_before_bytes_per_second: before,
-        copy_after_bytes_per_second: after,
+        read_before_bytes_per_second: before,
+        read_after_bytes_per_second: after,
     });
     let report = Report::new(&checkpoint, model.as_ref(), plan, work, samples, [before, after], card);
     if args.common.json {

@@ -45,10 +45,10 @@ pub struct Report {
 /// Limits of a card with memory of its own.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct CardCeilings {
-    /// Bytes a second that it copies inside its memory, read and written together, before the timing.
-    pub copy_before_bytes_per_second: f64,
+    /// Bytes a second that a shader reads of its memory, before the timing.
+    pub read_before_bytes_per_second: f64,
     /// After it.
-    pub copy_after_bytes_per_second: f64,
+    pub read_after_bytes_per_second: f64,
 }
 
 /// A speed and its share of the ceiling.
@@ -105,7 +105,7 @@ impl Report {
         card: Option<CardCeilings>,
     ) -> Self {
         let read = match card {
-            Some(card) => card.copy_before_bytes_per_second.max(card.copy_after_bytes_per_second),
+            Some(card) => card.read_before_bytes_per_second.max(card.read_after_bytes_per_second),
             None => before.best_read().max(after.best_read()),
         };
         let dot = if card.is_some() { 0.0 } else { before.best_dot().max(after.best_dot()) };
@@ -148,9 +148,9 @@ impl fmt::Display for Report {
         if let Some(card) = self.card {
             writeln!(
                 f,
-                "the card copies {:.1} GB/s before, {:.1} after (read and written)",
-                card.copy_before_bytes_per_second / 1e9,
-                card.copy_after_bytes_per_second / 1e9
+                "memory of the card, read by a shader: {:.1} GB/s before, {:.1} after",
+                card.read_before_bytes_per_second / 1e9,
+                card.read_after_bytes_per_second / 1e9
             )?;
         }
         let mb = |bytes: u64| bytes as f64 / 1e6;
@@ -201,7 +201,7 @@ impl fmt::Display for Report {
             plan.decode,
             &self.decode,
             "GB/s",
-            if self.card.is_some() { "the card's copies" } else { "memory" },
+            if self.card.is_some() { "the card's memory" } else { "memory" },
         )
     }
 }

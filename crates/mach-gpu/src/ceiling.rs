@@ -1,50 +1,67 @@
-//! What the memory of a device can do: copies from one buffer to another.
+//! What the memory of a device can do: a shader that reads a buffer from end to end.
 
 use std::time::Instant;
 
 use crate::context::DEADLINE;
-use crate::{Context, GpuError, Recorder, Storage};
+use crate::{Context, Forms, GpuError, Pipelines, Recorder, Shader, Storage};
 
-/// Copies between two buffers of a device.
+/// Reads of a buffer by all of a device.
 #[derive(Debug, Clone, PartialEq)]
-pub struct CopyRate {
-    /// Bytes of each buffer.
+pub struct ReadRate {
+    /// Bytes of the buffer.
     pub buffer_bytes: u64,
-    /// Bytes read and written a second, repeat by repeat.
+    /// Bytes read a second, repeat by repeat.
     pub samples: Vec<f64>,
 }
 
-impl CopyRate {
+impl ReadRate {
     /// The best repeat.
     pub fn best(&self) -> f64 {
         self.samples.iter().copied().fold(0.0, f64::max)
     }
 }
 
-/// Bytes of the buffers on devices with memory of their own, far beyond their caches.
+/// Bytes of the buffer on devices with memory of their own, far beyond their caches.
 const BYTES: u64 = 1 << 30;
-/// Copies that are submitted together, so that their start does not count.
-const COPIES: u32 = 8;
+/// Passes over it that are submitted together, so that their start does not count.
+const PASSES: u32 = 16;
 const REPEATS: usize = 5;
+/// Workgroups of 256 threads, more than any device runs at once.
+const WORKGROUPS: u32 = 4096;
 
-/// Measures copies. Devices that share the CPU's memory take smaller buffers.
-pub fn copy_rate(context: &Context) -> Result<CopyRate, GpuError> {
-    let wanted = if context.facts().unified() { BYTES / 4 } else { BYTES };
-    let buffer_bytes = wanted.min(context.limits().max_buffer_size) / 4096 * 4096;
-    let [from, to] = [Storage::new(context, buffer_bytes)?, Storage::new(context, buffer_bytes)?];
+/// The shader.
+pub fn shader() -> Shader {
+    Shader::new("read", include_str!("wgsl/read.wgsl"))
+}
+
+/// Measures reads. Devices that share the CPU's memory, and software ones, read less.
+pub fn read_rate(context: &Context) -> Result<ReadRate, GpuError> {
+    let unified = context.facts().unified();
+    let wanted = if unified { BYTES / 8 } else { BYTES };
+    let buffer_bytes = wanted.min(context.largest_binding()) / 4096 * 4096;
+    let words = Storage::new(context, buffer_bytes)?;
+    let threads = WORKGROUPS * 256;
+    let out = Storage::new(context, 16 * u64::from(threads))?;
+    let pipeline = Pipelines::new(context, Forms::NATIVE).get(&shader())?;
+    let passes = if unified { 2 } else { PASSES };
     let mut samples = Vec::new();
     // The first repeat only warms up.
     for repeat in 0..=REPEATS {
         let mut recorder = Recorder::new(context);
-        for _ in 0..COPIES {
-            recorder.copy_storage(&from, 0, &to, 0, buffer_bytes);
+        for _ in 0..passes {
+            let immediates = [(buffer_bytes / 16) as u32, threads];
+            recorder.dispatch(
+                &pipeline,
+                &[(&words).into(), (&out).into()],
+                &immediates,
+                [WORKGROUPS, 1, 1],
+            )?;
         }
         let started = Instant::now();
         recorder.submit().wait(DEADLINE)?;
-        let moved = 2.0 * f64::from(COPIES) * buffer_bytes as f64;
         if repeat > 0 {
-            samples.push(moved / started.elapsed().as_secs_f64());
+            samples.push(f64::from(passes) * buffer_bytes as f64 / started.elapsed().as_secs_f64());
         }
     }
-    Ok(CopyRate { buffer_bytes, samples })
+    Ok(ReadRate { buffer_bytes, samples })
 }

@@ -4,7 +4,7 @@
 //! `docs/gpu.md` has the rules that they are written by.
 
 pub mod buffer;
-mod ceiling;
+pub mod ceiling;
 pub mod context;
 mod device;
 mod error;
@@ -20,7 +20,7 @@ pub mod spirv;
 mod timing;
 
 pub use buffer::Storage;
-pub use ceiling::{CopyRate, copy_rate};
+pub use ceiling::{ReadRate, read_rate};
 pub use context::Context;
 pub use device::{
     Buf, Gpu, GpuPlacement, GpuState, Matrix, PassTimes, Profile, Routing, Vector, load, supports,

@@ -32,8 +32,8 @@ impl Ready {
     }
 
     /// Measures what the device's memory can do.
-    pub fn copy_rate(&self) -> Result<crate::CopyRate, GpuError> {
-        crate::copy_rate(&self.context)
+    pub fn read_rate(&self) -> Result<crate::ReadRate, GpuError> {
+        crate::read_rate(&self.context)
     }
 
     /// Loads a checkpoint. What the shaders cannot run is refused before anything is read.

@@ -136,6 +136,17 @@ impl Gpu {
         }
     }
 
+    /// Between operations: hands what was recorded to the device, once it is enough to keep that busy while the host goes
+    /// on recording.
+    pub(crate) fn hand_over(&mut self) -> Result<(), GpuError> {
+        if self.recorder.as_ref().is_some_and(|recorder| recorder.dispatches() >= ENOUGH) {
+            self.submit()?;
+            // Their memory is written again.
+            self.forget_angles();
+        }
+        Ok(())
+    }
+
     /// Runs what may fail; the first failure is kept until `finish`.
     pub(crate) fn attempt(&mut self, f: impl FnOnce(&mut Self) -> Result<(), GpuError>) {
         if self.failure.is_none()
@@ -357,6 +368,9 @@ impl Gpu {
         Ok((outputs, taps, routing))
     }
 }
+
+/// Dispatches that are handed over together; submitting costs the host as much as a few.
+const ENOUGH: usize = 160;
 
 /// Buffers for outputs that are kept.
 const STAGINGS: usize = 4;

@@ -285,6 +285,7 @@ impl Device for Gpu {
 
     fn norm(&mut self, x: &Buf, weight: &Vector, eps: f32, out: &mut Buf) {
         self.attempt(|gpu| {
+            gpu.hand_over()?;
             let from = gpu.of(x)?;
             let to = gpu.shape(out, x.rows, x.width)?;
             gpu.norm_rows(&from, &weight.storage, x.rows, x.width, eps, &to)

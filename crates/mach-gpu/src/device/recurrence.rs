@@ -31,6 +31,9 @@ fn sizes(spec: &DeltaSpec) -> delta::Delta {
     }
 }
 
+/// Rows up to which gates, convolution and recurrence are one dispatch.
+const FEW: usize = 8;
+
 /// What some rows of a sequence run over.
 struct Run<'a> {
     /// Inputs `[_, channels]`.
@@ -45,12 +48,15 @@ struct Run<'a> {
 
 impl Gpu {
     /// Convolution and recurrence of rows, then the window moves on.
+    ///
+    /// With `gates`, decay and beta are computed on the way, which pays for few rows.
     fn step(
         &mut self,
         spec: &DeltaSpec,
         weights: &DeltaWeights<Vector>,
         state: &Delta,
         run: &Run<'_>,
+        gates: Option<&Gates<'_>>,
     ) -> Result<(), GpuError> {
         let shape = sizes(spec);
         let mixed = self.scratch("delta mixed", 4 * (run.rows.rows * shape.channels()) as usize)?;
@@ -66,7 +72,10 @@ impl Gpu {
             matrices: (&state.matrices).into(),
             out: run.out.into(),
         };
-        delta::steps(recorder, pipelines, &shape, &run.rows, &steps)?;
+        match gates {
+            Some(gates) => delta::step(recorder, pipelines, &shape, &run.rows, gates, &steps)?,
+            None => delta::steps(recorder, pipelines, &shape, &run.rows, &steps)?,
+        }
         delta::shift(recorder, pipelines, &shape, &run.rows, run.u.into(), (&state.conv).into())
     }
 
@@ -126,7 +135,6 @@ impl Gpu {
                 None => (self.scratch("delta decay", gate_bytes)?, self.scratch("delta beta", gate_bytes)?),
             };
             let all = Rows { rows: span.rows as u32, first: span.start as u32, gates: 0 };
-            let (recorder, pipelines) = self.recording();
             let gates = Gates {
                 a: (&a_at).into(),
                 b: (&b_at).into(),
@@ -135,9 +143,13 @@ impl Gpu {
                 decay: (&decay).into(),
                 beta: (&beta).into(),
             };
-            delta::gates(recorder, pipelines, &shape, &all, &gates)?;
             // A pass that may be cut short keeps no copies.
             let after = if begun { Vec::new() } else { std::mem::take(&mut state.after) };
+            let few = span.rows <= FEW && after.is_empty();
+            if !few {
+                let (recorder, pipelines) = self.recording();
+                delta::gates(recorder, pipelines, &shape, &all, &gates)?;
+            }
             let mut first = 0;
             for end in after.iter().copied().filter(|&end| end <= span.rows).chain([span.rows]) {
                 if end > first {
@@ -149,7 +161,7 @@ impl Gpu {
                     let start = state.undo.as_ref().map(|undo| undo.matrices.clone());
                     let start = start.as_ref();
                     let run = Run { u: &u_at, decay: &decay, beta: &beta, rows, start, out: &to };
-                    self.step(spec, weights, state, &run)?;
+                    self.step(spec, weights, state, &run, few.then_some(&gates))?;
                     first = end;
                 }
                 if state.kept.len() < after.len() && after.get(state.kept.len()) == Some(&end) {
@@ -192,7 +204,7 @@ impl Gpu {
             start: Some(&undo.matrices),
             out: &dropped,
         };
-        self.step(spec, weights, state, &run)?;
+        self.step(spec, weights, state, &run, None)?;
         state.spare = Some(undo);
         Ok(())
     }
