@@ -94,6 +94,9 @@ impl DeviceWish {
     fn find(self, checkpoint: &Checkpoint, load: &LoadOptions) -> Result<Chosen, String> {
         // The model first: it needs no driver.
         mach_gpu::supports(checkpoint.config(), load).map_err(|error| error.to_string())?;
+        if self.device == DeviceArg::Auto && !mach_gpu::hardware() {
+            return Err("no GPU".to_owned());
+        }
         let choice = match self.device {
             DeviceArg::Gpu(Some(n)) => mach_gpu::Choice::Index(n),
             _ => mach_gpu::Choice::Auto,
@@ -114,11 +117,12 @@ impl DeviceWish {
     }
 }
 
-/// Whether a GPU would run the checkpoint: what `--device gpu` says, or `gpu:N` if that was asked for.
+/// Whether a GPU would run the checkpoint: that of `gpu` or `gpu:N`, if it was asked for, else the one that `auto` takes.
 pub(crate) fn on_gpu(wish: DeviceWish, checkpoint: &Checkpoint, load: &LoadOptions) -> Result<(), String> {
     let device = match wish.device {
         asked @ DeviceArg::Gpu(_) => asked,
-        DeviceArg::Auto | DeviceArg::Cpu => DeviceArg::Gpu(None),
+        // As a server that was told nothing looks for one.
+        DeviceArg::Auto | DeviceArg::Cpu => DeviceArg::Auto,
     };
     DeviceWish { device, ..wish }.find(checkpoint, load).map(drop)
 }

@@ -74,6 +74,19 @@ pub enum Choice {
     Index(usize),
 }
 
+/// Whether the system has a device that a driver could drive. Loading drivers is slow, and Mesa's write to stderr on
+/// machines without a display, so nobody who did not ask for a GPU should come to it where this is false.
+pub fn hardware() -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    let render_node = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("renderD");
+    let mut nodes = std::fs::read_dir("/dev/dri").into_iter().flatten().flatten();
+    // NVIDIA's own driver, and Windows' subsystem for Linux.
+    let others = ["/dev/nvidiactl", "/dev/dxg"];
+    nodes.any(render_node) || others.iter().any(|path| std::path::Path::new(path).exists())
+}
+
 /// The adapters of this machine, in the drivers' order. Empty machines are an error that says why.
 pub fn adapters() -> Result<Vec<Found>, GpuError> {
     let backends = if cfg!(target_vendor = "apple") { Backends::METAL } else { Backends::VULKAN };

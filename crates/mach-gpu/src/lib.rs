@@ -26,7 +26,7 @@ pub use device::{
     Buf, Gpu, GpuPlacement, GpuState, Matrix, PassTimes, Profile, Routing, Vector, load, supports,
 };
 pub use error::GpuError;
-pub use found::{AdapterFacts, Choice, Found, Kind, adapters};
+pub use found::{AdapterFacts, Choice, Found, Kind, adapters, hardware};
 pub use pass::{Recorder, Submission};
 pub use pipeline::{Bound, Pipeline, Pipelines, Slice};
 pub use probe::{Exactness, probe};

@@ -175,13 +175,17 @@ impl Gpu {
         let (pairs, width) = (rows * k, gate.layout.rows);
         let input = self.of(x)?;
         let both = self.scratch("gate up", 8 * pairs * width)?;
-        let operand = self.operand(gate.form, ["codes", "scales"], &input, rows, hidden)?;
+        let mut operand = self.operand(gate.form, ["codes", "scales"], &input, rows, hidden)?;
+        let mut prepared = gate.form.group();
         if gate.layout == up.layout && up.at > gate.at {
             let second = Some(up.at - gate.at);
             self.expert_product(&experts, gate, second, &chosen, &operand, (pairs, k), &both, 0)?;
         } else {
             self.expert_product(&experts, gate, None, &chosen, &operand, (pairs, k), &both, 0)?;
-            let operand = self.operand(up.form, ["codes", "scales"], &input, rows, hidden)?;
+            if prepared != up.form.group() {
+                operand = self.operand(up.form, ["codes", "scales"], &input, rows, hidden)?;
+                prepared = up.form.group();
+            }
             self.expert_product(&experts, up, None, &chosen, &operand, (pairs, k), &both, pairs * width)?;
         }
         self.expert_bias(&experts, gate, &chosen, pairs, (&both, 0))?;
@@ -191,7 +195,11 @@ impl Gpu {
         self.expert_product(&experts, down, None, &chosen, &middle, (pairs, 1), &out, 0)?;
         self.expert_bias(&experts, down, &chosen, pairs, (&out, 0))?;
         let shared_rows = match shared {
-            Some(mlp) => self.network(mlp, &input, rows)?,
+            Some(mlp) => {
+                // What the routed experts took, where the shared one takes the same.
+                let ready = (prepared == form_of(&mlp.gate)?.group()).then_some(&operand);
+                self.network(mlp, &input, rows, ready)?
+            }
             None => out.clone(),
         };
         let shared_weights = routing.shared.clone().filter(|_| routing.gated);
@@ -239,21 +247,31 @@ impl Gpu {
         Ok(gathered)
     }
 
-    /// What a dense network makes of rows, in working memory.
+    /// What a dense network makes of rows, in working memory; `ready` are the rows as its gate takes them, if they are.
     pub(crate) fn network(
         &mut self,
         mlp: &Mlp<Matrix, Vector>,
         x: &Storage,
         rows: usize,
+        ready: Option<&Operand>,
     ) -> Result<Storage, GpuError> {
         let (width, hidden) = (mlp.gate.layout.rows, mlp.gate.layout.cols);
         let both = self.scratch("gate up of all", 8 * rows * width)?;
-        let mut operand = self.operand(form_of(&mlp.gate)?, ["codes", "scales"], x, rows, hidden)?;
-        self.product(&mlp.gate, &operand, rows, &both, 0)?;
+        let made;
+        let mut operand = match ready {
+            Some(ready) => ready,
+            None => {
+                made = self.operand(form_of(&mlp.gate)?, ["codes", "scales"], x, rows, hidden)?;
+                &made
+            }
+        };
+        self.product(&mlp.gate, operand, rows, &both, 0)?;
+        let other;
         if form_of(&mlp.up)?.group() != form_of(&mlp.gate)?.group() {
-            operand = self.operand(form_of(&mlp.up)?, ["codes", "scales"], x, rows, hidden)?;
+            other = self.operand(form_of(&mlp.up)?, ["codes", "scales"], x, rows, hidden)?;
+            operand = &other;
         }
-        self.product(&mlp.up, &operand, rows, &both, rows * width)?;
+        self.product(&mlp.up, operand, rows, &both, rows * width)?;
         if let Some([gate, up, _]) = &mlp.biases {
             self.add_to(&both, 0, &gate.storage, rows * width, width)?;
             self.add_to(&both, rows * width, &up.storage, rows * width, width)?;

@@ -140,7 +140,8 @@ impl Device for Gpu {
                 return Err(ModelError::Unsupported(format!("no shader multiplies with {:?}", layout.codec)));
             }
             let bytes = memory.get(matrix.offset()..matrix.offset() + layout.bytes()).unwrap_or_default();
-            store.push(weights::bring(&self.context, bytes).map_err(failed)?);
+            let bytes = weights::widened(layout, bytes);
+            store.push(weights::bring(&self.context, &bytes).map_err(failed)?);
         }
         self.context.drain().map_err(failed)?;
         let bytes = placement.host.weight_bytes();
@@ -558,7 +559,7 @@ impl Device for Gpu {
     fn mlp(&mut self, mlp: &Mlp<Matrix, Vector>, x: &Buf, h: &mut Buf) {
         self.attempt(|gpu| {
             let from = gpu.of(x)?;
-            let out = gpu.network(mlp, &from, x.rows)?;
+            let out = gpu.network(mlp, &from, x.rows, None)?;
             let to = gpu.of(h)?;
             let count = h.rows * h.width;
             gpu.add_to(&to, 0, &out, count, count)

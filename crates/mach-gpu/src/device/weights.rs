@@ -1,10 +1,12 @@
 //! Weights: laid out on the host as the CPU's are, then brought to the device, one buffer a matrix.
 
+use std::borrow::Cow;
+
 use mach_checkpoint::{CheckpointError, WeightSource};
 use mach_cpu::CpuPlacement;
 use mach_kernels::math::exp64;
 use mach_models::device::{Place, Placement};
-use mach_quant::MatrixLayout;
+use mach_quant::{Codec, FloatType, MatrixLayout, Order};
 
 use crate::{Context, GpuError, Storage};
 
@@ -56,7 +58,7 @@ impl<'a> Placement<'a> for GpuPlacement<'a> {
 
     fn matrix(&mut self, source: WeightSource<'a>, place: Place) -> Result<Matrix, CheckpointError> {
         let host = self.host.matrix(source, place)?;
-        let matrix = Matrix { layout: *host.layout(), index: self.placed, store: self.store };
+        let matrix = Matrix { layout: on_device(host.layout()), index: self.placed, store: self.store };
         self.placed += 1;
         Ok(matrix)
     }
@@ -73,6 +75,27 @@ impl<'a> Placement<'a> for GpuPlacement<'a> {
     fn weight_bytes(&self) -> u64 {
         self.host.weight_bytes()
     }
+}
+
+/// The layout of a matrix on the device. Rows of codes, which routers and gates are, become floats: their values are the
+/// same bits, and a lane has nothing to take apart.
+pub(crate) fn on_device(host: &MatrixLayout) -> MatrixLayout {
+    match (host.order, host.codec) {
+        (_, Codec::Dense(_)) | (Order::Tiles, _) => *host,
+        (Order::Rows, _) => MatrixLayout { codec: Codec::Dense(FloatType::F32), ..*host },
+    }
+}
+
+/// The bytes of a matrix as the device has it.
+pub(crate) fn widened<'a>(host: &MatrixLayout, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    if on_device(host) == *host {
+        return Cow::Borrowed(bytes);
+    }
+    let mut values = vec![0.0f32; host.rows * host.cols];
+    for (row, values) in values.chunks_exact_mut(host.cols.max(1)).enumerate() {
+        host.decode_row(bytes, row, values);
+    }
+    Cow::Owned(bytemuck::cast_slice(&values).to_vec())
 }
 
 /// Bytes handed to the queue before it is waited for, so that what waits in host memory stays bounded.
