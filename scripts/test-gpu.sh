@@ -11,3 +11,6 @@ fi
 # Mesa's loader says on every start that there is no desktop.
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/tmp}
 cargo test --release -p mach-gpu "$@" -- --nocapture
+cargo test --release -p mach --test gpu -- --nocapture
+# And the build that has none.
+cargo clippy --release -p mach --no-default-features -- -D warnings
